@@ -1,0 +1,90 @@
+//! The names of an attachment on the host, computed from what identifies it.
+//!
+//! So DEL, CHECK and whoever cleans up find them with nothing but the attachment.
+
+use cni::{Attached, NetworkName};
+use host_local::Attachment;
+use kernel::Mac;
+use sha2::{Digest, Sha256};
+
+/// What an attachment's host end is called.
+pub(crate) struct Names {
+    /// The host veth's name: `veth` and 11 characters, 15 bytes in all.
+    pub(crate) veth: String,
+    /// The host veth's hardware address, apart from any container's.
+    pub(crate) mac: Mac,
+    /// The host veth's alias: network, container id and interface.
+    pub(crate) alias: String,
+}
+
+impl Names {
+    pub(crate) fn of(network: &NetworkName, attached: &Attached) -> Self {
+        Self::hash(
+            network,
+            attached.container_id.as_str(),
+            attached.ifname.as_str(),
+        )
+    }
+
+    /// The same for an attachment that the store knows.
+    pub(crate) fn of_reserved(network: &NetworkName, attachment: &Attachment) -> Self {
+        Self::hash(network, attachment.container_id(), attachment.ifname())
+    }
+
+    fn hash(network: &NetworkName, container_id: &str, ifname: &str) -> Self {
+        const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        // The kernel's limit for an alias.
+        const ALIAS_MAX: usize = 255;
+        // None of the three can hold a slash.
+        let key = format!("{network}/{container_id}/{ifname}");
+        let hash: [u8; 32] = Sha256::digest(&key).into();
+        let digit = |byte: &u8| char::from(DIGITS[usize::from(byte & 31)]);
+        let mut alias = format!("cni-hostgw {key}");
+        while alias.len() > ALIAS_MAX {
+            alias.pop();
+        }
+        Self {
+            veth: "veth".chars().chain(hash[..11].iter().map(digit)).collect(),
+            mac: Mac::local(0x59, [hash[28], hash[29], hash[30], hash[31]]),
+            alias,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cni::{ContainerId, IfName};
+
+    use super::*;
+
+    fn names(network: &str, id: &str, ifname: &str) -> Names {
+        let attached = Attached {
+            container_id: ContainerId::new(id).expect("valid"),
+            ifname: IfName::new(ifname).expect("valid"),
+            netns: None,
+            args: String::new(),
+        };
+        Names::of(&NetworkName::new(network).expect("valid"), &attached)
+    }
+
+    #[test]
+    fn names_are_stable_and_tell_attachments_apart() {
+        let one = names("cbr0", "pod1", "eth0");
+        assert_eq!(one.veth, "veths4w6iapwsjz");
+        assert_eq!(one.alias, "cni-hostgw cbr0/pod1/eth0");
+        for other in [
+            names("cbr1", "pod1", "eth0"),
+            names("cbr0", "pod2", "eth0"),
+            names("cbr0", "pod1", "eth1"),
+        ] {
+            assert_ne!(one.veth, other.veth);
+            assert_ne!(one.mac, other.mac);
+        }
+    }
+
+    #[test]
+    fn the_longest_names_fit_into_the_kernels() {
+        let long = names(&"n".repeat(200), &"c".repeat(200), "fifteen-bytes-x");
+        assert_eq!((long.veth.len(), long.alias.len()), (15, 255));
+    }
+}

@@ -1,0 +1,94 @@
+//! `CNI_ARGS`: `KEY=VALUE` pairs joined by `;`.
+
+use crate::{Code, Error};
+
+/// Keys that Kubernetes' runtimes send about the pod. They change nothing here.
+const KUBERNETES: [&str; 4] = [
+    "K8S_POD_NAMESPACE",
+    "K8S_POD_NAME",
+    "K8S_POD_INFRA_CONTAINER_ID",
+    "K8S_POD_UID",
+];
+
+/// What `CNI_ARGS` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CniArgs {
+    /// `IP`: a requested address, perhaps with a prefix length.
+    pub ip: Option<String>,
+    /// `MAC`: the container interface's hardware address.
+    pub mac: Option<String>,
+}
+
+impl CniArgs {
+    /// Reads the variable. Pairs come in any order: containerd sends them in a random one.
+    ///
+    /// Errors with code 4 when a pair is not `KEY=VALUE`, or when a key is unknown and
+    /// `IgnoreUnknown` is not true.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let mut args = Self::default();
+        let mut ignore_unknown = false;
+        let mut unknown = Vec::new();
+        for pair in text.split(';').filter(|pair| !pair.is_empty()) {
+            let (key, value) = match pair.split_once('=') {
+                Some((key, value)) if !value.contains('=') => (key, value),
+                _ => return Err(invalid(format!("ARGS: invalid pair {pair:?}"))),
+            };
+            match key {
+                "IgnoreUnknown" => {
+                    ignore_unknown = match value.to_ascii_lowercase().as_str() {
+                        "1" | "true" => true,
+                        "0" | "false" => false,
+                        _ => {
+                            let reason = "IgnoreUnknown takes 1, 0, true or false";
+                            return Err(invalid(format!("ARGS: {pair:?}: {reason}")));
+                        }
+                    }
+                }
+                "IP" => args.ip = Some(value.to_owned()),
+                "MAC" => args.mac = Some(value.to_owned()),
+                key if KUBERNETES.contains(&key) => {}
+                _ => unknown.push(pair),
+            }
+        }
+        if unknown.is_empty() || ignore_unknown {
+            Ok(args)
+        } else {
+            Err(invalid(format!("ARGS: unknown args {unknown:?}")))
+        }
+    }
+}
+
+fn invalid(msg: String) -> Error {
+    Error::new(Code::INVALID_ENVIRONMENT, msg)
+        .with_details("in CNI_ARGS; add IgnoreUnknown=1 to pass keys that no plugin knows")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_come_in_any_order() {
+        let args = CniArgs::parse("IP=10.10.1.6;K8S_POD_NAME=a;Other=1;IgnoreUnknown=TRUE");
+        assert_eq!(args.expect("valid").ip.as_deref(), Some("10.10.1.6"));
+        assert_eq!(
+            CniArgs::parse("").expect("nothing asked for"),
+            CniArgs::default()
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_unless_ignored() {
+        let error = CniArgs::parse("IP=10.10.1.6;Other=1").expect_err("Other is unknown");
+        assert_eq!(error.msg, r#"ARGS: unknown args ["Other=1"]"#);
+        let error = CniArgs::parse("IgnoreUnknown=0;Other=1").expect_err("Other is unknown");
+        assert_eq!(error.code, Code::INVALID_ENVIRONMENT);
+    }
+
+    #[test]
+    fn a_pair_has_one_equals_sign() {
+        for bad in ["IP", "IP=1=2", "=", "IgnoreUnknown=maybe"] {
+            assert!(CniArgs::parse(bad).is_err() || bad == "=", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What the runtime asks for: one verb, its parameters, its network configuration.
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::{Code, ContainerId, Error, IfName, Json, NetworkName, Version};
+
+/// A request, read in the order of checks that libcni's `skel` follows.
+#[derive(Debug)]
+pub enum Request {
+    /// No `CNI_COMMAND`: a person ran the plugin.
+    About,
+    /// VERSION.
+    Version,
+    /// Any other verb.
+    Call {
+        /// What to do.
+        verb: Verb,
+        /// The version in whose shape to answer.
+        version: Version,
+        /// The network's name.
+        network: NetworkName,
+        /// The network configuration.
+        config: Json,
+    },
+}
+
+/// A verb, with the parameters that it has.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each variant is the SPEC's verb of its name")]
+pub enum Verb {
+    Add(Attached),
+    Del(Attached),
+    Check(Attached),
+    Gc,
+    Status,
+}
+
+/// The parameters of ADD, DEL and CHECK.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// `CNI_CONTAINERID`.
+    pub container_id: ContainerId,
+    /// `CNI_IFNAME`.
+    pub ifname: IfName,
+    /// `CNI_NETNS`; only DEL may lack it.
+    pub netns: Option<PathBuf>,
+    /// `CNI_ARGS`, unread: DEL does not need to understand it.
+    pub args: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Head {
+    cni_version: Option<String>,
+    name: Option<String>,
+}
+
+impl Request {
+    /// Reads the request. `env` looks a variable up; `stdin` is called at most once, and
+    /// not for VERSION. A variable that is set but empty counts as missing: libcni sets
+    /// all of them for every verb.
+    pub fn read(
+        env: impl Fn(&str) -> Option<String>,
+        stdin: impl FnOnce() -> io::Result<Vec<u8>>,
+    ) -> Result<Self, Refused> {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
+        let Some(command) = env("CNI_COMMAND") else {
+            return Ok(Self::About);
+        };
+        if command == "VERSION" {
+            return Ok(Self::Version);
+        }
+        let attached = match command.as_str() {
+            "ADD" | "CHECK" => Some(attached(&env, true)?),
+            "DEL" => Some(attached(&env, false)?),
+            _ => None,
+        };
+        let text = stdin()
+            .map_err(|error| Error::new(Code::IO, format!("error reading from stdin: {error}")))?;
+        let config = Json::parse(&text).map_err(|error| undecodable(&error))?;
+        let head: Head = config.to().map_err(|error| undecodable(&error))?;
+        let network = NetworkName::new(head.name.as_deref().unwrap_or_default())?;
+        // A configuration older than the key means 0.1.0.
+        let named = head
+            .cni_version
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .unwrap_or("0.1.0");
+        let version = gate(named)?;
+        let allowed = |since: Version, verb: Verb| {
+            if version >= since {
+                return Ok(verb);
+            }
+            let msg = format!("config version does not allow {command}");
+            Err(
+                Error::new(Code::INCOMPATIBLE_VERSION, msg).with_details(format!(
+                    "cniVersion is {version:?}, {command} needs {since:?}"
+                )),
+            )
+        };
+        let verb = match (command.as_str(), attached) {
+            ("ADD", Some(attached)) => Ok(Verb::Add(attached)),
+            ("DEL", Some(attached)) => Ok(Verb::Del(attached)),
+            ("CHECK", Some(attached)) => allowed(Version::V0_4_0, Verb::Check(attached)),
+            ("GC", _) => allowed(Version::V1_1_0, Verb::Gc),
+            ("STATUS", _) => allowed(Version::V1_1_0, Verb::Status),
+            _ => {
+                let msg = format!("unknown CNI_COMMAND: {command}");
+                Err(Error::new(Code::INVALID_ENVIRONMENT, msg))
+            }
+        };
+        match verb {
+            Ok(verb) => Ok(Self::Call {
+                verb,
+                version,
+                network,
+                config,
+            }),
+            Err(error) => Err(Refused { version, error }),
+        }
+    }
+}
+
+/// A request that cannot be served, and the version in whose shape to say so.
+#[derive(Debug)]
+pub struct Refused {
+    /// The configuration's version, or the latest where it is not known.
+    pub version: Version,
+    /// Why.
+    pub error: Error,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self {
+            version: Version::LATEST,
+            error,
+        }
+    }
+}
+
+/// ADD and CHECK require every variable of the attachment, DEL all but the namespace.
+/// What is present but invalid is reported at once, what is missing all together.
+fn attached(env: &impl Fn(&str) -> Option<String>, needs_netns: bool) -> Result<Attached, Error> {
+    let container_id = env("CNI_CONTAINERID")
+        .map(|text| ContainerId::new(&text))
+        .transpose()?;
+    let netns = env("CNI_NETNS").map(PathBuf::from);
+    let ifname = env("CNI_IFNAME")
+        .map(|text| IfName::new(&text))
+        .transpose()?;
+    let mut missing = Vec::new();
+    if container_id.is_none() {
+        missing.push("CNI_CONTAINERID");
+    }
+    if netns.is_none() && needs_netns {
+        missing.push("CNI_NETNS");
+    }
+    if ifname.is_none() {
+        missing.push("CNI_IFNAME");
+    }
+    match (container_id, ifname) {
+        (Some(container_id), Some(ifname)) if missing.is_empty() => Ok(Attached {
+            container_id,
+            ifname,
+            netns,
+            args: env("CNI_ARGS").unwrap_or_default(),
+        }),
+        _ => {
+            let msg = format!("required env variables [{}] missing", missing.join(","));
+            Err(Error::new(Code::INVALID_ENVIRONMENT, msg))
+        }
+    }
+}
+
+fn gate(named: &str) -> Result<Version, Error> {
+    Version::supported(named).ok_or_else(|| {
+        let supported: Vec<_> = Version::ALL.map(Version::as_str).into();
+        Error::new(Code::INCOMPATIBLE_VERSION, "incompatible CNI versions").with_details(format!(
+            "config is {named:?}, plugin supports {supported:?}"
+        ))
+    })
+}
+
+fn undecodable(reason: &str) -> Error {
+    Error::new(
+        Code::DECODE,
+        format!("error unmarshall network config: {reason}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONF: &str = r#"{"cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw"}"#;
+    const POD: [(&str, &str); 4] = [
+        ("CNI_CONTAINERID", "pod1"),
+        ("CNI_NETNS", "/run/netns/pod1"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/opt/cni/bin"),
+    ];
+
+    fn read(command: &str, vars: &[(&str, &str)], stdin: &str) -> Result<Request, Refused> {
+        let env = |name: &str| {
+            if name == "CNI_COMMAND" {
+                return Some(command.to_owned());
+            }
+            vars.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
+        Request::read(env, || Ok(stdin.into()))
+    }
+
+    fn refused(command: &str, vars: &[(&str, &str)], stdin: &str) -> (u32, String) {
+        let refused = read(command, vars, stdin).expect_err("must be refused");
+        (refused.error.code.0, refused.error.msg)
+    }
+
+    #[test]
+    fn every_missing_variable_is_named_in_one_error() {
+        let all = "required env variables [CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME] missing";
+        assert_eq!(refused("ADD", &[], "not even read"), (4, all.into()));
+        assert_eq!(refused("CHECK", &[("CNI_NETNS", "")], ""), (4, all.into()));
+        let two = "required env variables [CNI_CONTAINERID,CNI_IFNAME] missing";
+        assert_eq!(refused("DEL", &[], ""), (4, two.into()));
+    }
+
+    #[test]
+    fn an_invalid_variable_is_reported_before_missing_ones() {
+        let bad = [("CNI_CONTAINERID", "a/b")];
+        assert_eq!(
+            refused("ADD", &bad, ""),
+            (4, "invalid characters in containerID".into())
+        );
+    }
+
+    #[test]
+    fn the_configuration_is_checked_in_order() {
+        assert_eq!(refused("ADD", &POD, "{").0, 6);
+        assert_eq!(refused("ADD", &POD, r#"{"name": 5}"#).0, 6);
+        assert_eq!(
+            refused("ADD", &POD, "{}"),
+            (7, "missing network name".into())
+        );
+        let version = r#"{"name": "n", "cniVersion": "9.9.9"}"#;
+        assert_eq!(
+            refused("ADD", &POD, version),
+            (1, "incompatible CNI versions".into())
+        );
+        assert_eq!(refused("NOPE", &[], "{").0, 6);
+        assert_eq!(
+            refused("NOPE", &[], CONF),
+            (4, "unknown CNI_COMMAND: NOPE".into())
+        );
+    }
+
+    #[test]
+    fn verbs_are_gated_by_version() {
+        let old = r#"{"cniVersion": "0.3.1", "name": "cbr0"}"#;
+        assert_eq!(
+            refused("CHECK", &POD, old),
+            (1, "config version does not allow CHECK".into())
+        );
+        assert_eq!(refused("STATUS", &[], CONF).0, 1);
+        assert_eq!(refused("GC", &[], CONF).0, 1);
+        assert!(read("CHECK", &POD, CONF).is_ok());
+    }
+
+    #[test]
+    fn version_reads_no_standard_input_and_a_person_is_told_what_it_is() {
+        let env = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
+        let request = Request::read(env, || panic!("VERSION must not read standard input"));
+        assert!(matches!(request, Ok(Request::Version)));
+        let request = Request::read(|_| None, || panic!("nothing to read"));
+        assert!(matches!(request, Ok(Request::About)));
+    }
+
+    #[test]
+    fn an_empty_netns_is_no_netns() {
+        let vars = [
+            ("CNI_CONTAINERID", "pod1"),
+            ("CNI_NETNS", ""),
+            ("CNI_IFNAME", "eth0"),
+        ];
+        let Ok(Request::Call {
+            verb: Verb::Del(attached),
+            version,
+            ..
+        }) = read("DEL", &vars, r#"{"name": "cbr0"}"#)
+        else {
+            panic!("DEL without a namespace is a request");
+        };
+        assert_eq!((attached.netns, version), (None, Version::V0_1_0));
+    }
+}

@@ -1,0 +1,83 @@
+//! The versions of the protocol, in order.
+
+use std::fmt;
+
+/// A version of the protocol that we speak. Ordered: a later version is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each variant is its version's number")]
+pub enum Version {
+    V0_1_0,
+    V0_2_0,
+    V0_3_0,
+    V0_3_1,
+    V0_4_0,
+    V1_0_0,
+    V1_1_0,
+}
+
+impl Version {
+    /// Every version, oldest first.
+    pub const ALL: [Self; 7] = [
+        Self::V0_1_0,
+        Self::V0_2_0,
+        Self::V0_3_0,
+        Self::V0_3_1,
+        Self::V0_4_0,
+        Self::V1_0_0,
+        Self::V1_1_0,
+    ];
+
+    /// The newest version, used where the request does not name one.
+    pub const LATEST: Self = Self::V1_1_0;
+
+    /// The number as it stands in `cniVersion`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
+            Self::V0_3_0 => "0.3.0",
+            Self::V0_3_1 => "0.3.1",
+            Self::V0_4_0 => "0.4.0",
+            Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
+        }
+    }
+
+    /// The version written as `text`, if we speak it. It must match to the letter: libcni
+    /// looks the string up in the list that VERSION printed.
+    #[must_use]
+    pub fn supported(text: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|version| version.as_str() == text)
+    }
+
+    /// The family whose results share one shape; a `prevResult` must be of its
+    /// configuration's family.
+    #[must_use]
+    pub const fn family(self) -> Family {
+        match self {
+            Self::V0_1_0 | Self::V0_2_0 => Family::V0_2,
+            Self::V0_3_0 | Self::V0_3_1 | Self::V0_4_0 => Family::V0_4,
+            Self::V1_0_0 | Self::V1_1_0 => Family::V1,
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The three shapes that results had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `ip4` and `ip6`: 0.1.0 and 0.2.0.
+    V0_2,
+    /// `interfaces` and `ips` with a `version` each: 0.3.0 to 0.4.0.
+    V0_4,
+    /// `interfaces` and `ips`: from 1.0.0.
+    V1,
+}

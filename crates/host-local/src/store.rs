@@ -1,0 +1,477 @@
+//! Who holds which address: the store of one network.
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime};
+
+use crate::files::Files;
+use crate::range::{Range, RangeSet, RangeSets};
+
+/// How long to wait for whoever holds the lock. Everything under it takes milliseconds, so a
+/// holder this slow is stuck, and the runtime had better hear of it.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// (container id, ifname): what holds addresses within a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    container_id: String,
+    ifname: String,
+}
+
+impl Attachment {
+    /// Both are names that the protocol has checked: neither holds `/` or `:`.
+    #[must_use]
+    pub fn new(container_id: &str, ifname: &str) -> Self {
+        Self {
+            container_id: container_id.to_owned(),
+            ifname: ifname.to_owned(),
+        }
+    }
+
+    /// The container's id.
+    #[must_use]
+    pub fn container_id(&self) -> &str {
+        &self.container_id
+    }
+
+    /// The interface's name in the container.
+    #[must_use]
+    pub fn ifname(&self) -> &str {
+        &self.ifname
+    }
+
+    /// Whether an address file's `content` is this attachment's. The oldest host-local wrote
+    /// the container's id alone.
+    pub(crate) fn is_named_by(&self, content: &str) -> bool {
+        let content = content.trim();
+        content == self.container_id
+            || content
+                .strip_prefix(&self.container_id)
+                .and_then(|rest| rest.strip_prefix("\r\n"))
+                == Some(&self.ifname)
+    }
+}
+
+/// The boot of the machine that we run in. No network namespace survives a boot, so neither
+/// does a reservation.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// The kernel's id of this boot.
+    pub id: String,
+    /// When it began.
+    pub started: SystemTime,
+}
+
+/// The reservations of one network.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    boot: Boot,
+}
+
+/// Why the store did not do what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds the lock and does not let go.
+    #[error("lock {path}: held by another process for more than {waited:?}")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// Every address of a range set is held.
+    #[error("no IP addresses available in range set {set}: {held} held in {dir}")]
+    Exhausted {
+        /// The range set.
+        set: String,
+        /// The store's directory.
+        dir: PathBuf,
+        /// How many addresses are held there.
+        held: usize,
+    },
+    /// A requested address is somebody else's, or a gateway.
+    #[error("requested IP address {address} is {reason}")]
+    Unavailable {
+        /// The address.
+        address: IpAddr,
+        /// Why it cannot be had.
+        reason: String,
+    },
+    /// Requested addresses that no range set contains, or more than one for a set.
+    #[error("failed to allocate all requested IPs: {}", join(.0))]
+    Unplaced(Vec<IpAddr>),
+    /// The directory cannot be read or written.
+    #[error("{doing} in {dir}")]
+    Io {
+        /// What we were doing.
+        doing: &'static str,
+        /// The store's directory.
+        dir: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Store {
+    /// The store of network `name` under `data_dir`. Touches nothing yet.
+    #[must_use]
+    pub fn new(data_dir: &Path, name: &str, boot: Boot) -> Self {
+        Self {
+            dir: data_dir.join(name),
+            boot,
+        }
+    }
+
+    /// Reserves one address of each range set for `attachment`: the requested one where the
+    /// set contains it, else the next one that is free.
+    ///
+    /// Addresses that the attachment holds already are taken up again, so that an ADD can be
+    /// retried after a crash; they are not given back when that ADD fails.
+    pub fn reserve(
+        &self,
+        attachment: &Attachment,
+        sets: &RangeSets,
+        requested: &[IpAddr],
+    ) -> Result<Reservation<'_>, StoreError> {
+        self.files().create().map_err(self.io("make the store"))?;
+        let locked = self.lock()?;
+        let held = locked.held(attachment)?;
+        let requests = place(sets, requested)?;
+        let mut addresses = Vec::new();
+        let mut fresh = Vec::new();
+        for (i, (set, request)) in sets.iter().zip(requests).enumerate() {
+            let address = match (held.iter().find(|a| set.range_of(**a).is_some()), request) {
+                (Some(held), None) => *held,
+                (Some(held), Some(request)) if *held == request => request,
+                (_, request) => {
+                    let address = match request {
+                        Some(address) => locked.request(set, address)?,
+                        None => locked.next(i, set)?,
+                    };
+                    fresh.push((i, address));
+                    address
+                }
+            };
+            let range = set.range_of(address).expect("chosen from the set");
+            addresses.push((address, range.clone()));
+        }
+        if !fresh.is_empty() {
+            let all: Vec<_> = held
+                .iter()
+                .copied()
+                .chain(fresh.iter().map(|(_, address)| *address))
+                .collect();
+            // The index first: a crash in between leaves an entry that names nothing.
+            locked
+                .files
+                .index(attachment, &all)
+                .map_err(self.io("write the index"))?;
+            for (i, address) in &fresh {
+                let written = locked
+                    .files
+                    .reserve(*address, attachment)
+                    .and_then(|()| locked.files.set_last_reserved(*i, *address));
+                if let Err(error) = written {
+                    let fresh: Vec<_> = fresh.iter().map(|(_, address)| *address).collect();
+                    drop(locked.give_back(attachment, &fresh));
+                    return Err(self.io("write a reservation")(error));
+                }
+            }
+        }
+        let fresh = fresh.into_iter().map(|(_, address)| address).collect();
+        Ok(Reservation {
+            store: self,
+            attachment: attachment.clone(),
+            addresses,
+            fresh,
+        })
+    }
+
+    /// Gives back every address that `attachment` holds, and says which. Holding none is
+    /// fine, and so is a store that was never made.
+    pub fn release(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        self.files().create().map_err(self.io("make the store"))?;
+        let locked = self.lock()?;
+        let mut held = locked.held(attachment)?;
+        if held.is_empty() {
+            let found = locked.files.search(attachment);
+            held = found
+                .map_err(self.io("search for reservations"))?
+                .into_iter()
+                .collect();
+        }
+        locked.give_back(attachment, &held)?;
+        Ok(held)
+    }
+
+    /// The addresses that `attachment` holds.
+    pub fn held(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        self.files().create().map_err(self.io("make the store"))?;
+        let locked = self.lock()?;
+        let held = locked.held(attachment)?;
+        if !held.is_empty() {
+            return Ok(held);
+        }
+        let found = locked
+            .files
+            .search(attachment)
+            .map_err(self.io("search for reservations"))?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Gives back what attachments hold that `is_gone` says are no more, and says how many
+    /// addresses that were. Only reservations of ours that are older than `age` are asked
+    /// about: an ADD in flight has no interface yet.
+    pub fn reclaim(
+        &self,
+        age: Duration,
+        is_gone: impl Fn(&Attachment) -> bool,
+    ) -> Result<usize, StoreError> {
+        let locked = self.lock()?;
+        let mut reclaimed = 0;
+        let attachments = locked
+            .files
+            .attachments()
+            .map_err(self.io("read the index"))?;
+        for (attachment, since) in attachments {
+            let old = since.elapsed().is_ok_and(|elapsed| elapsed > age);
+            if old && is_gone(&attachment) {
+                let held = locked.held(&attachment)?;
+                locked.give_back(&attachment, &held)?;
+                reclaimed += held.len();
+            }
+        }
+        Ok(reclaimed)
+    }
+
+    fn files(&self) -> Files<'_> {
+        Files::new(&self.dir)
+    }
+
+    /// Takes the lock, waiting for it no longer than [`LOCK_WAIT`], and empties the store if
+    /// the machine was booted since.
+    fn lock(&self) -> Result<Locked<'_>, StoreError> {
+        let files = self.files();
+        let file = files.lock_file().map_err(self.io("open the lock"))?;
+        let file = match file.try_lock() {
+            Ok(()) => file,
+            Err(std::fs::TryLockError::WouldBlock) => self.wait_for(file)?,
+            Err(std::fs::TryLockError::Error(error)) => return Err(self.io("lock")(error)),
+        };
+        let locked = Locked {
+            store: self,
+            files,
+            _file: file,
+        };
+        locked.forget_other_boots()?;
+        Ok(locked)
+    }
+
+    /// flock(2) has no time limit, and asking again and again would come last in a queue of
+    /// many; so a thread waits in the kernel's queue, and we wait for the thread. If it does
+    /// not come back in time, the process is about to end, and the thread with it.
+    fn wait_for(&self, file: File) -> Result<File, StoreError> {
+        let (locked, result) = mpsc::channel();
+        std::thread::spawn(move || {
+            let outcome = file.lock().map(|()| file);
+            drop(locked.send(outcome));
+        });
+        match result.recv_timeout(LOCK_WAIT) {
+            Ok(outcome) => outcome.map_err(self.io("lock")),
+            Err(_) => Err(StoreError::Locked {
+                path: self.files().lock_path(),
+                waited: LOCK_WAIT,
+            }),
+        }
+    }
+
+    fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+        let dir = self.dir.clone();
+        move |source| StoreError::Io { doing, dir, source }
+    }
+}
+
+/// The store while we hold its lock.
+struct Locked<'a> {
+    store: &'a Store,
+    files: Files<'a>,
+    _file: File,
+}
+
+impl Locked<'_> {
+    fn forget_other_boots(&self) -> Result<(), StoreError> {
+        let Store { boot, .. } = self.store;
+        let then = self
+            .files
+            .boot_id()
+            .map_err(self.store.io("read the boot id"))?;
+        if then.as_deref() == Some(boot.id.as_str()) {
+            return Ok(());
+        }
+        if then.is_some() {
+            self.forget_all()
+                .map_err(self.store.io("empty the store of an earlier boot"))?;
+        }
+        self.files
+            .set_boot_id(&boot.id)
+            .map_err(self.store.io("write the boot id"))
+    }
+
+    /// What is in the index is of the earlier boot. What is not was made by host-local, and
+    /// may be of this one, where a node went back to it and came again: its time tells.
+    fn forget_all(&self) -> io::Result<()> {
+        for (attachment, _) in self.files.attachments()? {
+            for address in self.files.indexed(&attachment)?.unwrap_or_default() {
+                if self.files.is_held_by(address, &attachment)? {
+                    self.files.free(address)?;
+                }
+            }
+            self.files.index(&attachment, &[])?;
+        }
+        for (address, since) in self.files.addresses()? {
+            if since < self.store.boot.started {
+                self.files.free(address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the index gives for `attachment` and the addresses' own files confirm.
+    fn held(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
+        let io = || self.store.io("read a reservation");
+        let mut held = Vec::new();
+        for address in self
+            .files
+            .indexed(attachment)
+            .map_err(io())?
+            .unwrap_or_default()
+        {
+            if self.files.is_held_by(address, attachment).map_err(io())? {
+                held.push(address);
+            }
+        }
+        Ok(held)
+    }
+
+    fn request(&self, set: &RangeSet, address: IpAddr) -> Result<IpAddr, StoreError> {
+        let refuse = |reason| StoreError::Unavailable { address, reason };
+        if set.is_gateway(address) {
+            return Err(refuse("the subnet's gateway".to_owned()));
+        }
+        let free = self.files.is_free(address);
+        if free.map_err(self.store.io("look for an address"))? {
+            Ok(address)
+        } else {
+            let reason = format!("not available in range set {set}: already reserved");
+            Err(refuse(reason))
+        }
+    }
+
+    fn next(&self, i: usize, set: &RangeSet) -> Result<IpAddr, StoreError> {
+        for address in set.round_robin(self.files.last_reserved(i)) {
+            if self
+                .files
+                .is_free(address)
+                .map_err(self.store.io("look for an address"))?
+            {
+                return Ok(address);
+            }
+        }
+        let held = self
+            .files
+            .addresses()
+            .map_err(self.store.io("count addresses"))?
+            .len();
+        Err(StoreError::Exhausted {
+            set: set.to_string(),
+            dir: self.store.dir.clone(),
+            held,
+        })
+    }
+
+    /// Frees `addresses` and takes them out of the attachment's index entry.
+    fn give_back(&self, attachment: &Attachment, addresses: &[IpAddr]) -> Result<(), StoreError> {
+        let io = || self.store.io("remove a reservation");
+        for address in addresses {
+            self.files.free(*address).map_err(io())?;
+        }
+        let mut rest = self
+            .files
+            .indexed(attachment)
+            .map_err(io())?
+            .unwrap_or_default();
+        rest.retain(|address| !addresses.contains(address));
+        self.files.index(attachment, &rest).map_err(io())
+    }
+}
+
+/// One requested address, or none, for each set.
+fn place(sets: &RangeSets, requested: &[IpAddr]) -> Result<Vec<Option<IpAddr>>, StoreError> {
+    let mut left = requested.to_vec();
+    let mut take = |set: &RangeSet| {
+        let wanted = |a: &IpAddr| set.range_of(*a).is_some() || set.is_gateway(*a);
+        left.iter().position(wanted).map(|i| left.remove(i))
+    };
+    let placed = sets.iter().map(&mut take).collect();
+    if left.is_empty() {
+        Ok(placed)
+    } else {
+        Err(StoreError::Unplaced(left))
+    }
+}
+
+fn join(addresses: &[IpAddr]) -> String {
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Addresses reserved for an attachment. Dropped without [`Reservation::keep`], it gives back
+/// what it took, and only that.
+#[derive(Debug)]
+#[must_use = "a reservation that is dropped is given back"]
+pub struct Reservation<'a> {
+    store: &'a Store,
+    attachment: Attachment,
+    addresses: Vec<(IpAddr, Range)>,
+    fresh: Vec<IpAddr>,
+}
+
+impl Reservation<'_> {
+    /// Each address with the range that it was taken from, one for each range set.
+    #[must_use]
+    pub fn addresses(&self) -> &[(IpAddr, Range)] {
+        &self.addresses
+    }
+
+    /// Makes the reservation outlive this process.
+    pub fn keep(mut self) {
+        self.fresh.clear();
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        if let Ok(locked) = self.store.lock() {
+            drop(locked.give_back(&self.attachment, &self.fresh));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

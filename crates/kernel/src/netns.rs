@@ -1,0 +1,92 @@
+//! Network namespaces as values.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs};
+
+use crate::Error;
+
+/// A network namespace, held open: it lives at least as long as this value.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    id: (u64, u64),
+    name: String,
+}
+
+impl Netns {
+    /// The namespace that this thread is in.
+    pub fn current() -> Result<Self, Error> {
+        // `/proc/self` is the main thread; each thread has a namespace of its own.
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// The namespace at `path`: a bind mount, or a process's `/proc/<pid>/ns/net`.
+    ///
+    /// Whatever is not a namespace is refused by its file system, before anything opens it up.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let failed = |error| Error::new(format!("open the network namespace {name}"), error);
+        let file = File::open(path).map_err(failed)?;
+        let kind = fstatfs(&file)
+            .map_err(|error| Error::new(format!("look at the network namespace {name}"), error))?
+            .filesystem_type();
+        // Kernels before 3.19 show namespaces in proc's own file system.
+        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+            let FsType(magic) = kind;
+            let reason = format!("it is not a namespace, but a file of type {magic:#x}");
+            return Err(Error::new(
+                format!("open the network namespace {name}"),
+                reason,
+            ));
+        }
+        let metadata = file.metadata().map_err(failed)?;
+        Ok(Self {
+            file,
+            id: (metadata.dev(), metadata.ino()),
+            name,
+        })
+    }
+
+    /// Whether both are the same namespace.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
+    /// Runs `visit` with this thread in the namespace, and comes back whatever happens.
+    ///
+    /// Meant for opening a socket or writing a sysctl. `visit` is no async function on
+    /// purpose: at an await, another task would find itself in a foreign namespace.
+    pub fn enter<T>(&self, visit: impl FnOnce() -> T) -> Result<T, Error> {
+        let home = Self::current()?;
+        self.switch()?;
+        let _back = Back(&home);
+        Ok(visit())
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    fn switch(&self) -> Result<(), Error> {
+        setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| {
+            Error::new(format!("enter the network namespace {}", self.name), error)
+        })
+    }
+}
+
+struct Back<'a>(&'a Netns);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        // In a namespace that is not ours, every further step would do harm.
+        self.0
+            .switch()
+            .expect("a thread may go back to the namespace that it came from");
+    }
+}

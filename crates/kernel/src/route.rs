@@ -1,0 +1,200 @@
+//! Routes of the main table.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+
+use crate::rtnl::Change;
+use crate::{Error, Rtnl};
+
+/// Who put a route there: the kernel's `rtm_protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocol(pub u8);
+
+impl Protocol {
+    /// The kernel itself, for the subnet of an address.
+    pub const KERNEL: Self = Self(2);
+    /// What `ip route add` writes: nobody in particular.
+    pub const BOOT: Self = Self(3);
+    /// `hostgw-agent`: a number that nobody else has claimed in iproute2's list.
+    pub const HOSTGW: Self = Self(104);
+}
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Destination.
+    pub to: IpNetwork,
+    /// Next hop; nothing where the destination is on the link, or where there are several.
+    pub via: Option<IpAddr>,
+    /// The number of the link; 0 where there is none, or several.
+    pub dev: u32,
+    /// Who put it there.
+    pub protocol: Protocol,
+    /// Of two routes with one destination, the one with the smaller metric counts.
+    pub metric: u32,
+    /// Whether it leads somewhere: not so for `blackhole` and its like.
+    pub is_unicast: bool,
+}
+
+impl Route {
+    /// A route to `to` by next hop `via` on link `dev`, or to the link itself, with the
+    /// metric that the kernel gives where none is named.
+    #[must_use]
+    pub fn new(to: IpNetwork, via: Option<IpAddr>, dev: u32, protocol: Protocol) -> Self {
+        let metric = if to.is_ipv4() { 0 } else { 1024 };
+        Self {
+            to,
+            via,
+            dev,
+            protocol,
+            metric,
+            is_unicast: true,
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.to)?;
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
+        if !self.is_unicast {
+            write!(f, " (not unicast)")?;
+        }
+        write!(f, " proto {}", self.protocol.0)
+    }
+}
+
+impl Rtnl {
+    /// Every route of the main table, of both families.
+    pub async fn routes(&self) -> Result<Vec<Route>, Error> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request.header.table = RouteHeader::RT_TABLE_MAIN;
+            let message = RouteNetlinkMessage::GetRoute(request);
+            match self.dump(message, "list routes").await {
+                Ok(list) => routes.extend(list.into_iter().filter_map(|message| match message {
+                    RouteNetlinkMessage::NewRoute(message) => route(&message),
+                    _ => None,
+                })),
+                // Before its first address, a namespace has no main table.
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(routes)
+    }
+
+    /// Adds the route, or puts it in the place of the one with its destination and metric:
+    /// there is no moment without either.
+    pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
+        self.change(new_route(route, NLM_F_REPLACE), || {
+            format!("add route {route}")
+        })
+        .await
+    }
+
+    /// Deletes exactly this route. One that is gone already is fine.
+    pub async fn delete_route(&self, route: &Route) -> Result<(), Error> {
+        let (message, _) = new_route(route, 0);
+        let RouteNetlinkMessage::NewRoute(mut message) = message else {
+            unreachable!("new_route makes this message");
+        };
+        // Whatever its scope: what is not unicast has another one.
+        message.header.scope = RouteScope::NoWhere;
+        let message = RouteNetlinkMessage::DelRoute(message);
+        match self
+            .change((message, 0), || format!("delete route {route}"))
+            .await
+        {
+            Err(error) if error.is_gone() => Ok(()),
+            other => other,
+        }
+    }
+}
+
+pub(crate) fn new_route(route: &Route, flags: u16) -> Change {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = match route.to {
+        IpNetwork::V4(_) => AddressFamily::Inet,
+        IpNetwork::V6(_) => AddressFamily::Inet6,
+    };
+    header.destination_prefix_length = route.to.prefix();
+    header.table = RouteHeader::RT_TABLE_MAIN;
+    header.protocol = route.protocol.0.into();
+    header.kind = if route.is_unicast {
+        RouteType::Unicast
+    } else {
+        RouteType::Unspec
+    };
+    header.scope = match route.via {
+        None if route.to.is_ipv4() => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    let attributes = &mut message.attributes;
+    if route.to.prefix() > 0 {
+        attributes.push(RouteAttribute::Destination(route.to.network().into()));
+    }
+    attributes.extend(route.via.map(|via| RouteAttribute::Gateway(via.into())));
+    if route.dev > 0 {
+        attributes.push(RouteAttribute::Oif(route.dev));
+    }
+    if route.metric > 0 {
+        attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | flags)
+}
+
+fn route(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    let unspecified: IpAddr = match header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    // Asked for the main table, the kernel may still have others where it cannot filter.
+    if header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let (mut to, mut via, mut dev, mut metric) = (unspecified, None, 0, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip(address)?,
+            RouteAttribute::Gateway(address) => via = ip(address),
+            RouteAttribute::Oif(index) => dev = *index,
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    Some(Route {
+        to: IpNetwork::new(to, header.destination_prefix_length).ok()?,
+        via,
+        dev,
+        protocol: Protocol(protocol(header.protocol)),
+        metric,
+        is_unicast: header.kind == RouteType::Unicast,
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+fn protocol(protocol: RouteProtocol) -> u8 {
+    protocol.into()
+}

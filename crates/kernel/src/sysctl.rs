@@ -1,0 +1,29 @@
+//! Settings under `/proc/sys`, of the namespace that the calling thread is in.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+
+/// Writes `value` unless it stands there already: a write may have effects of its own, and a
+/// read-only `/proc/sys` that says the right thing is fine.
+///
+/// `name` is a path such as `net/ipv4/ip_forward`.
+pub fn set(name: &str, value: &str) -> Result<(), Error> {
+    if get(name)? == value {
+        return Ok(());
+    }
+    fs::write(path(name), value)
+        .map_err(|error| Error::new(format!("set {name} to {value}"), error))
+}
+
+/// The value of a setting, without the end of its line.
+pub fn get(name: &str) -> Result<String, Error> {
+    let text = fs::read_to_string(path(name));
+    let text = text.map_err(|error| Error::new(format!("read the setting {name}"), error))?;
+    Ok(text.trim_end().to_owned())
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name)
+}

@@ -1,0 +1,358 @@
+//! The node's subnet file: what flannel calls `subnet.env`.
+//!
+//! ```text
+//! FLANNEL_NETWORK=10.10.0.0/16
+//! FLANNEL_SUBNET=10.10.1.1/24
+//! FLANNEL_MTU=1500
+//! FLANNEL_IPMASQ=true
+//! ```
+//!
+//! The agent writes it once the node's lease is confirmed; the plugin reads it at each ADD;
+//! shell scripts source it. So it is written without quotes or spaces, in flannel's order of
+//! keys, and replaced in one step; and it is read as tolerantly as flannel's readers do.
+
+use std::fmt::{self, Write as _};
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+
+/// Where flannel and its users keep the file.
+pub const DEFAULT_PATH: &str = "/run/flannel/subnet.env";
+
+/// The content of a subnet file: at least one network and at least one subnet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// `FLANNEL_NETWORK`: the cluster's IPv4 networks, usually one.
+    pub network: Vec<Ipv4Network>,
+    /// `FLANNEL_SUBNET`: the node's IPv4 subnet; its address is the bridge's.
+    pub subnet: Option<Ipv4Network>,
+    /// `FLANNEL_IPV6_NETWORK`: the cluster's IPv6 networks, usually one.
+    pub ipv6_network: Vec<Ipv6Network>,
+    /// `FLANNEL_IPV6_SUBNET`: the node's IPv6 subnet; its address is the bridge's.
+    pub ipv6_subnet: Option<Ipv6Network>,
+    /// `FLANNEL_MTU`: the pods' MTU in bytes.
+    pub mtu: u32,
+    /// `FLANNEL_IPMASQ`: whether the agent masquerades what leaves the cluster's network.
+    pub ip_masq: bool,
+}
+
+/// Why a text is not a subnet file, or a file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A key's value is not what it should be.
+    #[error("{key} is {value:?}, which is not {expected}")]
+    Invalid {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// Keys that must be there and are not.
+    #[error("is missing {}", .0.join(", "))]
+    Missing(Vec<&'static str>),
+    /// The file's content is wrong.
+    #[error("{path}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// The file cannot be read or written.
+    #[error("{doing} {path}")]
+    Io {
+        /// What we were doing.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+const NETWORK: &str = "FLANNEL_NETWORK";
+const SUBNET: &str = "FLANNEL_SUBNET";
+const IPV6_NETWORK: &str = "FLANNEL_IPV6_NETWORK";
+const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
+const MTU: &str = "FLANNEL_MTU";
+const IPMASQ: &str = "FLANNEL_IPMASQ";
+
+impl SubnetEnv {
+    /// Reads the text of a file. `export`, quotes, spaces around, comments, unknown keys and
+    /// carriage returns are tolerated, as godotenv and a shell tolerate them; the last of two
+    /// equal keys counts. Errors name the key and its value, or every missing key.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let (mut network, mut ipv6_network) = (Vec::new(), Vec::new());
+        let (mut subnet, mut ipv6_subnet, mut mtu, mut ip_masq) = (None, None, None, None);
+        for (key, value) in text.lines().filter_map(assignment) {
+            match key {
+                NETWORK => network = list(NETWORK, value, "a list of IPv4 networks")?,
+                SUBNET => subnet = one(SUBNET, value, "an IPv4 subnet")?,
+                IPV6_NETWORK => {
+                    ipv6_network = list(IPV6_NETWORK, value, "a list of IPv6 networks")?;
+                }
+                IPV6_SUBNET => ipv6_subnet = one(IPV6_SUBNET, value, "an IPv6 subnet")?,
+                MTU => {
+                    let number = value.parse().ok().filter(|mtu| *mtu > 0);
+                    mtu = Some(number.ok_or_else(|| invalid(MTU, value, "a number of bytes"))?);
+                }
+                // Only `true` is true to flannel's readers.
+                IPMASQ => ip_masq = Some(value == "true"),
+                _ => {}
+            }
+        }
+        let mut missing = Vec::new();
+        if network.is_empty() && ipv6_network.is_empty() {
+            missing.extend([NETWORK, IPV6_NETWORK]);
+        }
+        if subnet.is_none() && ipv6_subnet.is_none() {
+            missing.extend([SUBNET, IPV6_SUBNET]);
+        }
+        missing.extend(mtu.is_none().then_some(MTU));
+        missing.extend(ip_masq.is_none().then_some(IPMASQ));
+        match (mtu, ip_masq) {
+            (Some(mtu), Some(ip_masq)) if missing.is_empty() => Ok(Self {
+                network,
+                subnet,
+                ipv6_network,
+                ipv6_subnet,
+                mtu,
+                ip_masq,
+            }),
+            _ => Err(Error::Missing(missing)),
+        }
+    }
+
+    /// Reads the file at `path`. Errors name the file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = fs::read(path).map_err(io("read", path))?;
+        Self::parse(&String::from_utf8_lossy(&text)).map_err(|source| Error::Content {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Writes the file at `path` in one step: a reader sees the old content or the new one,
+    /// whatever happens. Makes the folder where it is missing. Mode 0644 whatever the umask.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(io("make the folder of", path))?;
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io("write", path))?;
+        write!(file, "{self}").map_err(io("write", path))?;
+        let permissions = Permissions::from_mode(0o644);
+        file.as_file()
+            .set_permissions(permissions)
+            .map_err(io("set the mode of", path))?;
+        file.as_file().sync_all().map_err(io("write", path))?;
+        file.persist(path)
+            .map_err(|error| io("replace", path)(error.error))?;
+        Ok(())
+    }
+
+    /// The cluster's networks, IPv4 first.
+    pub fn networks(&self) -> impl Iterator<Item = IpNetwork> {
+        let ipv4 = self.network.iter().copied().map(IpNetwork::V4);
+        ipv4.chain(self.ipv6_network.iter().copied().map(IpNetwork::V6))
+    }
+
+    /// The node's subnets, IPv4 first, each with the bridge's address in it.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
+        let ipv4 = self.subnet.map(IpNetwork::V4);
+        ipv4.into_iter().chain(self.ipv6_subnet.map(IpNetwork::V6))
+    }
+}
+
+/// The file's text, keys in flannel's order.
+impl fmt::Display for SubnetEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.network.is_empty() {
+            writeln!(f, "{NETWORK}={}", join(&self.network))?;
+        }
+        if let Some(subnet) = self.subnet {
+            writeln!(f, "{SUBNET}={subnet}")?;
+        }
+        if !self.ipv6_network.is_empty() {
+            writeln!(f, "{IPV6_NETWORK}={}", join(&self.ipv6_network))?;
+        }
+        if let Some(subnet) = self.ipv6_subnet {
+            writeln!(f, "{IPV6_SUBNET}={subnet}")?;
+        }
+        writeln!(f, "{MTU}={}", self.mtu)?;
+        writeln!(f, "{IPMASQ}={}", self.ip_masq)
+    }
+}
+
+fn join<T: fmt::Display>(list: &[T]) -> String {
+    let mut text = String::new();
+    for (i, item) in list.iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        write!(text, "{comma}{item}").expect("a string takes any text");
+    }
+    text
+}
+
+/// `KEY=VALUE` of one line, if it is one.
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim();
+    let line = line.strip_prefix("export ").unwrap_or(line);
+    let (key, value) = line.split_once('=')?;
+    let value = value.trim();
+    let quoted = |quote| {
+        value
+            .strip_prefix(quote)
+            .and_then(|rest: &str| rest.split_once(quote))
+    };
+    let value = match quoted('"').or_else(|| quoted('\'')) {
+        Some((inner, _)) => inner,
+        None => value
+            .split_once(" #")
+            .map_or(value, |(value, _)| value.trim_end()),
+    };
+    Some((key.trim(), value))
+}
+
+fn one<T: std::str::FromStr>(
+    key: &'static str,
+    value: &str,
+    expected: &'static str,
+) -> Result<Option<T>, Error> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    // An address without a prefix length would pass for a network of one.
+    let network = value.contains('/').then(|| value.parse().ok()).flatten();
+    network
+        .map(Some)
+        .ok_or_else(|| invalid(key, value, expected))
+}
+
+fn list<T: std::str::FromStr + PartialEq>(
+    key: &'static str,
+    value: &str,
+    expected: &'static str,
+) -> Result<Vec<T>, Error> {
+    let mut networks = Vec::new();
+    for part in value.split(',').map(str::trim) {
+        if let Some(network) = one(key, part, expected)?
+            && !networks.contains(&network)
+        {
+            networks.push(network);
+        }
+    }
+    Ok(networks)
+}
+
+fn invalid(key: &'static str, value: &str, expected: &'static str) -> Error {
+    Error::Invalid {
+        key,
+        value: value.to_owned(),
+        expected,
+    }
+}
+
+fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        doing,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DUAL: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
+        FLANNEL_IPV6_NETWORK=fd00:10:10::/48\nFLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\n\
+        FLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
+
+    #[test]
+    fn what_flannel_writes_is_read_and_written_to_the_byte() {
+        assert_eq!(SubnetEnv::parse(DUAL).expect("flannel's").to_string(), DUAL);
+    }
+
+    #[test]
+    fn readers_are_tolerant() {
+        let text = "# written by hand\r\nexport FLANNEL_NETWORK=\"10.10.0.0/16, 10.11.0.0/16,10.10.0.0/16\"\r\n\
+            FLANNEL_SUBNET='10.10.1.1/24' # mine\r\nFLANNEL_SUBNET\r\nFLANNEL_MTU = 1450 # bytes\r\n\
+            FLANNEL_IPMASQ=TRUE\r\nHOSTGW_BOOT_ID=1\r\nFLANNEL_IPV6_SUBNET=\r\n=\r\n";
+        let env = SubnetEnv::parse(text).expect("tolerable");
+        assert_eq!(
+            env.to_string(),
+            "FLANNEL_NETWORK=10.10.0.0/16,10.11.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+        );
+    }
+
+    #[test]
+    fn every_missing_key_is_named() {
+        let error = SubnetEnv::parse("FLANNEL_NETWORK=10.10.0.0/16\n").expect_err("incomplete");
+        assert_eq!(
+            error.to_string(),
+            "is missing FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ"
+        );
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_key() {
+        for (line, said) in [
+            (
+                "FLANNEL_SUBNET=10.10.1.1",
+                r#"FLANNEL_SUBNET is "10.10.1.1", which is not an IPv4 subnet"#,
+            ),
+            (
+                "FLANNEL_NETWORK=fd00::/48",
+                r#"FLANNEL_NETWORK is "fd00::/48", which is not a list of IPv4 networks"#,
+            ),
+            (
+                "FLANNEL_MTU=0",
+                r#"FLANNEL_MTU is "0", which is not a number of bytes"#,
+            ),
+        ] {
+            let error = SubnetEnv::parse(&format!("{DUAL}{line}\n")).expect_err(line);
+            assert_eq!(error.to_string(), said);
+        }
+    }
+
+    #[test]
+    fn no_text_makes_the_parser_panic() {
+        for text in [
+            "",
+            "=",
+            "FLANNEL_NETWORK",
+            "FLANNEL_MTU=\"",
+            "export ",
+            "\"=\"",
+            "FLANNEL_IPMASQ='",
+            "\0=\u{fffd}",
+            "é=é'\"",
+        ] {
+            assert!(SubnetEnv::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_write_replaces_the_file_and_makes_its_folder() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("run/flannel/subnet.env");
+        let env = SubnetEnv::parse(DUAL).expect("flannel's");
+        env.write(&path).expect("writes");
+        env.write(&path).expect("replaces");
+        assert_eq!(SubnetEnv::read(&path).expect("just written"), env);
+        assert_eq!(
+            fs::metadata(&path).expect("is there").permissions().mode() & 0o777,
+            0o644
+        );
+        let folder = path.parent().expect("has one");
+        assert_eq!(
+            fs::read_dir(folder).expect("readable").count(),
+            1,
+            "no temporary file stays"
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! `subnet-env`: writes and shows a node's subnet file by hand.
+
+use std::error::Error;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use ipnetwork::IpNetwork;
+use subnet_env::{DEFAULT_PATH, SubnetEnv};
+
+/// Write and show a node's subnet file (flannel's subnet.env) by hand.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the file, replacing what is there in one step.
+    Write(WriteArgs),
+    /// Check the file and print it as the plugin understands it.
+    Show {
+        /// The file.
+        #[arg(long, default_value = DEFAULT_PATH)]
+        file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct WriteArgs {
+    /// The cluster's network, such as 10.10.0.0/16; once for IPv4, once for IPv6.
+    #[arg(long, required = true, value_parser = network)]
+    network: Vec<IpNetwork>,
+    /// The node's subnet, such as 10.10.1.0/24; once for IPv4, once for IPv6.
+    #[arg(long, required = true, value_parser = network)]
+    subnet: Vec<IpNetwork>,
+    /// The pods' MTU in bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(68..=65535))]
+    mtu: u32,
+    /// Say that somebody else masquerades what leaves the network, so that the plugin does not.
+    #[arg(long)]
+    ip_masq: bool,
+    /// The file.
+    #[arg(long, default_value = DEFAULT_PATH)]
+    file: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Write(args) => write(args),
+        Command::Show { file } => show(&file),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut chain = vec![error.to_string()];
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                chain.push(error.to_string());
+                cause = error.source();
+            }
+            eprintln!("subnet-env: {}", chain.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(args: WriteArgs) -> Result<(), Box<dyn Error>> {
+    let mut env = SubnetEnv {
+        network: Vec::new(),
+        subnet: None,
+        ipv6_network: Vec::new(),
+        ipv6_subnet: None,
+        mtu: args.mtu,
+        ip_masq: args.ip_masq,
+    };
+    for network in args.network {
+        match network {
+            IpNetwork::V4(v4) => env.network.push(v4),
+            IpNetwork::V6(v6) => env.ipv6_network.push(v6),
+        }
+    }
+    for subnet in args.subnet {
+        let inside = |n: IpNetwork| n.contains(subnet.ip()) && n.prefix() <= subnet.prefix();
+        if !env.networks().any(inside) {
+            return Err(format!("--subnet {subnet} lies in no --network").into());
+        }
+        // The file gives the bridge's address: the subnet's first.
+        let twice = match subnet {
+            IpNetwork::V4(v4) => {
+                let address = (u32::from(v4.network()) + 1).into();
+                env.subnet
+                    .replace(ipnetwork::Ipv4Network::new(address, v4.prefix())?)
+                    .is_some()
+            }
+            IpNetwork::V6(v6) => {
+                let address = (u128::from(v6.network()) + 1).into();
+                let subnet = ipnetwork::Ipv6Network::new(address, v6.prefix())?;
+                env.ipv6_subnet.replace(subnet).is_some()
+            }
+        };
+        if twice {
+            return Err(format!("--subnet {subnet}: a node has one subnet of each family").into());
+        }
+    }
+    Ok(env.write(&args.file)?)
+}
+
+fn show(file: &std::path::Path) -> Result<(), Box<dyn Error>> {
+    let env = SubnetEnv::read(file)?;
+    Ok(write!(std::io::stdout(), "{env}")?)
+}
+
+fn network(text: &str) -> Result<IpNetwork, String> {
+    let network = text.contains('/').then(|| text.parse().ok()).flatten();
+    let network: IpNetwork = network.ok_or("not a network such as 10.10.0.0/16")?;
+    if network.ip() != network.network() {
+        return Err(format!(
+            "has host bits set, the network address is {}",
+            network.network()
+        ));
+    }
+    Ok(network)
+}
