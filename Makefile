@@ -18,7 +18,50 @@ BUILT      := target/$(HOST)/dist
 
 build:
 	$(STATIC) -p cni-hostgw
+	$(STATIC) -p hostgw-agent
 	$(STATIC) -p subnet-env --features cli
 	mkdir -p $(DIST)
-	for exe in cni-hostgw subnet-env; do \
+	for exe in cni-hostgw hostgw-agent subnet-env; do \
 	  ln -f $(BUILT)/$$exe $(DIST)/.$$exe && mv $(DIST)/.$$exe $(DIST)/$$exe; done
+
+# What the tests need from Debian. Only what is missing is installed.
+PACKAGES := iproute2 busybox-static containernetworking-plugins
+
+packages:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; fi
+
+# KEEP=1 leaves it standing and says how to get in.
+demo: build packages
+	KEEP=$(KEEP) $(CARGO) run --locked -q -p conformance --bin demo
+
+test: lint build packages
+	$(CARGO) test --locked --workspace --all-features --exclude conformance
+	$(CARGO) test --locked -p conformance
+
+test-clients: build packages tools
+	$(CARGO) test --locked -p conformance --features clients --test clients
+
+bench: build packages
+	$(STATIC) -p conformance --bin floor
+	$(CARGO) run --locked -q --release -p conformance --bin bench -- $(BUILT)/floor
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+# The real clients, from pinned Go modules.
+tools:
+	cd conformance/tools && GOFLAGS=-mod=readonly CGO_ENABLED=0 go build -trimpath -o ../../target/tools/ github.com/containernetworking/cni/cnitool
+
+# By rename, so that a plugin in use is never half-written.
+install: build
+	@put() { mkdir -p "$$2" && cp "$$1" "$$2/.$$3.new" && chmod "$$4" "$$2/.$$3.new" && mv -f "$$2/.$$3.new" "$$2/$$3" && echo "$$2/$$3"; }; set -e; \
+	put $(DIST)/cni-hostgw "$(DESTDIR)$(CNI_BIN_DIR)" cni-hostgw 0755; \
+	put $(DIST)/hostgw-agent "$(DESTDIR)$(PREFIX)/sbin" hostgw-agent 0755; \
+	put $(DIST)/subnet-env "$(DESTDIR)$(PREFIX)/bin" subnet-env 0755; \
+	put examples/hostgw.conf "$(DESTDIR)/etc/iproute2/rt_protos.d" hostgw.conf 0644
+
+clean:
+	$(CARGO) clean

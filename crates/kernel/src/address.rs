@@ -17,13 +17,24 @@ use crate::{Error, Link, Route, Rtnl};
 impl Rtnl {
     /// The addresses of `link` that are valid beyond it, with their prefix lengths.
     pub async fn addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
+        let addresses = self.dump_addresses(link.index).await?;
+        Ok(addresses.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// The same of every link, each with its link's number.
+    pub async fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>, Error> {
+        self.dump_addresses(0).await
+    }
+
+    async fn dump_addresses(&self, index: u32) -> Result<Vec<(u32, IpNetwork)>, Error> {
         let mut request = AddressMessage::default();
-        request.header.index = link.index;
+        request.header.index = index;
         let message = RouteNetlinkMessage::GetAddress(request);
-        let doing = format!("list addresses of {}", link.name);
-        let addresses = self.dump(message, &doing).await?;
+        let addresses = self.dump(message, "list addresses").await?;
         let address = |message| match message {
-            RouteNetlinkMessage::NewAddress(message) => address(&message),
+            RouteNetlinkMessage::NewAddress(message) => {
+                address(&message).map(|address| (message.header.index, address))
+            }
             _ => None,
         };
         Ok(addresses.into_iter().filter_map(address).collect())

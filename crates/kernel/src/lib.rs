@@ -20,5 +20,5 @@ pub use link::{Bridge, Kind, Link, Veth};
 pub use mac::{InvalidMac, Mac};
 pub use monitor::Monitor;
 pub use netns::Netns;
-pub use route::{Protocol, Route};
+pub use route::{Protocol, Route, RouteChange};
 pub use rtnl::Rtnl;

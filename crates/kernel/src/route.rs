@@ -14,7 +14,7 @@ use crate::rtnl::Change;
 use crate::{Error, Rtnl};
 
 /// Who put a route there: the kernel's `rtm_protocol`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Protocol(pub u8);
 
 impl Protocol {
@@ -27,7 +27,7 @@ impl Protocol {
 }
 
 /// A route of the main table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// Destination.
     pub to: IpNetwork,
@@ -73,6 +73,16 @@ impl fmt::Display for Route {
     }
 }
 
+/// A change to the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteChange {
+    /// Adds the route, or puts it in the place of the one with its destination and metric:
+    /// there is no moment without either.
+    Replace(Route),
+    /// Deletes exactly this route.
+    Delete(Route),
+}
+
 impl Rtnl {
     /// Every route of the main table, of both families.
     pub async fn routes(&self) -> Result<Vec<Route>, Error> {
@@ -95,35 +105,36 @@ impl Rtnl {
         Ok(routes)
     }
 
-    /// Adds the route, or puts it in the place of the one with its destination and metric:
-    /// there is no moment without either.
-    pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
-        self.change(new_route(route, NLM_F_REPLACE), || {
-            format!("add route {route}")
-        })
-        .await
-    }
-
-    /// Deletes exactly this route. One that is gone already is fine.
-    pub async fn delete_route(&self, route: &Route) -> Result<(), Error> {
-        let (message, _) = new_route(route, 0);
-        let RouteNetlinkMessage::NewRoute(mut message) = message else {
-            unreachable!("new_route makes this message");
-        };
-        // Whatever its scope: what is not unicast has another one.
-        message.header.scope = RouteScope::NoWhere;
-        let message = RouteNetlinkMessage::DelRoute(message);
-        match self
-            .change((message, 0), || format!("delete route {route}"))
-            .await
-        {
-            Err(error) if error.is_gone() => Ok(()),
-            other => other,
-        }
+    /// Makes the changes, in order, and says of each how it went. A route to delete that is
+    /// gone already is fine.
+    pub async fn change_routes(&self, changes: &[RouteChange]) -> Vec<Result<(), Error>> {
+        let requests = changes.iter().map(|change| match change {
+            RouteChange::Replace(route) => new_route(route, NLM_F_REPLACE),
+            RouteChange::Delete(route) => old_route(route),
+        });
+        let outcomes = self.changes(requests).await.into_iter().zip(changes);
+        let outcomes = outcomes.map(|(outcome, change)| match (outcome, change) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), RouteChange::Replace(route)) => {
+                Err(Error::new(format!("add route {route}"), error))
+            }
+            (Err(error), RouteChange::Delete(route)) => {
+                let error = Error::new(format!("delete route {route}"), error);
+                if error.is_gone() { Ok(()) } else { Err(error) }
+            }
+        });
+        outcomes.collect()
     }
 }
 
 pub(crate) fn new_route(route: &Route, flags: u16) -> Change {
+    (
+        RouteNetlinkMessage::NewRoute(route_message(route)),
+        NLM_F_CREATE | flags,
+    )
+}
+
+fn route_message(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     let header = &mut message.header;
     header.address_family = match route.to {
@@ -153,7 +164,14 @@ pub(crate) fn new_route(route: &Route, flags: u16) -> Change {
     if route.metric > 0 {
         attributes.push(RouteAttribute::Priority(route.metric));
     }
-    (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | flags)
+    message
+}
+
+fn old_route(route: &Route) -> Change {
+    let mut message = route_message(route);
+    // Whatever its scope: what is not unicast has another one.
+    message.header.scope = RouteScope::NoWhere;
+    (RouteNetlinkMessage::DelRoute(message), 0)
 }
 
 fn route(message: &RouteMessage) -> Option<Route> {

@@ -1,0 +1,156 @@
+//! Which node this is, and by which interface it reaches the others.
+
+use std::net::IpAddr;
+
+use kernel::{Link, Rtnl};
+
+use crate::lease::{Lease, Snapshot};
+
+/// How this node is found among the leases.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// Its name in the store.
+    pub(crate) name: Option<String>,
+    /// Its interface to the other nodes, by name or address.
+    pub(crate) iface: Option<String>,
+}
+
+/// This node: its lease, and its interface to the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) lease: Lease,
+    pub(crate) link: Link,
+}
+
+/// Why this node cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("no node is named {0:?} (--node-name)")]
+    NoSuchName(String),
+    #[error(
+        "no node has an address of interface {0} as its public address: it has {1}; name the node with --node-name"
+    )]
+    NoSuchAddress(String, String),
+    #[error("no interface is named {0:?} or has that address (--iface)")]
+    NoSuchInterface(String),
+    #[error(
+        "no interface has an address of node {0}, and there is no default route; name one with --iface"
+    )]
+    NoInterface(String),
+    #[error(
+        "there is no default route to tell the interface by; name it with --iface, or the node with --node-name"
+    )]
+    NoDefaultRoute,
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+}
+
+impl Identity {
+    /// Finds this node in `snapshot`, by the interfaces as they are now.
+    pub(crate) async fn find(&self, kernel: &Rtnl, snapshot: &Snapshot) -> Result<Node, Error> {
+        let interfaces = Interfaces::list(kernel).await?;
+        let named = self
+            .iface
+            .as_deref()
+            .map(|iface| interfaces.named(iface))
+            .transpose()?;
+        if let Some(name) = &self.name {
+            let lease = snapshot.leases.iter().find(|lease| lease.node == *name);
+            let lease = lease.ok_or_else(|| Error::NoSuchName(name.clone()))?;
+            let link = match named.or_else(|| interfaces.of_lease(lease)) {
+                Some(link) => Some(link),
+                None => interfaces.of_default_route(kernel).await?,
+            };
+            let link = link.ok_or_else(|| Error::NoInterface(name.clone()))?;
+            return Ok(Node {
+                lease: lease.clone(),
+                link: link.clone(),
+            });
+        }
+        let link = match named {
+            Some(link) => link,
+            None => interfaces
+                .of_default_route(kernel)
+                .await?
+                .ok_or(Error::NoDefaultRoute)?,
+        };
+        let addresses = interfaces.addresses_of(link);
+        let ours = |lease: &&Lease| lease.hops.iter().any(|hop| addresses.contains(&hop.via));
+        let Some(lease) = snapshot.leases.iter().find(ours) else {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            return Err(Error::NoSuchAddress(
+                link.name.clone(),
+                addresses.join(", "),
+            ));
+        };
+        Ok(Node {
+            lease: lease.clone(),
+            link: link.clone(),
+        })
+    }
+}
+
+/// The node's interfaces with their addresses.
+struct Interfaces(Vec<(Link, Vec<IpAddr>)>);
+
+impl Interfaces {
+    async fn list(kernel: &Rtnl) -> Result<Self, Error> {
+        let mut addresses = kernel.all_addresses().await?;
+        let mut of = |link: &Link| {
+            let (its, rest) = addresses
+                .drain(..)
+                .partition(|(index, _)| *index == link.index);
+            addresses = rest;
+            its
+        };
+        let interfaces = kernel.links().await?.into_iter().map(|link| {
+            let its: Vec<(u32, ipnetwork::IpNetwork)> = of(&link);
+            (
+                link,
+                its.into_iter().map(|(_, address)| address.ip()).collect(),
+            )
+        });
+        Ok(Self(interfaces.collect()))
+    }
+
+    fn named(&self, iface: &str) -> Result<&Link, Error> {
+        let address: Option<IpAddr> = iface.parse().ok();
+        let mut interfaces = self.0.iter();
+        let found = interfaces.find(|(link, addresses)| {
+            link.name == iface || address.is_some_and(|address| addresses.contains(&address))
+        });
+        found
+            .map(|(link, _)| link)
+            .ok_or_else(|| Error::NoSuchInterface(iface.to_owned()))
+    }
+
+    fn of_lease(&self, lease: &Lease) -> Option<&Link> {
+        let has = |addresses: &[IpAddr]| lease.hops.iter().any(|hop| addresses.contains(&hop.via));
+        self.0
+            .iter()
+            .find(|(_, addresses)| has(addresses))
+            .map(|(link, _)| link)
+    }
+
+    async fn of_default_route(&self, kernel: &Rtnl) -> Result<Option<&Link>, Error> {
+        let routes = kernel.routes().await?;
+        let defaults = routes
+            .iter()
+            .filter(|route| route.to.prefix() == 0 && route.dev != 0);
+        // IPv4 before IPv6, and the one that counts.
+        let best = defaults.min_by_key(|route| (route.to.is_ipv6(), route.metric));
+        let index = best.map(|route| route.dev);
+        Ok(self
+            .0
+            .iter()
+            .map(|(link, _)| link)
+            .find(|link| Some(link.index) == index))
+    }
+
+    fn addresses_of(&self, link: &Link) -> &[IpAddr] {
+        let interface = self.0.iter().find(|(other, _)| other.index == link.index);
+        interface
+            .map(|(_, addresses)| addresses.as_slice())
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,285 @@
+//! What to change so that the kernel's routes become the wanted ones. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use ipnetwork::IpNetwork;
+use kernel::{Protocol, Route};
+
+/// One change to the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Put this route there, in the place of whatever has its destination and metric.
+    Replace {
+        route: Route,
+        displaced: Option<Route>,
+    },
+    /// Delete this route, and why.
+    Delete { route: Route, why: Why },
+}
+
+/// Why a route goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Ours, to a subnet that no node has any more.
+    Stale,
+    /// Another's, in front of ours.
+    Shadows,
+    /// Another's, leading this node's own subnet away from it.
+    Hijacks,
+}
+
+/// Compares wanted routes with present ones. `own` are this node's subnets.
+///
+/// Only ours are deleted, but for a foreign route that would take a subnet's traffic before
+/// ours does: one to the same destination with a smaller metric, or with the same.
+pub(crate) fn plan(wanted: &[Route], present: &[Route], own: &[IpNetwork]) -> Vec<Change> {
+    let is_present: HashSet<_> = present.iter().collect();
+    // Of several in one place the kernel uses, and replaces, the first.
+    let mut in_place = HashMap::new();
+    for route in present {
+        in_place.entry((route.to, route.metric)).or_insert(route);
+    }
+    let missing = wanted.iter().filter(|route| !is_present.contains(route));
+    // What is new comes first, so that no subnet is ever without a route.
+    let mut changes: Vec<_> = missing
+        .map(|route| {
+            let displaced = in_place
+                .get(&(route.to, route.metric))
+                .map(|other| (*other).clone());
+            Change::Replace {
+                route: route.clone(),
+                displaced,
+            }
+        })
+        .collect();
+    let wanted: HashMap<_, _> = wanted.iter().map(|route| (route.to, route)).collect();
+    for route in present {
+        let is_ours = route.protocol == Protocol::HOSTGW;
+        let why = match wanted.get(&route.to) {
+            _ if own.contains(&route.to) && route.via.is_some() => Why::Hijacks,
+            Some(wanted) if *wanted == route => continue,
+            // Where ours is not there yet, it takes this one's place.
+            Some(wanted) if route.metric == wanted.metric && !is_present.contains(wanted) => {
+                continue;
+            }
+            _ if is_ours => Why::Stale,
+            Some(wanted) if route.metric <= wanted.metric => Why::Shadows,
+            _ => continue,
+        };
+        changes.push(Change::Delete {
+            route: route.clone(),
+            why,
+        });
+    }
+    changes
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Replace {
+                route,
+                displaced: None,
+            } => write!(f, "add route {route}"),
+            Self::Replace {
+                route,
+                displaced: Some(other),
+            } => {
+                write!(f, "replace route {other} by {route}")
+            }
+            Self::Delete {
+                route,
+                why: Why::Stale,
+            } => {
+                write!(f, "delete route {route}: no node has this subnet")
+            }
+            Self::Delete {
+                route,
+                why: Why::Shadows,
+            } => {
+                write!(f, "delete foreign route {route}: it takes a node's traffic")
+            }
+            Self::Delete {
+                route,
+                why: Why::Hijacks,
+            } => {
+                write!(
+                    f,
+                    "delete route {route}: it leads this node's own subnet away"
+                )
+            }
+        }
+    }
+}
+
+impl Change {
+    /// Whether somebody else's route goes.
+    pub(crate) fn is_against_foreign(&self) -> bool {
+        let gone = match self {
+            Self::Replace { displaced, .. } => displaced.as_ref(),
+            Self::Delete { route, .. } => Some(route),
+        };
+        gone.is_some_and(|route| route.protocol != Protocol::HOSTGW)
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEV: u32 = 2;
+
+    /// "10.10.2.0/24 via 192.168.2.15 proto 104 metric 5", as people write routes.
+    fn route(text: &str) -> Route {
+        let mut words = text.split(' ');
+        let to: IpNetwork = words
+            .next()
+            .expect("a destination")
+            .parse()
+            .expect("a network");
+        let mut route = Route::new(to, None, DEV, Protocol::HOSTGW);
+        while let (Some(key), Some(value)) = (words.next(), words.next()) {
+            match key {
+                "via" => route.via = value.parse().ok(),
+                "proto" => route.protocol = Protocol(value.parse().expect("a number")),
+                "metric" => route.metric = value.parse().expect("a number"),
+                "dev" => route.dev = value.parse().expect("a number"),
+                other => panic!("{other} is no part of a route"),
+            }
+        }
+        route
+    }
+
+    fn plan_of(wanted: &[&str], present: &[&str]) -> Vec<String> {
+        let routes = |list: &[&str]| list.iter().map(|text| route(text)).collect::<Vec<_>>();
+        let own = ["10.10.1.0/24".parse().expect("a network")];
+        plan(&routes(wanted), &routes(present), &own)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_right_is_left_alone() {
+        let right = [
+            "10.10.2.0/24 via 192.168.2.15",
+            "fd00:10:10:2::/64 via fd00::15",
+        ];
+        let others = [
+            "0.0.0.0/0 via 192.168.2.1 proto 3",
+            "10.10.1.0/24 proto 2",
+            "192.168.2.0/24 proto 2",
+        ];
+        assert!(plan_of(&right, &[&right[..], &others[..]].concat()).is_empty());
+    }
+
+    #[test]
+    fn missing_is_added_and_stale_is_deleted_in_this_order() {
+        assert_eq!(
+            plan_of(
+                &["10.10.2.0/24 via 192.168.2.15"],
+                &["10.10.3.0/24 via 192.168.2.18"]
+            ),
+            [
+                "add route 10.10.2.0/24 via 192.168.2.15 proto 104",
+                "delete route 10.10.3.0/24 via 192.168.2.18 proto 104: no node has this subnet",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_moved_node_is_replaced_in_place() {
+        assert_eq!(
+            plan_of(
+                &["10.10.2.0/24 via 192.168.2.15"],
+                &["10.10.2.0/24 via 192.168.2.99"]
+            ),
+            [
+                "replace route 10.10.2.0/24 via 192.168.2.99 proto 104 by 10.10.2.0/24 via 192.168.2.15 proto 104"
+            ]
+        );
+        assert_eq!(
+            plan_of(
+                &["10.10.2.0/24 via 192.168.2.15"],
+                &["10.10.2.0/24 via 192.168.2.15 dev 7"]
+            )
+            .len(),
+            1,
+            "the interface came back with another number"
+        );
+    }
+
+    #[test]
+    fn a_foreign_route_in_our_place_is_replaced_and_a_lesser_one_is_left() {
+        let wanted = ["10.10.2.0/24 via 192.168.2.15"];
+        assert_eq!(
+            plan_of(
+                &wanted,
+                &[
+                    "10.10.2.0/24 via 192.168.2.15 proto 3",
+                    "10.10.2.0/24 via 192.168.2.9 proto 3 metric 50"
+                ]
+            ),
+            [
+                "replace route 10.10.2.0/24 via 192.168.2.15 proto 3 by 10.10.2.0/24 via 192.168.2.15 proto 104"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_foreign_route_in_front_of_ours_goes() {
+        assert_eq!(
+            plan_of(
+                &["fd00:10:10:2::/64 via fd00::15"],
+                &[
+                    "fd00:10:10:2::/64 via fd00::15",
+                    "fd00:10:10:2::/64 via fd00::9 proto 3 metric 1"
+                ]
+            ),
+            [
+                "delete foreign route fd00:10:10:2::/64 via fd00::9 proto 3: it takes a node's traffic"
+            ]
+        );
+        assert_eq!(
+            plan_of(
+                &["10.10.2.0/24 via 192.168.2.15"],
+                &[
+                    "10.10.2.0/24 via 192.168.2.9 proto 3",
+                    "10.10.2.0/24 via 192.168.2.15"
+                ]
+            )
+            .len(),
+            1,
+            "put before ours by `ip route prepend`"
+        );
+    }
+
+    #[test]
+    fn nobody_leads_our_own_subnet_away() {
+        assert_eq!(
+            plan_of(
+                &[],
+                &[
+                    "10.10.1.0/24 via 192.168.2.99 proto 3",
+                    "10.10.1.0/24 proto 2"
+                ]
+            ),
+            [
+                "delete route 10.10.1.0/24 via 192.168.2.99 proto 3: it leads this node's own subnet away"
+            ]
+        );
+    }
+}

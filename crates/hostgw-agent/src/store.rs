@@ -1,0 +1,3 @@
+//! Where leases come from.
+
+pub(crate) mod file;

@@ -1,0 +1,326 @@
+//! The `file` store: one `cluster.json` with the network and its nodes, watched.
+//!
+//! ```json
+//! {
+//!     "network": {"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}},
+//!     "nodes": [
+//!         {"name": "worker1", "publicIP": "192.168.2.16", "subnet": "10.10.1.0/24"}
+//!     ]
+//! }
+//! ```
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, fs, io};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use serde::{Deserialize, Deserializer};
+use tokio::sync::Notify;
+
+use crate::lease::{Hop, Lease, Snapshot};
+use crate::net_conf::NetConf;
+
+/// A cluster file and the kernel's notices about its folder.
+pub(crate) struct FileStore {
+    path: PathBuf,
+    watcher: RecommendedWatcher,
+    touched: Arc<Notify>,
+}
+
+/// Why a cluster file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}: {reason}")]
+    Content { path: PathBuf, reason: String },
+    #[error("watch for changes of files")]
+    Watch(#[source] notify::Error),
+}
+
+impl FileStore {
+    pub(crate) fn new(path: PathBuf) -> Result<Self, Error> {
+        let touched = Arc::new(Notify::new());
+        let notice = Arc::clone(&touched);
+        let watcher = notify::recommended_watcher(move |_| notice.notify_one());
+        let watcher = watcher.map_err(Error::Watch)?;
+        let mut store = Self {
+            path,
+            watcher,
+            touched,
+        };
+        store.watch();
+        Ok(store)
+    }
+
+    /// Watches the folder, because editors and configuration managers replace the file. Asked
+    /// again and again: the folder may come late, or be replaced itself.
+    pub(crate) fn watch(&mut self) {
+        let folder = self
+            .path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        // Where there is no folder yet, reading the file says so.
+        drop(self.watcher.watch(
+            folder.unwrap_or(Path::new(".")),
+            RecursiveMode::NonRecursive,
+        ));
+    }
+
+    /// Waits until something in the folder was touched.
+    pub(crate) async fn changed(&self) {
+        self.touched.notified().await;
+    }
+
+    /// Reads the whole file.
+    pub(crate) fn read(&self) -> Result<Snapshot, Error> {
+        let path = || self.path.clone();
+        let text = fs::read_to_string(&self.path);
+        let text = text.map_err(|source| Error::Read {
+            path: path(),
+            source,
+        })?;
+        parse(&text).map_err(|reason| Error::Content {
+            path: path(),
+            reason,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cluster {
+    network: NetConf,
+    nodes: Vec<Node>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Node {
+    name: String,
+    #[serde(rename = "publicIP")]
+    public_ip: Option<Ipv4Addr>,
+    #[serde(rename = "publicIPv6")]
+    public_ipv6: Option<Ipv6Addr>,
+    #[serde(default, deserialize_with = "subnet")]
+    subnet: Option<Ipv4Network>,
+    #[serde(default, rename = "ipv6Subnet", deserialize_with = "subnet")]
+    ipv6_subnet: Option<Ipv6Network>,
+}
+
+fn subnet<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: std::str::FromStr,
+{
+    let text = String::deserialize(from)?;
+    let subnet = text.contains('/').then(|| text.parse().ok()).flatten();
+    let reason =
+        || serde::de::Error::custom(format!("{text:?} is not a subnet such as 10.10.1.0/24"));
+    subnet.map(Some).ok_or_else(reason)
+}
+
+/// Reads a cluster. What is wrong is named by its path and its value.
+fn parse(text: &str) -> Result<Snapshot, String> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let cluster: Cluster =
+        serde_path_to_error::deserialize(&mut json).map_err(|error| error.to_string())?;
+    json.end().map_err(|error| error.to_string())?;
+    let mut names = Unique::new("name");
+    let mut addresses = Unique::new("public address");
+    let mut leases: Vec<Lease> = Vec::new();
+    for (i, node) in cluster.nodes.into_iter().enumerate() {
+        let wrong = |key: &str, reason: String| format!("nodes[{i}].{key}: {reason}");
+        if node.name.is_empty() {
+            return Err(wrong("name", "is empty".to_owned()));
+        }
+        let hops = hops(&cluster.network, &node).map_err(|(key, reason)| wrong(key, reason))?;
+        names.take(&node.name, i)?;
+        for hop in &hops {
+            addresses.take(&hop.via, i)?;
+            let others = leases
+                .iter()
+                .flat_map(|lease| lease.hops.iter().map(move |h| (lease, h)));
+            for (lease, other) in others {
+                if overlap(hop.subnet, other.subnet) {
+                    let (subnet, other, node) = (hop.subnet, other.subnet, &lease.node);
+                    let reason = format!("{subnet} overlaps {other} of node {node}");
+                    return Err(wrong("subnet", reason));
+                }
+            }
+        }
+        leases.push(Lease {
+            node: node.name,
+            hops,
+        });
+    }
+    Ok(Snapshot {
+        network: cluster.network,
+        leases,
+    })
+}
+
+/// One hop of each enabled family. Errors name the key.
+fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, String)> {
+    let mut hops = Vec::new();
+    if let Some(network) = network.ipv4 {
+        let via = node
+            .public_ip
+            .ok_or(("publicIP", "is missing".to_owned()))?;
+        let subnet = node.subnet.ok_or(("subnet", "is missing".to_owned()))?;
+        hops.push(hop("subnet", network.into(), subnet.into(), via.into())?);
+    }
+    if let Some(network) = network.ipv6 {
+        let via = node
+            .public_ipv6
+            .ok_or(("publicIPv6", "is missing".to_owned()))?;
+        let subnet = node
+            .ipv6_subnet
+            .ok_or(("ipv6Subnet", "is missing".to_owned()))?;
+        hops.push(hop(
+            "ipv6Subnet",
+            network.into(),
+            subnet.into(),
+            via.into(),
+        )?);
+    }
+    Ok(hops)
+}
+
+fn hop(
+    key: &'static str,
+    network: IpNetwork,
+    subnet: IpNetwork,
+    via: IpAddr,
+) -> Result<Hop, (&'static str, String)> {
+    let wrong = |reason: String| Err((key, format!("{subnet} {reason}")));
+    if subnet.ip() != subnet.network() {
+        return wrong(format!(
+            "has host bits set, the network address is {}",
+            subnet.network()
+        ));
+    }
+    if subnet.prefix() < network.prefix() || !network.contains(subnet.ip()) {
+        return wrong(format!("lies outside the network {network}"));
+    }
+    // Network, gateway, one pod and, in IPv4, broadcast.
+    if subnet.prefix() > if subnet.is_ipv4() { 30 } else { 126 } {
+        return wrong("is too small for a gateway and a pod".to_owned());
+    }
+    Ok(Hop { subnet, via })
+}
+
+fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
+}
+
+/// Finds what two nodes have both.
+struct Unique<T> {
+    what: &'static str,
+    taken: HashMap<T, usize>,
+}
+
+impl<T: Eq + Hash + fmt::Display + Clone> Unique<T> {
+    fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            taken: HashMap::new(),
+        }
+    }
+
+    fn take(&mut self, value: &T, node: usize) -> Result<(), String> {
+        match self.taken.insert(value.clone(), node) {
+            Some(other) => Err(format!(
+                "nodes[{node}]: {} {value} is also that of nodes[{other}]",
+                self.what
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(nodes: &str) -> Result<Snapshot, String> {
+        parse(&format!(
+            r#"{{"network": {{"Network": "10.10.0.0/16"}}, "nodes": [{nodes}]}}"#
+        ))
+    }
+
+    const WORKER1: &str =
+        r#"{"name": "worker1", "publicIP": "192.168.2.16", "subnet": "10.10.1.0/24"}"#;
+
+    #[test]
+    fn a_node_holds_its_subnet() {
+        let snapshot = cluster(WORKER1).expect("valid");
+        assert_eq!(snapshot.leases[0].node, "worker1");
+        let hop = snapshot.leases[0].hops[0];
+        assert_eq!(
+            format!("{} via {}", hop.subnet, hop.via),
+            "10.10.1.0/24 via 192.168.2.16"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_path_and_value() {
+        let node = |name: &str, ip: &str, subnet: &str| {
+            format!(r#"{WORKER1}, {{"name": "{name}", "publicIP": "{ip}", "subnet": "{subnet}"}}"#)
+        };
+        for (nodes, said) in [
+            (
+                node("worker1", "192.168.2.15", "10.10.2.0/24"),
+                "nodes[1]: name worker1 is also that of nodes[0]",
+            ),
+            (
+                node("worker2", "192.168.2.16", "10.10.2.0/24"),
+                "nodes[1]: public address 192.168.2.16 is also that of nodes[0]",
+            ),
+            (
+                node("worker2", "192.168.2.15", "10.10.1.128/25"),
+                "nodes[1].subnet: 10.10.1.128/25 overlaps 10.10.1.0/24 of node worker1",
+            ),
+            (
+                node("worker2", "192.168.2.15", "10.11.0.0/24"),
+                "nodes[1].subnet: 10.11.0.0/24 lies outside the network 10.10.0.0/16",
+            ),
+            (
+                node("worker2", "192.168.2.15", "10.10.2.1/24"),
+                "nodes[1].subnet: 10.10.2.1/24 has host bits set, the network address is 10.10.2.0",
+            ),
+            (
+                node("worker2", "192.168.2.15", "10.10.2.0/31"),
+                "nodes[1].subnet: 10.10.2.0/31 is too small for a gateway and a pod",
+            ),
+            (
+                node("", "192.168.2.15", "10.10.2.0/24"),
+                "nodes[1].name: is empty",
+            ),
+            (
+                node("worker2", "x", "10.10.2.0/24"),
+                "nodes[1].publicIP: invalid IPv4 address syntax",
+            ),
+            (
+                node("worker2", "192.168.2.15", "10.10.2.0"),
+                r#"nodes[1].subnet: "10.10.2.0" is not a subnet such as 10.10.1.0/24"#,
+            ),
+            (
+                r#"{"name": "a", "subnet": "10.10.1.0/24"}"#.to_owned(),
+                "nodes[0].publicIP: is missing",
+            ),
+            (
+                r#"{"name": "a", "Subnet": "10.10.1.0/24"}"#.to_owned(),
+                "nodes[0].Subnet: unknown field `Subnet`",
+            ),
+        ] {
+            let error = cluster(&nodes).expect_err(&nodes);
+            assert!(error.starts_with(said), "{error}");
+        }
+        assert!(parse("{} {}").is_err());
+    }
+}
