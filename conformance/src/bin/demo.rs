@@ -1,0 +1,211 @@
+//! The demo: raises the reference picture, shows it, and compares it with what it should be.
+//!
+//! Ends with 1 when anything was not as it should be. Takes everything down again, however it
+//! ends; with `KEEP=1` it leaves everything standing.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use conformance::reference_picture::{
+    CNI_CONF, Drawn, Family, NODES, agents, cluster, node_routes, nodes, pod_routes, pods, routes,
+};
+use conformance::{Agent, Lab, Node, Output};
+
+fn main() -> ExitCode {
+    let keep = std::env::var("KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
+    let mut show = Show { wrong: Vec::new() };
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    show.title("Three nodes on one switch, an agent on each, one cluster.json");
+    show.text(&cluster(Family::Ipv4, &[]));
+    let start = if keep {
+        Agent::start_for_good
+    } else {
+        Agent::start
+    };
+    let agents = agents(&nodes, start);
+    for (node, agent) in nodes.iter().zip(&agents) {
+        show.text(&format!("{} (agent is process {})", node.name, agent.pid()));
+    }
+    show.title("Four pods, attached by cni-hostgw through kube-flannel's own cni-conf.json");
+    show.text(CNI_CONF);
+    let drawn = pods(&lab, &nodes, Family::Ipv4);
+    for pod in &drawn {
+        show.text(&format!("{:14} {}", pod.pod.name, pod.addresses.join(" ")));
+    }
+    picture(&mut show, &nodes, &drawn);
+    traffic(&mut show, &lab, &drawn);
+    if show.wrong.is_empty() {
+        show.title("Everything is as it should be");
+    } else {
+        show.title("NOT as it should be:");
+        for wrong in show.wrong.clone() {
+            show.text(&wrong);
+        }
+    }
+    let code = if show.wrong.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    };
+    if keep {
+        leave(&show, &nodes, &agents, &drawn);
+        agents.into_iter().for_each(Agent::leave);
+        lab.keep(&nodes);
+    }
+    code
+}
+
+/// The pods' routes, the bridges, the nodes' routes.
+fn picture(show: &mut Show, nodes: &[Node<'_>], drawn: &[Drawn<'_>]) {
+    let pod = &drawn[1].pod;
+    show.title("In a pod of worker1: ip route");
+    let listing = show.run("busybox ip route", pod.sh("busybox ip route"));
+    show.expect("the pod's routes", &routes(&listing), &pod_routes(1, 6));
+    for node in &nodes[1..] {
+        show.title(&format!("On {}: the bridge", node.name));
+        let listing = show.run(
+            "ip address show dev cni0",
+            node.sh("ip -4 address show dev cni0"),
+        );
+        let subnet = NODES
+            .iter()
+            .find(|(name, ..)| *name == node.name)
+            .expect("drawn")
+            .2;
+        let wanted = format!("inet 10.10.{subnet}.1/24 brd 10.10.{subnet}.255 scope global cni0");
+        show.expect(
+            "the bridge's address",
+            &[listing.contains(&wanted)],
+            &[true],
+        );
+        show.expect("the bridge's MTU", &[listing.contains("mtu 1500")], &[true]);
+    }
+    for node in nodes {
+        show.title(&format!("On {}: ip route", node.name));
+        let listing = show.run("ip route", node.sh("ip route"));
+        let of_pods: Vec<_> = routes(&listing)
+            .into_iter()
+            .filter(|route| route.starts_with("10.10."))
+            .collect();
+        let wanted = node_routes(&node.name, node.name != "master");
+        show.expect(&format!("the routes of {}", node.name), &of_pods, &wanted);
+    }
+}
+
+/// What goes from 10.10.1.6 on worker1 to 10.10.2.4 on worker2.
+fn traffic(show: &mut Show, lab: &Lab, drawn: &[Drawn<'_>]) {
+    let (from, to) = (&drawn[1], &drawn[3]);
+    let address = &to.addresses[0];
+    show.title(&format!(
+        "{} pings {address} on {}",
+        from.addresses[0],
+        to.pod.node().name
+    ));
+    let ping = from.pod.sh(&format!("busybox ping -c 4 -i 0.3 {address}"));
+    let listing = show.run("ping", ping);
+    show.expect(
+        "the pings' loss",
+        &[listing.contains(" 0% packet loss")],
+        &[true],
+    );
+
+    show.title("16 MiB over TCP");
+    lab.write(
+        "payload",
+        (0..16 << 20)
+            .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect::<Vec<_>>(),
+    );
+    let mut server = to.pod.command("busybox");
+    let server = server
+        .args(["httpd", "-f", "-p", "8080", "-h", "/mnt"])
+        .spawn();
+    let mut server = server.expect("nsenter is part of every Debian");
+    let sum = to.pod.sh("sha256sum < /mnt/payload").ok();
+    let fetch = format!(
+        "for i in 1 2 3 4 5 6 7 8 9 10; do busybox wget -q -O - http://{address}:8080/payload > /run/got && break; sleep 0.1; done; \
+         wc -c < /run/got; sha256sum < /run/got"
+    );
+    let listing = show.run("wget, its length and sum", from.pod.sh(&fetch));
+    show.expect(
+        "the transferred file",
+        &[listing.lines().last().unwrap_or_default()],
+        &[sum.trim_end()],
+    );
+    server.kill().expect("it runs");
+    server.wait().expect("it was killed");
+
+    show.title("The way there: two hops, then the pod");
+    let listing = show.run(
+        "traceroute",
+        from.pod
+            .sh(&format!("busybox traceroute -n -w 2 {address}")),
+    );
+    let hop = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+    let hops: Vec<_> = listing.lines().skip(1).filter_map(hop).collect();
+    show.expect("the hops", &hops, &["10.10.1.1", "192.168.2.15", address]);
+}
+
+/// How to get into what stays, and how to take it down.
+fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>]) {
+    show.title("Left standing (KEEP=1)");
+    for node in nodes {
+        show.text(&format!(
+            "enter {}:\n  nsenter -t {} -m -n",
+            node.name,
+            node.pid()
+        ));
+    }
+    for Drawn { pod, .. } in drawn {
+        let (name, pid, netns) = (&pod.name, pod.node().pid(), pod.netns());
+        show.text(&format!(
+            "enter {name}:\n  nsenter -t {pid} -m -n nsenter --net={netns}"
+        ));
+    }
+    let pids = agents
+        .iter()
+        .map(Agent::pid)
+        .chain(nodes.iter().map(Node::pid));
+    let pids = pids.chain(nodes.iter().map(|node| node.lab().pid()).take(1));
+    let pids: Vec<_> = pids.map(|pid| pid.to_string()).collect();
+    show.text(&format!("take all of it down:\n  kill {}", pids.join(" ")));
+}
+
+/// What the reader sees, and what was not as it should be.
+struct Show {
+    wrong: Vec<String>,
+}
+
+impl Show {
+    fn title(&self, text: &str) {
+        self.text(&format!("\n== {text}"));
+    }
+
+    #[expect(clippy::unused_self, reason = "reads like the others")]
+    fn text(&self, text: &str) {
+        // Nobody to read it is no reason to leave things standing.
+        drop(writeln!(io::stdout(), "{}", text.trim_end()));
+    }
+
+    fn run(&mut self, what: &str, output: Output) -> String {
+        self.text(&output.stdout);
+        if !output.success {
+            self.wrong.push(format!("{what} failed: {}", output.stderr));
+        }
+        output.stdout
+    }
+
+    fn expect<A, B>(&mut self, what: &str, got: &[A], wanted: &[B])
+    where
+        A: PartialEq<B> + std::fmt::Debug,
+        B: std::fmt::Debug,
+    {
+        let same = got.len() == wanted.len() && got.iter().zip(wanted).all(|(a, b)| a == b);
+        if !same {
+            self.wrong
+                .push(format!("{what}: {got:?}, and should be {wanted:?}"));
+        }
+    }
+}

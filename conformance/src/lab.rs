@@ -1,0 +1,403 @@
+//! Nodes, a switch between them, pods in them: namespaces, each with an owner.
+
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use serde_json::Value;
+
+/// Where all nodes of a lab see one folder, and nobody else does.
+const SHARED: &str = "/mnt";
+
+/// A network of nodes: one switch in a namespace of its own, and a folder that all share.
+pub struct Lab {
+    switch: Holder,
+}
+
+/// A node: a network namespace with a `/run` and a `/var/lib` of its own, and an interface
+/// `enp0s5` to the switch.
+pub struct Node<'lab> {
+    /// Its name.
+    pub name: String,
+    holder: Holder,
+    lab: &'lab Lab,
+}
+
+/// A pod: a network namespace of a node, without any interface but `lo`.
+pub struct Pod<'node> {
+    /// Its name; its namespace is `/run/netns/<name>` in the node.
+    pub name: String,
+    node: &'node Node<'node>,
+}
+
+/// What a program printed, and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// Whether it ended with 0.
+    pub success: bool,
+    command: String,
+}
+
+impl Output {
+    /// Standard output of a program that must succeed.
+    ///
+    /// # Panics
+    ///
+    /// When it did not, with all it printed.
+    pub fn ok(self) -> String {
+        assert!(
+            self.success,
+            "{}: {}{}",
+            self.command, self.stdout, self.stderr
+        );
+        self.stdout
+    }
+
+    /// Standard output as JSON.
+    #[must_use]
+    pub fn json(self) -> Value {
+        let text = self.ok();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+impl Lab {
+    /// A switch without nodes.
+    ///
+    /// # Panics
+    ///
+    /// When namespaces cannot be had: it takes root.
+    #[must_use]
+    pub fn new() -> Self {
+        let script = format!(
+            "mount -t tmpfs tmpfs {SHARED} && ip link add sw type bridge && ip link set sw up \
+             && ip link set lo up && ip addr add 192.168.2.1/24 dev sw \
+             && ip addr add fd00:192:168:2::1/64 dev sw nodad"
+        );
+        Self {
+            switch: Holder::start(&mut Command::new("unshare"), &script),
+        }
+    }
+
+    /// A node on the switch, with these addresses and prefix lengths on `enp0s5`, and default
+    /// routes by the switch.
+    #[must_use]
+    pub fn node(&self, name: &str, addresses: &[&str]) -> Node<'_> {
+        let mut inside = self.switch.enter(&["-m"]);
+        inside.arg("unshare");
+        let script = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib \
+             && mkdir -p /run/netns /var/lib/cni && ip link set lo up";
+        let holder = Holder::start(&mut inside, script);
+        let pid = holder.pid();
+        let port: String = format!("p-{name}").chars().take(15).collect();
+        let wire = format!(
+            "ip link add {port} type veth peer name enp0s5 netns {pid} \
+             && ip link set {port} master sw up"
+        );
+        let node = Node {
+            name: name.to_owned(),
+            holder,
+            lab: self,
+        };
+        run(self.switch.enter(&["-n", "-m"]).args(["sh", "-c", &wire])).ok();
+        // Duplicate detection would keep IPv6 waiting, and going down would take it away.
+        node.sh(
+            "echo 1 > /proc/sys/net/ipv6/conf/enp0s5/keep_addr_on_down; \
+             echo 0 > /proc/sys/net/ipv6/conf/enp0s5/accept_dad; ip link set enp0s5 up",
+        )
+        .ok();
+        for address in addresses {
+            let (nodad, via) = if address.contains(':') {
+                ("nodad", "fd00:192:168:2::1")
+            } else {
+                ("", "192.168.2.1")
+            };
+            node.sh(&format!(
+                "ip addr add {address} dev enp0s5 {nodad} && ip route add default via {via} dev enp0s5"
+            ))
+            .ok();
+        }
+        node
+    }
+
+    /// Where the nodes see `name` of the shared folder.
+    #[must_use]
+    pub fn path(name: &str) -> PathBuf {
+        Path::new(SHARED).join(name)
+    }
+
+    /// Writes a file into the shared folder, replacing it in one step.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let folder = self.switch.root().join(SHARED.trim_start_matches('/'));
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("makes it");
+        let new = folder.join(".new");
+        fs::write(&new, content).expect("the shared folder takes files");
+        fs::rename(&new, path).expect("both lie in the shared folder");
+    }
+
+    /// Copies an executable into the shared folder, under any name, unless it is there.
+    ///
+    /// By a process of its own: a file that is open for writing cannot be executed, and what
+    /// other threads start at this moment would hold ours open.
+    pub fn install(&self, executable: &Path, name: &str) {
+        let path = Self::path(name);
+        let (from, to) = (executable.display(), path.display());
+        let script = format!(
+            "test -x {to} || {{ mkdir -p $(dirname {to}) && cp {from} {to}.$$ && mv {to}.$$ {to}; }}"
+        );
+        run(self.switch.enter(&["-m"]).args(["sh", "-c", &script])).ok();
+    }
+
+    /// The process that holds the switch's namespaces.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.switch.pid()
+    }
+
+    /// Has the lab and its nodes stay after this program, until somebody ends the processes
+    /// that hold them.
+    pub fn keep(&self, nodes: &[Node<'_>]) {
+        for holder in nodes.iter().map(|node| &node.holder).chain([&self.switch]) {
+            holder.keep();
+        }
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'lab> Node<'lab> {
+    /// A pod of this node, its `lo` up.
+    #[must_use]
+    pub fn pod<'node>(&'node self, name: &str) -> Pod<'node>
+    where
+        'lab: 'node,
+    {
+        self.sh(&format!(
+            "ip netns add {name} && ip -n {name} link set lo up"
+        ))
+        .ok();
+        Pod {
+            name: name.to_owned(),
+            node: self,
+        }
+    }
+
+    /// A program that will run in the node.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.holder.enter(&["-m", "-n"]);
+        command.arg(program.as_ref());
+        command
+    }
+
+    /// Runs a shell script in the node.
+    #[must_use]
+    pub fn sh(&self, script: &str) -> Output {
+        run(self.command("sh").args(["-c", script]))
+    }
+
+    /// What `ip -json ...` says in the node.
+    #[must_use]
+    pub fn ip(&self, args: &str) -> Value {
+        let text = self.sh(&format!("ip -json {args}")).ok();
+        if text.trim().is_empty() {
+            return Value::Array(Vec::new());
+        }
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// A path of the node's, as seen from outside.
+    #[must_use]
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.holder.root().join(path.trim_start_matches('/'))
+    }
+
+    /// The process that holds the node's namespaces.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.holder.pid()
+    }
+
+    /// The lab that the node is in.
+    #[must_use]
+    pub fn lab(&self) -> &'lab Lab {
+        self.lab
+    }
+}
+
+impl Pod<'_> {
+    /// Where the node sees the pod's namespace.
+    #[must_use]
+    pub fn netns(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
+    /// The pod's node.
+    #[must_use]
+    pub fn node(&self) -> &Node<'_> {
+        self.node
+    }
+
+    /// A program that will run in the pod.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let net = format!("--net={}", self.node.path(&self.netns()).display());
+        let mut command = self.node.holder.enter(&["-m", &net]);
+        command.arg(program.as_ref());
+        command
+    }
+
+    /// Runs a shell script in the pod.
+    #[must_use]
+    pub fn sh(&self, script: &str) -> Output {
+        run(self.command("sh").args(["-c", script]))
+    }
+
+    /// Whether `address` answers each of three pings.
+    #[must_use]
+    pub fn pings(&self, address: &str) -> bool {
+        let ping = self.sh(&format!("busybox ping -c 3 -i 0.2 -W 2 {address}"));
+        ping.success && ping.stdout.contains(" 0% packet loss")
+    }
+
+    /// Takes the namespace away, as a runtime does after DEL.
+    pub fn delete(self) {
+        self.node.sh(&format!("ip netns delete {}", self.name)).ok();
+    }
+}
+
+/// A process that does nothing but keep its namespaces alive while its standard input is open.
+struct Holder {
+    child: RefCell<Child>,
+}
+
+impl Holder {
+    /// Runs `script` in new namespaces for network and mounts. `unshare` runs the program of
+    /// that name with the options that follow, perhaps inside other namespaces.
+    fn start(unshare: &mut Command, script: &str) -> Self {
+        // End of input ends it; a line of input makes it stay.
+        let script =
+            format!("{script} && echo ready && read line && exec sleep infinity </dev/null");
+        let child = unshare
+            .args([
+                "--net",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                &script,
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("unshare is part of every Debian");
+        let holder = Self {
+            child: RefCell::new(child),
+        };
+        let stdout = holder
+            .child
+            .borrow_mut()
+            .stdout
+            .take()
+            .expect("it is piped");
+        let mut line = String::new();
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("a pipe can be read");
+        if line != "ready\n" {
+            let mut child = holder.child.borrow_mut();
+            drop(child.stdin.take());
+            let stderr = child.stderr.take().expect("it is piped");
+            let why = std::io::read_to_string(stderr).unwrap_or_default();
+            panic!(
+                "cannot make namespaces, which takes root and the Debian package iproute2 (`make packages`): {why}"
+            );
+        }
+        holder
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.borrow().id()
+    }
+
+    fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid()))
+    }
+
+    /// A command that runs in the holder's namespaces, as named by nsenter's options. It ends
+    /// when we do.
+    fn enter(&self, namespaces: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["-t", &self.pid().to_string()])
+            .args(namespaces)
+            .arg("--");
+        command
+    }
+
+    fn keep(&self) {
+        let mut child = self.child.borrow_mut();
+        let mut stdin = child.stdin.take().expect("it is piped");
+        stdin.write_all(b"keep\n").expect("the holder reads");
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let mut child = self.child.borrow_mut();
+        // Without a standard input it was told to stay.
+        if child.stdin.take().is_some() {
+            drop(child.wait());
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> Output {
+    let text = format!("{command:?}");
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{text}: {error}"));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let signal = output
+        .status
+        .signal()
+        .map(|signal| format!(" (signal {signal})"));
+    Output {
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: stderr + &signal.unwrap_or_default(),
+        success: output.status.success(),
+        command: text,
+    }
+}
+
+/// Asks again and again until the answer is yes, and says how long that took.
+///
+/// # Panics
+///
+/// When it is not within ten seconds.
+pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "not within ten seconds: {what}"
+        );
+        thread::sleep(Duration::from_millis(2));
+    }
+    begin.elapsed()
+}

@@ -1,0 +1,66 @@
+//! The black box: a cluster of namespaces, and what is done to it from outside.
+//!
+//! A [`Lab`] is a network of [`Node`]s around one switch; a [`Pod`] is a namespace of a node.
+//! Nothing in it touches the machine's own network, and all of it goes when its owner goes,
+//! however that ends: the kernel takes the namespaces with the last process in them.
+//!
+//! What cannot run fails, and says how to make it run; nothing is skipped.
+
+#![expect(
+    clippy::must_use_candidate,
+    reason = "a check that nobody looks at is seen by its panic"
+)]
+
+mod agent;
+pub mod clients;
+mod lab;
+mod plugin;
+pub mod reference_picture;
+
+pub use agent::Agent;
+pub use lab::{Lab, Node, Output, Pod, wait_for};
+pub use plugin::{Attachment, Chain, Plugin, Reply, Running};
+
+use std::path::{Path, PathBuf};
+
+/// The folder of the released executables.
+///
+/// # Panics
+///
+/// When they are not built.
+#[must_use]
+pub fn dist() -> PathBuf {
+    let dist = repository().join("target/dist");
+    assert!(
+        dist.join("cni-hostgw").exists() && dist.join("hostgw-agent").exists(),
+        "the executables are not in {}: run `make build` first",
+        dist.display()
+    );
+    dist
+}
+
+/// The top of the source tree.
+#[must_use]
+pub fn repository() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest
+        .parent()
+        .expect("the crate lies in the repository")
+        .to_owned()
+}
+
+/// The folder of the reference plugins.
+///
+/// # Panics
+///
+/// When they are not installed.
+#[must_use]
+pub fn reference() -> PathBuf {
+    let folder = PathBuf::from("/usr/lib/cni");
+    assert!(
+        folder.join("bridge").exists(),
+        "the reference plugins are not in {}: run `make packages` as root first",
+        folder.display()
+    );
+    folder
+}

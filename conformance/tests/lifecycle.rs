@@ -1,0 +1,379 @@
+//! ADD and DEL, once, twice, too late, many at a time, and what they leave behind.
+
+use conformance::{Attachment, Lab, Node, Plugin, Reply};
+use serde_json::{Value, json};
+
+const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
+
+/// A node with a subnet file, and no agent that would write it anew.
+fn node(lab: &Lab) -> Node<'_> {
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.sh("mkdir -p /run/flannel").ok();
+    std::fs::write(node.path("/run/flannel/subnet.env"), SUBNET_ENV).expect("writes");
+    node
+}
+
+/// The links in pod `a`.
+fn links_inside(node: &Node<'_>) -> String {
+    node.sh("ip -n a -o link show | cut -d: -f2").ok()
+}
+
+fn flannel_form() -> Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "cbr0",
+        "type": "cni-hostgw",
+        "delegate": {"hairpinMode": true, "isDefaultGateway": true},
+    })
+}
+
+/// Everything that an ADD could leave: links, addresses of the bridge, files and their content.
+fn traces(node: &Node<'_>) -> String {
+    node.sh(
+        "ip -o link show | cut -d: -f2 | sort; ip -o addr show dev cni0 | grep -v fe80; \
+         cd /var/lib/cni && find . -type f | sort | xargs grep -H ''; ls /run /run/netns",
+    )
+    .stdout
+}
+
+#[test]
+fn a_second_add_fails_and_leaves_the_first_alone() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let first = plugin.add(&a, &conf).addresses();
+    plugin.add(&b, &conf).ok();
+    let before = traces(&node);
+    let (code, text) = plugin.add(&a, &conf).error();
+    assert_eq!(code, 4, "{text}");
+    assert!(
+        text.contains(r#"CNI_IFNAME: "eth0" already exists"#),
+        "{text}"
+    );
+    assert_eq!(traces(&node), before);
+    assert!(b.pings(&first[0]));
+
+    // The same attachment, live in another namespace.
+    let elsewhere = Attachment::named("a").in_netns("/run/netns/c");
+    let _c = node.pod("c");
+    let (code, text) = plugin.call(&node, "ADD", &elsewhere, &conf).error();
+    assert_eq!(code, 100, "{text}");
+    assert!(
+        b.pings(&first[0]),
+        "the live attachment keeps its link and its address"
+    );
+}
+
+#[test]
+fn the_reference_fails_a_second_add_too() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::reference("bridge");
+    let pod = node.pod("a");
+    plugin.add(&pod, &bridge_form("bridge")).ok();
+    let (code, text) = plugin.add(&pod, &bridge_form("bridge")).error();
+    assert_eq!(code, 999, "{text}");
+}
+
+fn bridge_form(kind: &str) -> Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "cbr0",
+        "type": kind,
+        "bridge": "cni0",
+        "isDefaultGateway": true,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.10.1.0/24"}]]},
+    })
+}
+
+#[test]
+fn del_twice_is_del_once() {
+    for plugin_of in [Plugin::ours as fn(&Lab) -> Plugin, |_| {
+        Plugin::reference("bridge")
+    }] {
+        let lab = Lab::new();
+        let node = node(&lab);
+        let (plugin, conf) = (plugin_of(&lab), bridge_form("bridge"));
+        let pod = node.pod("a");
+        plugin.add(&pod, &conf).ok();
+        plugin.del(&pod, &conf).ok();
+        let after = traces(&node);
+        assert!(
+            !after.contains("veth") && !after.contains("eth0"),
+            "{after}"
+        );
+        plugin.del(&pod, &conf).ok();
+        assert_eq!(traces(&node), after);
+    }
+}
+
+/// DEL of pod `a` after `spoil`, with `CNI_NETNS` as given: it succeeds and leaves nothing.
+fn del_leaves_nothing(conf: &Value, netns: Option<&str>, spoil: impl Fn(&Node<'_>)) {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let other = node.pod("other");
+    plugin.add(&other, conf).ok();
+    let before = traces(&node).replace("\na\n", "\n");
+    let pod = node.pod("a");
+    plugin.add(&pod, conf).ok();
+    spoil(&node);
+    let mut attachment = Attachment::of(&pod);
+    if let Some(netns) = netns {
+        attachment = attachment.in_netns(netns);
+    }
+    plugin.call(&node, "DEL", &attachment, conf).ok();
+    let after = traces(&node).replace("\na\n", "\n");
+    let without_turn = |text: &str| -> Vec<String> {
+        let of_files = |line: &&str| !line.contains("last_reserved_ip") && *line != "flannel";
+        text.lines().filter(of_files).map(str::to_owned).collect()
+    };
+    assert_eq!(without_turn(&after), without_turn(&before));
+    plugin.call(&node, "DEL", &attachment, conf).ok();
+}
+
+#[test]
+fn del_succeeds_when_the_namespace_is_gone() {
+    del_leaves_nothing(&flannel_form(), None, |node| {
+        drop(node.sh("ip netns delete a").ok());
+    });
+}
+
+#[test]
+fn del_succeeds_without_a_namespace() {
+    del_leaves_nothing(&flannel_form(), Some(""), |_| {});
+}
+
+#[test]
+fn del_succeeds_when_the_namespace_is_no_namespace() {
+    del_leaves_nothing(&flannel_form(), Some("/etc/passwd"), |_| {});
+}
+
+#[test]
+fn del_succeeds_without_the_subnet_file() {
+    del_leaves_nothing(&flannel_form(), None, |node| {
+        drop(node.sh("rm -r /run/flannel").ok());
+    });
+}
+
+#[test]
+fn del_succeeds_when_the_link_is_gone() {
+    del_leaves_nothing(&flannel_form(), None, |node| {
+        drop(node.sh("ip netns exec a ip link delete eth0").ok());
+    });
+}
+
+#[test]
+fn the_nodes_own_namespace_is_refused_before_anything_changes() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let before = traces(&node);
+    // The node's own eth0 is what a recycled process id would cost.
+    node.sh("ip link add eth0 type veth peer name eth1").ok();
+    let with_eth0 = traces(&node);
+    for own in [
+        format!("/proc/{}/ns/net", node.pid()),
+        "/proc/self/ns/net".to_owned(),
+    ] {
+        for verb in ["ADD", "DEL"] {
+            let attachment = Attachment::named("a").in_netns(&own);
+            let (code, text) = plugin
+                .call(&node, verb, &attachment, &flannel_form())
+                .error();
+            assert_eq!(code, 8, "{verb}: {text}");
+            assert_eq!(traces(&node), with_eth0);
+        }
+    }
+    assert_ne!(before, with_eth0);
+}
+
+/// A failed ADD, and every trace before and after it.
+fn failed_add(spoil: impl Fn(&Node<'_>), conf: &Value, attachment: &Attachment) -> (u64, String) {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let _pod = node.pod("a");
+    spoil(&node);
+    // Once through, so that what belongs to the store as such is there.
+    let first = node.pod("first");
+    if plugin.add(&first, conf).success {
+        plugin.del(&first, conf).ok();
+    }
+    let (before, inside_before) = (traces(&node), links_inside(&node));
+    let error = plugin.call(&node, "ADD", attachment, conf).error();
+    let after = traces(&node);
+    let reservations = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|l| !l.contains("last_reserved_ip"))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(reservations(&after), reservations(&before), "{error:?}");
+    assert_eq!(links_inside(&node), inside_before, "{error:?}");
+    error
+}
+
+#[test]
+fn an_add_that_finds_its_name_taken_leaves_nothing() {
+    let spoil = |node: &Node<'_>| {
+        drop(
+            node.sh("ip -n a link add eth0 type veth peer name eth9")
+                .ok(),
+        );
+    };
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    assert_eq!(code, 4, "{text}");
+}
+
+#[test]
+fn an_add_that_finds_its_range_exhausted_leaves_nothing() {
+    let mut conf = bridge_form("cni-hostgw");
+    conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/30"}]]);
+    let spoil = |node: &Node<'_>| {
+        let store = node.path("/var/lib/cni/networks/cbr0");
+        std::fs::create_dir_all(&store).expect("makes it");
+        std::fs::write(store.join("10.10.1.2"), "somebody\r\neth0").expect("writes");
+    };
+    let (code, text) = failed_add(spoil, &conf, &Attachment::named("a"));
+    assert_eq!(code, 101, "{text}");
+    assert!(
+        text.starts_with("no IP addresses available in range set 10.10.1.1-10.10.1.2: 1 held"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_add_that_finds_the_bridges_name_held_by_a_veth_leaves_nothing() {
+    let spoil = |node: &Node<'_>| {
+        drop(node.sh("ip link add cni0 type veth peer name cni1").ok());
+    };
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    assert_eq!(code, 100, "{text}");
+    assert!(
+        text.contains("cni0 already exists but is not a bridge"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_add_whose_last_step_fails_leaves_nothing() {
+    let mut conf = bridge_form("cni-hostgw");
+    // No way to this gateway: the kernel refuses the route once everything else stands.
+    conf["ipam"]["routes"] = json!([{"dst": "10.99.0.0/16", "gw": "10.77.0.1"}]);
+    let (code, text) = failed_add(|_| {}, &conf, &Attachment::named("a"));
+    assert_eq!(code, 100, "{text}");
+    assert!(
+        text.contains("add route 10.99.0.0/16 via 10.77.0.1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("Nexthop has invalid gateway"),
+        "the kernel's own words: {text}"
+    );
+}
+
+#[test]
+fn an_add_for_another_address_on_the_bridge_says_which() {
+    let spoil = |node: &Node<'_>| {
+        drop(
+            node.sh("ip link add cni0 type bridge; ip addr add 10.10.9.1/24 dev cni0")
+                .ok(),
+        );
+    };
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    assert_eq!(code, 100, "{text}");
+    assert!(
+        text.contains(
+            r#""cni0" already has an IP address different from 10.10.1.1/24: 10.10.9.1/24"#
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_add_without_a_subnet_file_says_so_and_may_be_tried_again() {
+    let spoil = |node: &Node<'_>| drop(node.sh("rm -r /run/flannel").ok());
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    assert_eq!(code, 11, "{text}");
+    assert!(text.contains("/run/flannel/subnet.env"), "{text}");
+}
+
+#[test]
+fn sixty_four_adds_at_once_give_sixty_four_addresses_and_as_many_dels_an_empty_store() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let names: Vec<_> = (0..64).map(|i| format!("p{i}")).collect();
+    let script: Vec<_> = names
+        .iter()
+        .map(|name| format!("ip netns add {name}"))
+        .collect();
+    node.sh(&script.join(" && ")).ok();
+    let all = |verb: &str| -> Vec<Reply> {
+        let started: Vec<_> = names
+            .iter()
+            .map(|name| plugin.start(&node, verb, &Attachment::named(name), &conf))
+            .collect();
+        started
+            .into_iter()
+            .map(conformance::Running::wait)
+            .collect()
+    };
+    let mut addresses: Vec<_> = all("ADD").iter().flat_map(Reply::addresses).collect();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 64);
+    for reply in all("DEL") {
+        reply.ok();
+    }
+    let left = node
+        .sh("cd /var/lib/cni/networks/cbr0 && ls -A . .attachments && ip -o link show type veth")
+        .ok();
+    let left: Vec<_> = left
+        .lines()
+        .filter(|line| line.contains("10.10.") || line.contains(":eth0") || line.contains("veth"))
+        .collect();
+    assert_eq!(left, Vec::<&str>::new());
+}
+
+#[test]
+fn an_exhausted_range_takes_back_what_nobody_deleted() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = bridge_form("cni-hostgw");
+    conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/29"}]]);
+    let pods: Vec<_> = (0..5).map(|i| node.pod(&format!("p{i}"))).collect();
+    for pod in &pods {
+        plugin.add(pod, &conf).ok();
+    }
+    let more = node.pod("more");
+    assert_eq!(plugin.add(&more, &conf).error().0, 101, "all five live");
+    // The pod vanishes without a DEL, a while ago.
+    node.sh(
+        "ip netns delete p2; touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/p2:eth0",
+    )
+    .ok();
+    conformance::wait_for("the kernel takes the veth with the namespace", || {
+        node.ip("link show type veth")
+            .as_array()
+            .is_some_and(|links| links.len() == 5)
+    });
+    assert_eq!(plugin.add(&more, &conf).addresses(), ["10.10.1.4"]);
+}
+
+#[test]
+fn another_boot_empties_the_store() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (plugin, mut conf) = (Plugin::ours(&lab), bridge_form("cni-hostgw"));
+    conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/30"}]]);
+    let a = node.pod("a");
+    plugin.add(&a, &conf).ok();
+    // As after a boot: no links, another boot id, the files left.
+    node.sh("ip netns delete a; ip link delete cni0; echo other > /var/lib/cni/networks/cbr0/.attachments/boot_id").ok();
+    let b = node.pod("b");
+    assert_eq!(plugin.add(&b, &conf).addresses(), ["10.10.1.2"]);
+}

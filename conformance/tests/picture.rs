@@ -1,0 +1,98 @@
+//! The reference picture: three nodes, four pods, in IPv4, in IPv6 and in both.
+
+use conformance::reference_picture::{
+    Family, NODES, PODS, agents, cluster, node_addresses, node_routes, node_routes6, nodes,
+    pod_addresses, pod_routes, pods, routes,
+};
+use conformance::{Agent, Lab};
+
+fn the_picture_stands(family: Family) {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, family);
+    lab.write("cluster.json", cluster(family, &[]));
+    let _agents = agents(&nodes, Agent::start);
+    let drawn = pods(&lab, &nodes, family);
+    if family.has_ipv4() {
+        for (pod, (node, host)) in drawn.iter().zip(PODS) {
+            let listing = pod.pod.sh("busybox ip route").ok();
+            assert_eq!(routes(&listing), pod_routes(NODES[node].2, host));
+        }
+        for node in &nodes {
+            let listing = routes(&node.sh("ip -4 route").ok());
+            let of_pods: Vec<_> = listing
+                .into_iter()
+                .filter(|r| r.starts_with("10.10."))
+                .collect();
+            assert_eq!(of_pods, node_routes(&node.name, node.name != "master"));
+        }
+    }
+    if family.has_ipv6() {
+        for pod in &drawn {
+            let subnet = NODES
+                .iter()
+                .find(|n| n.0 == pod.pod.node().name)
+                .expect("drawn")
+                .2;
+            let listing = routes(&pod.pod.sh("ip -6 route").ok());
+            for wanted in [
+                format!("default via fd00:10:10:{subnet}::1 dev eth0"),
+                format!("fd00:10:10::/48 via fd00:10:10:{subnet}::1 dev eth0"),
+                format!("fd00:10:10:{subnet}::/64 dev eth0"),
+            ] {
+                assert!(
+                    listing.contains(&wanted),
+                    "{wanted} is not among {listing:?}"
+                );
+            }
+        }
+        for node in &nodes {
+            let listing = routes(&node.sh("ip -6 route").ok());
+            let of_pods: Vec<_> = listing
+                .into_iter()
+                .filter(|route| route.starts_with("fd00:10:10:"))
+                .collect();
+            assert_eq!(of_pods, node_routes6(&node.name, node.name != "master"));
+        }
+    }
+    let pod = &drawn[1].pod;
+    assert_eq!(
+        (pod.name.as_str(), drawn[1].addresses.len()),
+        ("worker1-pod6", family.of(0, 0).count())
+    );
+    for there in [&drawn[3], &drawn[0]] {
+        for address in &there.addresses {
+            assert!(pod.pings(address), "a pod of worker1 pings {address}");
+        }
+    }
+    for (_, host, subnet) in NODES {
+        let (ipv4, ipv6) = node_addresses(host);
+        for address in family.of(ipv4, ipv6) {
+            assert!(
+                pod.pings(&address),
+                "a pod pings node {address} of subnet {subnet}"
+            );
+        }
+    }
+    if family != Family::Dual {
+        let (ipv4, ipv6) = pod_addresses(1, 6);
+        assert_eq!(
+            drawn[1].addresses,
+            family.of(ipv4, ipv6).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn the_picture_stands_in_ipv4() {
+    the_picture_stands(Family::Ipv4);
+}
+
+#[test]
+fn the_picture_stands_in_ipv6() {
+    the_picture_stands(Family::Ipv6);
+}
+
+#[test]
+fn the_picture_stands_in_both_families() {
+    the_picture_stands(Family::Dual);
+}

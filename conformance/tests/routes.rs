@@ -1,0 +1,283 @@
+//! The agent's routes: what changes in the cluster file or in the kernel is put right at once.
+//!
+//! What is timed here runs alone: `cargo test` runs one file after the other, and each test
+//! of this file waits for its turn.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use conformance::reference_picture::{Family, agents, cluster, node_entry, nodes, routes};
+use conformance::{Agent, Lab, Node, wait_for};
+use serde_json::json;
+
+const SOON: Duration = Duration::from_millis(100);
+
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The node's route to `subnet`, as `ip route` shows it with its protocol.
+fn route(node: &Node<'_>, subnet: &str) -> String {
+    node.sh(&format!("ip route show {subnet}"))
+        .ok()
+        .trim()
+        .to_owned()
+}
+
+const TO_WORKER2: &str = "10.10.2.0/24 via 192.168.2.15 dev enp0s5 proto 104";
+
+/// How long until worker1 has the route to worker2 (or not), the median of five times; `again`
+/// makes it necessary, and is not timed itself.
+fn median(node: &Node<'_>, has_route: bool, mut again: impl FnMut()) -> Duration {
+    let mut times: Vec<_> = (0..5)
+        .map(|_| {
+            again();
+            wait_for("the route is as it should be", || {
+                route(node, "10.10.2.0/24") == if has_route { TO_WORKER2 } else { "" }
+            })
+        })
+        .collect();
+    times.sort();
+    times[2]
+}
+
+#[test]
+fn an_edit_of_the_cluster_file_takes_effect_at_once() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let write = |left_out: &[&str]| lab.write("cluster.json", cluster(Family::Ipv4, left_out));
+    write(&[]);
+    let agents = agents(&nodes, Agent::start);
+    let worker1 = &nodes[1];
+    let mut gone = Vec::new();
+    let mut back = Vec::new();
+    for _ in 0..5 {
+        gone.push(median_of_one(worker1, false, || write(&["worker2"])));
+        back.push(median_of_one(worker1, true, || write(&[])));
+    }
+    gone.sort();
+    back.sort();
+    assert!(
+        gone[2] < SOON && back[2] < SOON,
+        "removed {gone:?}, restored {back:?}"
+    );
+    // The node that was taken out keeps what it had, and says so.
+    agents[2].wait_for_log("no node has an address of interface enp0s5");
+    agents[2].wait_for_log("the last good state stays");
+    assert_eq!(
+        route(&nodes[2], "10.10.1.0/24"),
+        "10.10.1.0/24 via 192.168.2.16 dev enp0s5 proto 104"
+    );
+}
+
+fn median_of_one(node: &Node<'_>, has_route: bool, again: impl FnOnce()) -> Duration {
+    again();
+    wait_for("the route is as it should be", || {
+        route(node, "10.10.2.0/24") == if has_route { TO_WORKER2 } else { "" }
+    })
+}
+
+#[test]
+fn a_broken_edit_is_reported_and_the_last_good_one_stays() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let agents = agents(&nodes, Agent::start);
+    let before: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
+    lab.write("cluster.json", "{");
+    agents[1].wait_for_log("cluster.json: EOF while parsing");
+    let mut overlap: serde_json::Value =
+        serde_json::from_str(&cluster(Family::Ipv4, &[])).expect("just written");
+    let entry = node_entry(Family::Ipv4, "worker3", 14, 1);
+    overlap["nodes"].as_array_mut().expect("a list").push(entry);
+    lab.write("cluster.json", overlap.to_string());
+    agents[1].wait_for_log("nodes[3].subnet: 10.10.1.0/24 overlaps 10.10.1.0/24 of node worker1");
+    let after: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
+    assert_eq!(after, before);
+    lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
+    wait_for("the next good edit counts", || {
+        route(&nodes[1], "10.10.2.0/24").is_empty()
+    });
+    agents[1].wait_for_log("all is well again");
+}
+
+#[test]
+fn what_happens_to_routes_is_mended_at_once() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let agents = agents(&nodes, Agent::start);
+    let worker1 = &nodes[1];
+    wait_for("the first route", || {
+        route(worker1, "10.10.2.0/24") == TO_WORKER2
+    });
+    let sh = |script: &str| drop(worker1.sh(script).ok());
+    let deleted = median(worker1, true, || sh("ip route delete 10.10.2.0/24"));
+    let flapped = median(worker1, true, || {
+        sh("ip link set enp0s5 down && ip link set enp0s5 up");
+    });
+    let readdressed = median(worker1, true, || {
+        sh("ip addr delete 192.168.2.16/24 dev enp0s5 && ip addr add 192.168.2.16/24 dev enp0s5");
+    });
+    let replaced = median(worker1, true, || {
+        sh("ip route replace 10.10.2.0/24 via 192.168.2.1");
+    });
+    let times = [deleted, flapped, readdressed, replaced];
+    assert!(times.iter().all(|time| *time < SOON), "{times:?}");
+    agents[1].wait_for_log("replace route 10.10.2.0/24 via 192.168.2.1 proto 3");
+    assert!(
+        agents[1].log().contains("WARN"),
+        "a foreign route that goes is a warning"
+    );
+    // Put in front of ours, where a replace does not reach it.
+    sh("ip route prepend 10.10.2.0/24 via 192.168.2.1");
+    wait_for("the foreign route goes", || {
+        route(worker1, "10.10.2.0/24") == TO_WORKER2
+    });
+    // One that leads the node's own subnet away.
+    sh("ip route add 10.10.1.0/24 via 192.168.2.1");
+    wait_for("the hijack goes", || {
+        route(worker1, "10.10.1.0/24").is_empty()
+    });
+}
+
+#[test]
+fn routes_of_an_earlier_run_go_at_start_and_foreign_ones_stay() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Dual);
+    lab.write("cluster.json", cluster(Family::Dual, &[]));
+    let worker1 = &nodes[1];
+    worker1
+        .sh("ip route add 10.10.7.0/24 via 192.168.2.99 proto 104; \
+             ip route add fd00:10:10:7::/64 via fd00:192:168:2::99 proto 104; \
+             ip route add 10.10.2.0/24 via 192.168.2.15; \
+             ip route add 10.10.8.0/24 via 192.168.2.99; ip route add 172.30.0.0/16 via 192.168.2.1")
+        .ok();
+    let _agents = agents(&nodes, Agent::start);
+    wait_for("ours of earlier go", || {
+        route(worker1, "10.10.7.0/24").is_empty()
+            && worker1
+                .sh("ip -6 route show fd00:10:10:7::/64")
+                .ok()
+                .is_empty()
+    });
+    wait_for("an unmarked one is adopted", || {
+        route(worker1, "10.10.2.0/24") == TO_WORKER2
+    });
+    assert_eq!(
+        route(worker1, "10.10.8.0/24"),
+        "10.10.8.0/24 via 192.168.2.99 dev enp0s5"
+    );
+    assert_eq!(
+        route(worker1, "172.30.0.0/16"),
+        "172.30.0.0/16 via 192.168.2.1 dev enp0s5"
+    );
+}
+
+#[test]
+fn routes_and_subnet_file_stay_when_the_agent_stops() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Dual);
+    lab.write("cluster.json", cluster(Family::Dual, &[]));
+    let agents = agents(&nodes, Agent::start);
+    wait_for("the route", || {
+        route(&nodes[1], "10.10.2.0/24") == TO_WORKER2
+    });
+    let listing = |node: &Node<'_>| routes(&node.sh("ip route; ip -6 route").ok());
+    let before: Vec<_> = nodes.iter().map(listing).collect();
+    let file = std::fs::read_to_string(nodes[1].path("/run/flannel/subnet.env")).expect("written");
+    assert_eq!(
+        file,
+        "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
+         FLANNEL_IPV6_NETWORK=fd00:10:10::/48\nFLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\n\
+         FLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n"
+    );
+    for agent in agents {
+        assert!(agent.stop(), "SIGTERM ends it with 0");
+    }
+    assert_eq!(nodes.iter().map(listing).collect::<Vec<_>>(), before);
+    assert_eq!(nodes[1].sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
+    assert_eq!(
+        nodes[1]
+            .sh("cat /proc/sys/net/ipv6/conf/all/forwarding")
+            .ok(),
+        "1\n"
+    );
+    assert!(nodes[1].path("/run/flannel/subnet.env").exists());
+}
+
+#[test]
+fn the_node_is_found_by_name_by_interface_and_by_address() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let worker1 = &nodes[1];
+    let path = Lab::path("cluster.json").display().to_string();
+    // Nothing tells the interface but what is said.
+    worker1.sh("ip route delete default").ok();
+    for args in [
+        ["--node-name", "worker1"],
+        ["--iface", "enp0s5"],
+        ["--iface", "192.168.2.16"],
+    ] {
+        let args = [["--cluster", path.as_str()], args].concat();
+        let agent = Agent::start(worker1, &args);
+        agent.wait_for_log("3 nodes; this is worker1 with 10.10.1.0/24 on enp0s5");
+        wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
+        assert!(agent.stop());
+        worker1
+            .sh("ip route flush proto 104; rm /run/hostgw-agent.log")
+            .ok();
+    }
+    let lost = |args: &[&str], said: &str| {
+        let agent = Agent::start(worker1, &[&["--cluster", path.as_str()], args].concat());
+        agent.wait_for_log(said);
+        worker1.sh("rm /run/hostgw-agent.log").ok();
+    };
+    lost(&[], "there is no default route to tell the interface by");
+    lost(&["--node-name", "worker9"], r#"no node is named "worker9""#);
+    lost(
+        &["--iface", "eth7"],
+        r#"no interface is named "eth7" or has that address"#,
+    );
+}
+
+#[test]
+fn a_cluster_file_that_comes_late_counts_when_it_comes() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let agent = Agent::start(&nodes[1], &["--cluster", "/mnt/late/cluster.json"]);
+    agent.wait_for_log("read /mnt/late/cluster.json: No such file or directory");
+    assert!(!nodes[1].path("/run/flannel/subnet.env").exists());
+    lab.write("late/cluster.json", cluster(Family::Ipv4, &[]));
+    wait_for("the route", || {
+        route(&nodes[1], "10.10.2.0/24") == TO_WORKER2
+    });
+}
+
+#[test]
+fn what_is_damaged_beside_the_routes_is_mended_too() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let _agents = agents(&nodes, Agent::start);
+    let worker1 = &nodes[1];
+    let file = worker1.path("/run/flannel/subnet.env");
+    let written = std::fs::read_to_string(&file).expect("written");
+    // An interface whose MTU changes is an event; the file follows.
+    worker1.sh("ip link set enp0s5 mtu 1400").ok();
+    wait_for("the subnet file has the MTU", || {
+        let text = std::fs::read_to_string(&file).expect("always there");
+        text == written.replace("1500", "1400")
+    });
+    assert_eq!(json!(worker1.ip("link show enp0s5")[0]["mtu"]), json!(1400));
+}
