@@ -9,10 +9,11 @@ DESTDIR    ?=
 CNI_BIN_DIR ?= /opt/cni/bin
 PREFIX     ?= /usr/local
 
-# The executables have no dynamic loader; `--target` keeps build scripts and macros out of that.
+# The executables have no dynamic loader, and nothing to relocate when they start: a plugin is
+# started for every request. `--target` keeps build scripts and macros out of that.
 # Separate calls, so that one executable's features never enter another's build.
-STATIC     := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --profile dist --target $(HOST)
-BUILT      := target/$(HOST)/dist
+STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' $(CARGO) build --locked --profile shipped --target $(HOST)
+BUILT      := target/$(HOST)/shipped
 
 .PHONY: build demo test test-clients bench lint tools install packages clean
 
@@ -22,7 +23,7 @@ build:
 	$(STATIC) -p subnet-env --features cli
 	mkdir -p $(DIST)
 	for exe in cni-hostgw hostgw-agent subnet-env; do \
-	  ln -f $(BUILT)/$$exe $(DIST)/.$$exe && mv $(DIST)/.$$exe $(DIST)/$$exe; done
+	  cp $(BUILT)/$$exe $(DIST)/.$$exe && mv -f $(DIST)/.$$exe $(DIST)/$$exe; done
 
 # What the tests need from Debian. Only what is missing is installed.
 PACKAGES := iproute2 busybox-static containernetworking-plugins

@@ -149,6 +149,7 @@ impl Lab {
     /// By a process of its own: a file that is open for writing cannot be executed, and what
     /// other threads start at this moment would hold ours open.
     pub fn install(&self, executable: &Path, name: &str) {
+        let executable = executable.canonicalize().expect("the executable is there");
         let path = Self::path(name);
         let (from, to) = (executable.display(), path.display());
         let script = format!(

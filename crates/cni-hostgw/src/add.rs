@@ -27,6 +27,7 @@ pub(crate) async fn add(attached: &Attached, config: &Config) -> Result<AddResul
     let addresses = reservation.addresses();
     let bridge = ensure_bridge(&host, addresses, config).await?;
     let names = Names::of(&config.network, attached);
+    let ips: Vec<_> = addresses.iter().map(|(address, _)| *address).collect();
     let veth = Veth {
         host: &names.veth,
         host_mac: names.mac,
@@ -38,10 +39,11 @@ pub(crate) async fn add(attached: &Attached, config: &Config) -> Result<AddResul
         hairpin: config.hairpin,
         isolated: config.isolated,
         alias: &names.alias,
+        addresses: &ips,
     };
     host.add_veth(&veth).await?;
     let routes = with_default_routes(addresses, config);
-    match furnish(&host, &container, &veth, addresses, &routes).await {
+    match furnish(&container, &veth, addresses, &routes).await {
         Ok(link) => {
             let result = result(attached, config, &veth, &link, addresses, routes);
             reservation.keep();
@@ -160,9 +162,8 @@ fn conflict(gateway: IpNetwork, foreign: IpNetwork) -> bool {
         && (gateway.is_ipv4() || gateway.contains(foreign.ip()) || foreign.contains(gateway.ip()))
 }
 
-/// Gives the container its addresses and routes, and the host its way to them.
+/// Gives the container its addresses and routes.
 async fn furnish(
-    host: &Rtnl,
     container: &Rtnl,
     veth: &Veth<'_>,
     addresses: &[(IpAddr, Range)],
@@ -178,9 +179,6 @@ async fn furnish(
         .collect();
     let routes = kernel_routes(&link, addresses, routes)?;
     container.bring_up(&link, &with_prefix, &routes).await?;
-    let addresses: Vec<_> = addresses.iter().map(|(address, _)| *address).collect();
-    host.replace_neighbours(veth.bridge, veth.container_mac, &addresses)
-        .await?;
     Ok(link)
 }
 
@@ -188,7 +186,7 @@ async fn furnish(
 /// before may have had another hardware address.
 fn announce(ifname: &str, addresses: &[(IpAddr, Range)]) -> Result<(), Error> {
     if addresses.iter().any(|(address, _)| address.is_ipv4()) {
-        sysctl::set(&format!("net/ipv4/conf/{ifname}/arp_notify"), "1")?;
+        sysctl::write(&format!("net/ipv4/conf/{ifname}/arp_notify"), "1")?;
     }
     if addresses.iter().any(|(address, _)| address.is_ipv6()) {
         enable_ipv6(ifname)?;
@@ -197,7 +195,7 @@ fn announce(ifname: &str, addresses: &[(IpAddr, Range)]) -> Result<(), Error> {
             ("keep_addr_on_down", "1"),
             ("ndisc_notify", "1"),
         ] {
-            sysctl::set(&format!("net/ipv6/conf/{ifname}/{name}"), value)?;
+            sysctl::write(&format!("net/ipv6/conf/{ifname}/{name}"), value)?;
         }
     }
     Ok(())

@@ -1,10 +1,8 @@
 //! The network configuration once it is checked and complete, with subnet.env merged in.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use cni::{
     BridgeKeys, CniArgs, Dns, Ipam, Json, NetConf, NetworkName, RangeConf, RouteConf, Version,
@@ -140,27 +138,8 @@ pub(crate) fn store_of(network: &NetworkName, json: &Json) -> Result<Store, Erro
 }
 
 fn open_store(data_dir: &Path, network: &NetworkName) -> Result<Store, Error> {
-    let failed = |source: std::io::Error| Error::Config {
-        key: "ipam.dataDir",
-        value: data_dir.display().to_string(),
-        source: format!("cannot tell this boot from others: {source}").into(),
-    };
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?;
-    let uptime = fs::read_to_string("/proc/uptime").map_err(failed)?;
-    let seconds = uptime
-        .split('.')
-        .next()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
-    let started = SystemTime::now() - Duration::from_secs(seconds);
-    Ok(Store::new(
-        data_dir,
-        network.as_str(),
-        Boot {
-            id: id.trim().to_owned(),
-            started,
-        },
-    ))
+    let boot = Boot::current().map_err(Error::Boot)?;
+    Ok(Store::new(data_dir, network.as_str(), boot))
 }
 
 /// Keys that ask for what we do not do. Unknown keys pass, but these would be missed.

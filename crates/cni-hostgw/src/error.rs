@@ -51,6 +51,8 @@ pub(crate) enum Error {
     Store(#[from] StoreError),
     #[error("CHECK: {0}")]
     Different(String),
+    #[error("tell this boot of the machine from others")]
+    Boot(#[source] io::Error),
     #[error("start the runtime")]
     Runtime(#[source] io::Error),
 }
@@ -78,7 +80,7 @@ impl Error {
             Self::OwnNetns => Code::OWN_NETNS,
             Self::BridgeAddress(..) | Self::Kernel(_) => KERNEL,
             Self::Store(StoreError::Exhausted { .. }) => EXHAUSTED,
-            Self::Store(StoreError::Io { .. }) => Code::IO,
+            Self::Store(StoreError::Io { .. }) | Self::Boot(_) => Code::IO,
             Self::Config { .. } | Self::Conflict(_) | Self::Ranges(_) | Self::Store(_) => {
                 Code::INVALID_CONFIG
             }

@@ -39,7 +39,7 @@ impl<'a> Files<'a> {
     }
 
     /// Makes the directory and the index where they are missing.
-    pub(crate) fn create(&self) -> io::Result<()> {
+    fn create(&self) -> io::Result<()> {
         let mut builder = fs::DirBuilder::new();
         builder
             .recursive(true)
@@ -47,15 +47,23 @@ impl<'a> Files<'a> {
             .create(self.dir.join(INDEX))
     }
 
-    /// The lock file, made with host-local's mode.
+    /// The lock file, made with host-local's mode, and the directory with it where it is
+    /// missing.
     pub(crate) fn lock_file(&self) -> io::Result<File> {
-        OpenOptions::new()
+        let mut options = OpenOptions::new();
+        options
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o750)
-            .open(self.lock_path())
+            .mode(0o750);
+        match options.open(self.lock_path()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.create()?;
+                options.open(self.lock_path())
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn lock_path(&self) -> PathBuf {
@@ -68,6 +76,8 @@ impl<'a> Files<'a> {
     }
 
     pub(crate) fn set_boot_id(&self, id: &str) -> io::Result<()> {
+        // host-local makes the directory without an index.
+        self.create()?;
         fs::write(self.dir.join(INDEX).join(BOOT_ID), id)
     }
 
@@ -179,7 +189,10 @@ impl<'a> Files<'a> {
     pub(crate) fn set_last_reserved(&self, set: usize, address: IpAddr) -> io::Result<()> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
-        write!(options.open(self.last_reserved_path(set))?, "{address}")
+        // One write: a formatted one would be seven.
+        options
+            .open(self.last_reserved_path(set))?
+            .write_all(address.to_string().as_bytes())
     }
 
     fn last_reserved_path(&self, set: usize) -> PathBuf {

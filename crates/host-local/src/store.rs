@@ -1,6 +1,6 @@
 //! Who holds which address: the store of one network.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -59,10 +59,25 @@ impl Attachment {
 /// does a reservation.
 #[derive(Clone, Debug)]
 pub struct Boot {
-    /// The kernel's id of this boot.
-    pub id: String,
-    /// When it began.
-    pub started: SystemTime,
+    id: String,
+}
+
+impl Boot {
+    /// The running kernel's.
+    pub fn current() -> io::Result<Self> {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(Self {
+            id: id.trim().to_owned(),
+        })
+    }
+
+    /// When it began. Only asked for when a boot has passed.
+    fn started() -> io::Result<SystemTime> {
+        let uptime = fs::read_to_string("/proc/uptime")?;
+        let seconds = uptime.split('.').next().and_then(|text| text.parse().ok());
+        let seconds = seconds.ok_or_else(|| io::Error::other("/proc/uptime holds no number"))?;
+        Ok(SystemTime::now() - Duration::from_secs(seconds))
+    }
 }
 
 /// The reservations of one network.
@@ -137,7 +152,6 @@ impl Store {
         sets: &RangeSets,
         requested: &[IpAddr],
     ) -> Result<Reservation<'_>, StoreError> {
-        self.files().create().map_err(self.io("make the store"))?;
         let locked = self.lock()?;
         let held = locked.held(attachment)?;
         let requests = place(sets, requested)?;
@@ -197,7 +211,6 @@ impl Store {
         if !self.dir.exists() {
             return Ok(Vec::new());
         }
-        self.files().create().map_err(self.io("make the store"))?;
         let locked = self.lock()?;
         let mut held = locked.held(attachment)?;
         if held.is_empty() {
@@ -216,7 +229,6 @@ impl Store {
         if !self.dir.exists() {
             return Ok(Vec::new());
         }
-        self.files().create().map_err(self.io("make the store"))?;
         let locked = self.lock()?;
         let held = locked.held(attachment)?;
         if !held.is_empty() {
@@ -265,8 +277,8 @@ impl Store {
         let file = files.lock_file().map_err(self.io("open the lock"))?;
         let file = match file.try_lock() {
             Ok(()) => file,
-            Err(std::fs::TryLockError::WouldBlock) => self.wait_for(file)?,
-            Err(std::fs::TryLockError::Error(error)) => return Err(self.io("lock")(error)),
+            Err(fs::TryLockError::WouldBlock) => self.wait_for(file)?,
+            Err(fs::TryLockError::Error(error)) => return Err(self.io("lock")(error)),
         };
         let locked = Locked {
             store: self,
@@ -338,8 +350,9 @@ impl Locked<'_> {
             }
             self.files.index(&attachment, &[])?;
         }
+        let started = Boot::started()?;
         for (address, since) in self.files.addresses()? {
-            if since < self.store.boot.started {
+            if since < started {
                 self.files.free(address)?;
             }
         }

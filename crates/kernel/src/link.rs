@@ -1,5 +1,7 @@
 //! Links: bridges, veth pairs, and what else there is.
 
+use std::net::IpAddr;
+
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
@@ -7,6 +9,7 @@ use netlink_packet_route::link::{
 };
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
+use crate::neighbour::new_neighbour;
 use crate::rtnl::Change;
 use crate::{Error, Mac, Netns, Rtnl};
 
@@ -78,6 +81,8 @@ pub struct Veth<'a> {
     pub isolated: bool,
     /// What to write on the host end.
     pub alias: &'a str,
+    /// The container's addresses.
+    pub addresses: &'a [IpAddr],
 }
 
 impl Rtnl {
@@ -146,26 +151,30 @@ impl Rtnl {
     }
 
     /// Makes a veth pair where it belongs: both names, hardware addresses, MTU, the host end
-    /// up and on its bridge, the container end in its namespace. On failure nothing is left.
+    /// up and on its bridge, the container end in its namespace, and the bridge's neighbours
+    /// told of the container. On failure nothing is left.
     pub async fn add_veth(&self, veth: &Veth<'_>) -> Result<(), Error> {
         let Veth {
             host, container, ..
         } = veth;
         // The creating message ignores a port's settings without a word, so they follow in a
         // second one, by name, in the same send.
-        let mut outcomes = self
-            .changes([new_veth(veth), set_port(veth)])
-            .await
-            .into_iter();
-        let (made, set) = (outcomes.next(), outcomes.next());
-        if let Some(Err(error)) = made {
-            return Err(Error::new(
-                format!("create veth {host} with peer {container}"),
-                error,
-            ));
-        }
-        if let Some(Err(error)) = set {
-            let error = Error::new(format!("set up bridge port {host}"), error);
+        let pair = [new_veth(veth), set_port(veth)];
+        let neighbour = |ip: &IpAddr| new_neighbour(veth.bridge.index, veth.container_mac, *ip);
+        let changes = pair.into_iter().chain(veth.addresses.iter().map(neighbour));
+        for (i, outcome) in self.changes(changes).await.into_iter().enumerate() {
+            let Err(error) = outcome else { continue };
+            if i == 0 {
+                // Nothing was made, and what has the name is not ours to delete.
+                return Err(Error::new(
+                    format!("create veth {host} with peer {container}"),
+                    error,
+                ));
+            }
+            let error = match i {
+                1 => Error::new(format!("set up bridge port {host}"), error),
+                _ => Error::new(format!("set neighbour {}", veth.addresses[i - 2]), error),
+            };
             self.delete_link(host).await?;
             return Err(error);
         }

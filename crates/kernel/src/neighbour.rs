@@ -9,35 +9,14 @@ use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
+use crate::Mac;
 use crate::rtnl::Change;
-use crate::{Error, Link, Mac, Rtnl};
 
-impl Rtnl {
-    /// Says that `neighbours` are reachable on `link` at `mac`, whatever was believed before.
-    ///
-    /// The entries age like learned ones, so nothing is left behind that could become wrong.
-    pub async fn replace_neighbours(
-        &self,
-        link: &Link,
-        mac: Mac,
-        neighbours: &[IpAddr],
-    ) -> Result<(), Error> {
-        let changes = neighbours.iter().map(|ip| new_neighbour(link, mac, *ip));
-        for (outcome, ip) in self.changes(changes).await.into_iter().zip(neighbours) {
-            outcome.map_err(|error| {
-                Error::new(
-                    format!("set neighbour {ip} on {} to {mac}", link.name),
-                    error,
-                )
-            })?;
-        }
-        Ok(())
-    }
-}
-
-fn new_neighbour(link: &Link, mac: Mac, ip: IpAddr) -> Change {
+/// Says that `ip` is reachable on link `index` at `mac`, whatever was believed before. The
+/// entry ages like a learned one, so nothing is left behind that could become wrong.
+pub(crate) fn new_neighbour(index: u32, mac: Mac, ip: IpAddr) -> Change {
     let mut message = NeighbourMessage::default();
-    message.header.ifindex = link.index;
+    message.header.ifindex = index;
     message.header.state = NeighbourState::Reachable;
     message.header.kind = RouteType::Unicast;
     let destination = match ip {

@@ -10,6 +10,9 @@ use nix::sys::statfs::{FsType, NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs};
 
 use crate::Error;
 
+// `/proc/self` is the main thread; each thread has a namespace of its own.
+const CURRENT: &str = "/proc/thread-self/ns/net";
+
 /// A network namespace, held open: it lives at least as long as this value.
 #[derive(Debug)]
 pub struct Netns {
@@ -21,8 +24,7 @@ pub struct Netns {
 impl Netns {
     /// The namespace that this thread is in.
     pub fn current() -> Result<Self, Error> {
-        // `/proc/self` is the main thread; each thread has a namespace of its own.
-        Self::open(Path::new("/proc/thread-self/ns/net"))
+        Self::open(Path::new(CURRENT))
     }
 
     /// The namespace at `path`: a bind mount, or a process's `/proc/<pid>/ns/net`.
@@ -63,30 +65,29 @@ impl Netns {
     /// Meant for opening a socket or writing a sysctl. `visit` is no async function on
     /// purpose: at an await, another task would find itself in a foreign namespace.
     pub fn enter<T>(&self, visit: impl FnOnce() -> T) -> Result<T, Error> {
-        let home = Self::current()?;
-        self.switch()?;
-        let _back = Back(&home);
+        let home = File::open(CURRENT)
+            .map_err(|error| Error::new("remember the network namespace of this thread", error))?;
+        switch(&self.file).map_err(|error| {
+            Error::new(format!("enter the network namespace {}", self.name), error)
+        })?;
+        let _back = Back(home);
         Ok(visit())
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
 
-    fn switch(&self) -> Result<(), Error> {
-        setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| {
-            Error::new(format!("enter the network namespace {}", self.name), error)
-        })
+struct Back(File);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        // In a namespace that is not ours, every further step would do harm.
+        switch(&self.0).expect("a thread may go back to the namespace that it came from");
     }
 }
 
-struct Back<'a>(&'a Netns);
-
-impl Drop for Back<'_> {
-    fn drop(&mut self) {
-        // In a namespace that is not ours, every further step would do harm.
-        self.0
-            .switch()
-            .expect("a thread may go back to the namespace that it came from");
-    }
+fn switch(namespace: &File) -> nix::Result<()> {
+    setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
 }

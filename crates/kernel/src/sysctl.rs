@@ -13,8 +13,13 @@ pub fn set(name: &str, value: &str) -> Result<(), Error> {
     if get(name)? == value {
         return Ok(());
     }
-    fs::write(path(name), value)
-        .map_err(|error| Error::new(format!("set {name} to {value}"), error))
+    write(name, value)
+}
+
+/// Writes `value` without a look at what stands there, as fits a namespace made for us.
+pub fn write(name: &str, value: &str) -> Result<(), Error> {
+    let written = fs::write(path(name), value);
+    written.map_err(|error| Error::new(format!("set {name} to {value}"), error))
 }
 
 /// The value of a setting, without the end of its line.
