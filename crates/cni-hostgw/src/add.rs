@@ -7,7 +7,7 @@ use std::time::Duration;
 use cni::{AddResult, Attached, Interface, Ip, RouteConf};
 use host_local::{Attachment, Range, Reservation, Store, StoreError};
 use ipnetwork::IpNetwork;
-use kernel::{Bridge, Link, Mac, Netns, Protocol, Route, Rtnl, Veth, sysctl};
+use kernel::{Bridge, Link, Mac, Netns, Protocol, Route, Rtnl, Veth, nftables, sysctl};
 
 use crate::config::Config;
 use crate::error::Error;
@@ -26,6 +26,7 @@ pub(crate) async fn add(attached: &Attached, config: &Config) -> Result<AddResul
     let reservation = reserve(&host, &store, attached, config).await?;
     let addresses = reservation.addresses();
     let bridge = ensure_bridge(&host, addresses, config).await?;
+    masquerade(addresses, config)?;
     let names = Names::of(&config.network, attached);
     let ips: Vec<_> = addresses.iter().map(|(address, _)| *address).collect();
     let veth = Veth {
@@ -153,6 +154,27 @@ async fn ensure_bridge(
         sysctl::set("net/ipv6/conf/all/forwarding", "1")?;
     }
     Ok(bridge)
+}
+
+/// Rules for the whole of each subnet, so that the next pod finds them there. What stays in
+/// the cluster's network, or in the subnet where no more is known, keeps its source address.
+fn masquerade(addresses: &[(IpAddr, Range)], config: &Config) -> Result<(), Error> {
+    if !config.masquerade {
+        return Ok(());
+    }
+    let table = format!("cni-hostgw-{}", config.network);
+    for (_, range) in addresses {
+        let subnet = range.subnet();
+        let around = |network: &&IpNetwork| {
+            network.is_ipv4() == subnet.is_ipv4() && network.contains(subnet.ip())
+        };
+        let mut except = config.networks.clone();
+        if config.networks.iter().find(around).is_none() {
+            except.push(subnet);
+        }
+        nftables::ensure_masquerade(&table, subnet, &except)?;
+    }
+    Ok(())
 }
 
 /// Another IPv4 address on the bridge is of an earlier subnet; IPv6 interfaces have several

@@ -34,6 +34,10 @@ pub(crate) struct Config {
     pub(crate) is_gateway: bool,
     /// Whether containers get a default route by the gateway.
     pub(crate) is_default_gateway: bool,
+    /// Whether what leaves its network is masqueraded by the plugin.
+    pub(crate) masquerade: bool,
+    /// The cluster's networks, as far as they are known.
+    pub(crate) networks: Vec<IpNetwork>,
     /// Whether another address on the bridge makes way for the gateway's.
     pub(crate) force_address: bool,
     pub(crate) ranges: RangeSets,
@@ -104,6 +108,11 @@ impl Config {
             isolated: keys.port_isolation.unwrap_or(false),
             is_gateway: is_default_gateway || keys.is_gateway.unwrap_or(subnet.is_some()),
             is_default_gateway,
+            // Without a word, the plugin masquerades where the agent does not, as in flannel.
+            masquerade: keys
+                .ip_masq
+                .unwrap_or(subnet.as_ref().is_some_and(|s| !s.ip_masq)),
+            networks: subnet.iter().flat_map(SubnetEnv::networks).collect(),
             force_address: keys.force_address.unwrap_or(false),
             ranges: range_sets(&ranges, version)?,
             requested: requested(&conf, &args)?,
@@ -145,7 +154,6 @@ fn open_store(data_dir: &Path, network: &NetworkName) -> Result<Store, Error> {
 /// Keys that ask for what we do not do. Unknown keys pass, but these would be missed.
 fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
     let BridgeKeys {
-        ip_masq,
         promisc_mode,
         enabledad,
         macspoofchk,
@@ -158,7 +166,6 @@ fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
         ..
     } = conf.bridge;
     for (key, value) in [
-        ("ipMasq", ip_masq),
         ("promiscMode", promisc_mode),
         ("enabledad", enabledad),
         ("macspoofchk", macspoofchk),
@@ -167,6 +174,11 @@ fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
         if value == Some(true) {
             return Err(Error::Unsupported(key, "true".to_owned()));
         }
+    }
+    if let Some(backend) = &conf.bridge.ip_masq_backend
+        && backend != "nftables"
+    {
+        return Err(Error::Unsupported("ipMasqBackend", backend.clone()));
     }
     if let Some(vlan) = vlan.filter(|vlan| *vlan != 0) {
         return Err(Error::Unsupported("vlan", vlan.to_string()));

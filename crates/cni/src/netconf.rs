@@ -105,6 +105,7 @@ pub struct BridgeKeys {
     pub is_default_gateway: Option<bool>,
     pub force_address: Option<bool>,
     pub ip_masq: Option<bool>,
+    pub ip_masq_backend: Option<String>,
     pub mtu: Option<u32>,
     pub hairpin_mode: Option<bool>,
     pub port_isolation: Option<bool>,

@@ -112,6 +112,12 @@ impl Range {
         })
     }
 
+    /// The network that the addresses belong to.
+    #[must_use]
+    pub fn subnet(&self) -> IpNetwork {
+        self.subnet
+    }
+
     /// The gateway's address.
     #[must_use]
     pub fn gateway(&self) -> IpAddr {

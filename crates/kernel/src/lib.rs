@@ -11,6 +11,7 @@ mod mac;
 mod monitor;
 mod neighbour;
 mod netns;
+pub mod nftables;
 mod route;
 mod rtnl;
 pub mod sysctl;

@@ -1,0 +1,139 @@
+//! Every file in `examples/` does what it is an example of.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use conformance::reference_picture::{Family, nodes};
+use conformance::{Agent, Attachment, Chain, Lab, repository, wait_for};
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).expect("the folder is there") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else {
+            all.push(path);
+        }
+    }
+    all
+}
+
+#[test]
+fn every_example_works() {
+    let mut tried = 0;
+    for path in files(&repository().join("examples")) {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("a name in UTF-8");
+        let text = fs::read_to_string(&path).expect("readable");
+        match name {
+            "10-cni-hostgw.conflist" | "20-bridge.conflist" | "cni-conf.json" => attaches(&text),
+            "cluster.json" | "cluster-dual-stack.json" => routes(&text),
+            "net-conf.json" => routes(&format!(
+                r#"{{"network": {text}, "nodes": [
+                    {{"name": "worker1", "publicIP": "192.168.2.16", "subnet": "10.10.1.0/24"}},
+                    {{"name": "worker2", "publicIP": "192.168.2.15", "subnet": "10.10.2.0/24"}}]}}"#
+            )),
+            "hostgw-agent.service" => starts(&text),
+            "hostgw.conf" => names_the_routes(&text),
+            other => panic!("nothing runs examples/{other}: say here how"),
+        }
+        tried += 1;
+    }
+    assert!(tried > 0);
+}
+
+/// A conflist attaches two pods that reach each other.
+fn attaches(text: &str) {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
+    node.sh("/mnt/bin/subnet-env write --network 10.10.0.0/16 --subnet 10.10.1.0/24")
+        .ok();
+    let chain = Chain::new(&lab, text);
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let addresses = chain.add(&a, &Attachment::of(&a)).addresses();
+    chain.add(&b, &Attachment::of(&b)).ok();
+    for address in &addresses {
+        assert!(b.pings(address), "{address} of {text}");
+    }
+    assert!(a.pings("192.168.2.1"), "the world answers");
+    for pod in [&a, &b] {
+        chain.del(pod, &Attachment::of(pod)).ok();
+    }
+    assert!(
+        !node
+            .path(&format!("/var/lib/cni/networks/cbr0/{}", addresses[0]))
+            .exists()
+    );
+}
+
+/// A cluster file makes the agent of worker1 route the other nodes' subnets.
+fn routes(text: &str) {
+    let lab = Lab::new();
+    let family = if text.contains("publicIPv6") {
+        Family::Dual
+    } else {
+        Family::Ipv4
+    };
+    let nodes = nodes(&lab, family);
+    lab.write("cluster.json", text);
+    let _agent = Agent::start(&nodes[1], &["--cluster", "/mnt/cluster.json"]);
+    wait_for("the route to worker2", || {
+        let routes = nodes[1].sh("ip route; ip -6 route").ok();
+        routes.contains("10.10.2.0/24 via 192.168.2.15 dev enp0s5 proto 104")
+            && (family == Family::Ipv4
+                || routes.contains("fd00:10:10:2::/64 via fd00:192:168:2::15 dev enp0s5 proto 104"))
+    });
+}
+
+/// The unit's command line is one that the agent takes, with the installed files.
+fn starts(text: &str) {
+    let command = text
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="))
+        .expect("has one");
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let example = repository().join("examples/cluster.json");
+    lab.write("etc/cluster.json", fs::read(example).expect("readable"));
+    lab.install(
+        &conformance::dist().join("hostgw-agent"),
+        "bin/hostgw-agent",
+    );
+    let words: Vec<_> = command.split(' ').collect();
+    assert_eq!(
+        words[..3],
+        ["/usr/local/sbin/hostgw-agent", "run", "--cluster"]
+    );
+    assert_eq!(words[3..], ["/etc/hostgw/cluster.json"]);
+    // The same words, with the paths of this node.
+    let _agent = Agent::start(&nodes[1], &["--cluster", "/mnt/etc/cluster.json"]);
+    wait_for("its subnet file", || {
+        nodes[1].path("/run/flannel/subnet.env").exists()
+    });
+    for section in ["[Unit]", "[Service]", "[Install]"] {
+        assert!(text.lines().any(|line| line == section), "{section}");
+    }
+}
+
+/// With it, `ip route` shows whose the routes are.
+fn names_the_routes(text: &str) {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("hostgw.conf", text);
+    nodes[1]
+        .sh(
+            "mount -t tmpfs tmpfs /etc/iproute2 && mkdir /etc/iproute2/rt_protos.d \
+             && cp /mnt/hostgw.conf /etc/iproute2/rt_protos.d/ \
+             && ip route add 10.10.2.0/24 via 192.168.2.15 proto 104",
+        )
+        .ok();
+    let route = nodes[1].sh("ip route show 10.10.2.0/24").ok();
+    assert_eq!(
+        route.trim(),
+        "10.10.2.0/24 via 192.168.2.15 dev enp0s5 proto hostgw"
+    );
+}

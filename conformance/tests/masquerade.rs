@@ -1,0 +1,104 @@
+//! Masquerading by the plugin: what leaves the cluster's network does so under the node's
+//! address, and what stays in it keeps its own.
+
+use conformance::reference_picture::{Family, agents, cluster, nodes, pods};
+use conformance::{Agent, Lab, Plugin, Pod};
+use serde_json::{Value, json};
+
+/// Who asked, as the web server in `server` saw it when `client` did.
+fn seen_by(server: &Pod<'_>, address: &str, client: &Pod<'_>) -> String {
+    let mut httpd = server.command("busybox");
+    let httpd = httpd.args(["httpd", "-f", "-vv", "-p", "8080", "-h", "/run"]);
+    let mut httpd = httpd
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let fetch = format!(
+        "for i in 1 2 3 4 5 6 7 8 9 10; do busybox wget -q -O - http://{address}:8080/netns/ 2>&1 | grep -q 404 && exit; sleep 0.1; done; exit 1"
+    );
+    let fetched = client.sh(&fetch);
+    httpd.kill().expect("it runs");
+    let log = httpd.wait_with_output().expect("it was killed").stderr;
+    fetched.ok();
+    String::from_utf8_lossy(&log).into_owned()
+}
+
+#[test]
+fn pods_keep_their_addresses_towards_pods_and_have_the_nodes_towards_the_world() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let _agents = agents(&nodes, Agent::start);
+    let drawn = pods(&lab, &nodes, Family::Ipv4);
+    let (from, to) = (&drawn[1], &drawn[3]);
+    let log = seen_by(&to.pod, &to.addresses[0], &from.pod);
+    assert!(log.contains("[::ffff:10.10.1.6]"), "{log}");
+    // The switch has no route back to any pod, so its answer shows that the node's address asked.
+    assert!(from.pod.pings("192.168.2.1"), "a pod reaches the world");
+}
+
+fn conf(masquerade: Option<bool>) -> Value {
+    let mut conf = json!({
+        "cniVersion": "1.0.0",
+        "name": "cbr0",
+        "type": "cni-hostgw",
+        "isDefaultGateway": true,
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}], [{"subnet": "fd00:10:10:1::/64"}]]},
+    });
+    if let Some(masquerade) = masquerade {
+        conf["ipMasq"] = json!(masquerade);
+    }
+    conf
+}
+
+#[test]
+fn ip_masq_masquerades_both_families_with_one_chain_for_a_subnet() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
+    let plugin = Plugin::ours(&lab);
+    let (a, b, c) = (node.pod("a"), node.pod("b"), node.pod("c"));
+    plugin.add(&a, &conf(None)).ok();
+    assert!(
+        !a.sh("busybox ping -c 1 -W 1 192.168.2.1").success,
+        "nobody asked for it"
+    );
+    assert_eq!(node.sh("nft list ruleset").ok(), "");
+    plugin.add(&b, &conf(Some(true))).ok();
+    assert!(b.pings("192.168.2.1") && b.pings("fd00:192:168:2::1"));
+    assert!(a.pings("192.168.2.1"), "it is the subnet's");
+    let rules = node.sh("nft list ruleset").ok();
+    assert_eq!(rules.matches("masquerade").count(), 2, "{rules}");
+    plugin.add(&c, &conf(Some(true))).ok();
+    assert_eq!(
+        node.sh("nft list ruleset").ok(),
+        rules,
+        "the next pod finds them there"
+    );
+}
+
+#[test]
+fn an_agent_that_masquerades_is_left_alone() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({
+        "cniVersion": "1.0.0",
+        "name": "cbr0",
+        "type": "cni-hostgw",
+        "delegate": {"isDefaultGateway": true},
+    });
+    let write = |masq: bool| {
+        lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
+        let flag = if masq { "--ip-masq" } else { "" };
+        node.sh(&format!("/mnt/bin/subnet-env write --network 10.10.0.0/16 --subnet 10.10.1.0/24 --mtu 1500 {flag}")).ok();
+    };
+    write(true);
+    plugin.add(&node.pod("a"), &conf).ok();
+    assert_eq!(node.sh("nft list ruleset").ok(), "");
+    write(false);
+    let b = node.pod("b");
+    plugin.add(&b, &conf).ok();
+    let rules = node.sh("nft list ruleset").ok();
+    assert!(rules.contains("ip daddr 10.10.0.0/16 return"), "{rules}");
+    assert!(b.pings("192.168.2.1"));
+}

@@ -1,0 +1,399 @@
+//! The protocol as runtimes meet it: verbs, versions, forms, and what is asked for by arguments.
+
+use conformance::{Attachment, Lab, Node, Plugin};
+use serde_json::{Value, json};
+
+const VERSIONS: [&str; 7] = [
+    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
+];
+
+fn bridge_form(version: &str, subnets: &[&str]) -> Value {
+    let ranges: Vec<_> = subnets
+        .iter()
+        .map(|subnet| json!([{"subnet": subnet}]))
+        .collect();
+    json!({
+        "cniVersion": version,
+        "name": "cbr0",
+        "type": "bridge",
+        "isDefaultGateway": true,
+        "hairpinMode": true,
+        "dns": {"nameservers": ["10.96.0.10"]},
+        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "10.10.0.0/16"}]},
+    })
+}
+
+const V4: &str = "10.10.1.0/24";
+const V6: &str = "fd00:10:10:1::/64";
+
+/// A result without what differs by nature: hardware addresses, the host veth's name, and
+/// `mtu`, which the reference does not send yet.
+fn comparable(mut result: Value) -> Value {
+    for interface in result["interfaces"]
+        .as_array_mut()
+        .unwrap_or(&mut Vec::new())
+    {
+        let interface = interface
+            .as_object_mut()
+            .expect("an interface is an object");
+        interface.remove("mac").expect("every interface has one");
+        interface.remove("mtu");
+        if interface["name"]
+            .as_str()
+            .is_some_and(|name| name.starts_with("veth"))
+        {
+            interface["name"] = json!("veth");
+        }
+    }
+    result
+}
+
+#[test]
+fn results_are_the_references_in_every_version() {
+    for version in VERSIONS.into_iter().filter(|version| *version != "1.1.0") {
+        for subnets in [&[V4][..], &[V6], &[V4, V6]] {
+            let mut conf = bridge_form(version, subnets);
+            if !subnets.contains(&V4) {
+                conf["ipam"]["routes"] = json!([]);
+            }
+            let [ours, theirs] = [true, false].map(|ours| {
+                let lab = Lab::new();
+                let node = lab.node("worker1", &["192.168.2.16/24"]);
+                let plugin = if ours {
+                    Plugin::ours(&lab)
+                } else {
+                    Plugin::reference("bridge")
+                };
+                comparable(plugin.add(&node.pod("a"), &conf).ok())
+            });
+            assert_eq!(ours, theirs, "{version} {subnets:?}");
+        }
+    }
+}
+
+#[test]
+fn the_newest_version_carries_the_mtu() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let mut conf = bridge_form("1.1.0", &[V4]);
+    conf["mtu"] = json!(1400);
+    let result = Plugin::ours(&lab).add(&node.pod("a"), &conf).ok();
+    assert_eq!(result["cniVersion"], json!("1.1.0"));
+    for interface in result["interfaces"].as_array().expect("three of them") {
+        assert_eq!(interface["mtu"], json!(1400), "{interface}");
+    }
+    let links = node.ip("link show dev cni0");
+    assert_eq!(
+        (&links[0]["mtu"], &links[0]["address"]),
+        (&json!(1400), &json!("0a:58:0a:0a:01:01"))
+    );
+}
+
+#[test]
+fn version_lists_every_version() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &[]);
+    let reply = Plugin::ours(&lab).call(&node, "VERSION", &Attachment::named("dummy"), &json!({}));
+    assert_eq!(
+        reply.ok(),
+        json!({"cniVersion": "1.1.0", "supportedVersions": VERSIONS})
+    );
+}
+
+#[test]
+fn a_person_is_told_what_it_is() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &[]);
+    let plugin = Plugin::ours(&lab);
+    let output = node.sh(&plugin.0.display().to_string());
+    assert!(output.success && output.stdout.is_empty());
+    assert!(
+        output
+            .stderr
+            .contains("CNI protocol versions supported: 0.1.0"),
+        "{}",
+        output.stderr
+    );
+}
+
+#[test]
+fn errors_are_objects_in_the_version_of_the_configuration() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let _pod = node.pod("a");
+    let mut conf = bridge_form("0.4.0", &[V4]);
+    conf["vlan"] = json!(5);
+    let reply = plugin.call(&node, "ADD", &Attachment::named("a"), &conf);
+    assert!(
+        !reply.success && reply.stderr.is_empty(),
+        "{}",
+        reply.stderr
+    );
+    assert_eq!(
+        reply.json,
+        json!({"cniVersion": "0.4.0", "code": 2, "msg": r#"vlan: "5" is not supported"#})
+    );
+    for (change, code, said) in [
+        (json!({"ipam": {"type": "dhcp"}}), 2, r#"ipam.type: "dhcp""#),
+        (json!({"macspoofchk": true}), 2, "macspoofchk"),
+        (
+            json!({"mtu": 67}),
+            7,
+            "mtu: 67; must be from 68 to 65535 bytes",
+        ),
+        (
+            json!({"bridge": "way-too-long-name"}),
+            7,
+            r#"bridge: "way-too-long-name"; interface name is too long"#,
+        ),
+        (
+            json!({"ipam": {"ranges": [[{"subnet": "10.10.1.5/24"}]]}}),
+            7,
+            "has host bits set",
+        ),
+        (
+            json!({"ipam": {"ranges": [[{"subnet": 5}]]}}),
+            6,
+            "ipam.ranges[0][0].subnet",
+        ),
+        (
+            json!({"runtimeConfig": {"ips": ["10.10.1"]}}),
+            7,
+            r#"runtimeConfig.ips: "10.10.1""#,
+        ),
+        (
+            json!({"runtimeConfig": {"mac": "zz"}}),
+            7,
+            r#"runtimeConfig.mac: "zz""#,
+        ),
+        (
+            json!({"cniVersion": "7.0.0"}),
+            1,
+            "incompatible CNI versions",
+        ),
+        (json!({"name": ""}), 7, "missing network name"),
+    ] {
+        let mut conf = bridge_form("1.0.0", &[V4]);
+        for (key, value) in change.as_object().expect("an object") {
+            conf[key] = value.clone();
+        }
+        let error = plugin
+            .call(&node, "ADD", &Attachment::named("a"), &conf)
+            .error();
+        assert_eq!(error.0, code, "{change}: {}", error.1);
+        assert!(error.1.contains(said), "{change}: {}", error.1);
+    }
+}
+
+/// The address and hardware address that a pod got.
+fn got(node: &Node<'_>, plugin: &Plugin, name: &str, args: &str, conf: &Value) -> (String, String) {
+    let _pod = node.pod(name);
+    let attachment = Attachment::named(name).with_args(args);
+    let result = plugin.call(node, "ADD", &attachment, conf).ok();
+    let mac = result["interfaces"][2]["mac"]
+        .as_str()
+        .expect("has one")
+        .to_owned();
+    let address = result["ips"][0]["address"]
+        .as_str()
+        .expect("has one")
+        .to_owned();
+    let inside = node
+        .sh(&format!(
+            "ip -n {name} -o addr show dev eth0; ip -n {name} link show dev eth0"
+        ))
+        .ok();
+    assert!(
+        inside.contains(&address) && inside.contains(&mac),
+        "{inside}"
+    );
+    (address, mac)
+}
+
+#[test]
+fn addresses_and_hardware_addresses_are_asked_for_in_three_ways() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = bridge_form("1.0.0", &[V4]);
+    let plain = got(&node, &plugin, "a", "", &conf);
+    assert_eq!(
+        plain,
+        ("10.10.1.2/24".into(), "0a:58:0a:0a:01:02".into()),
+        "computed from the address"
+    );
+    let args = "K8S_POD_NAME=x;MAC=02:00:00:00:00:01;IgnoreUnknown=1;IP=10.10.1.50;Other=1";
+    assert_eq!(
+        got(&node, &plugin, "b", args, &conf),
+        ("10.10.1.50/24".into(), "02:00:00:00:00:01".into())
+    );
+    let mut by_args = conf.clone();
+    by_args["args"] = json!({"cni": {"ips": ["10.10.1.60/24"], "mac": "02:00:00:00:00:02"}});
+    assert_eq!(
+        got(&node, &plugin, "c", "", &by_args),
+        ("10.10.1.60/24".into(), "02:00:00:00:00:02".into())
+    );
+    let mut by_runtime = conf.clone();
+    by_runtime["runtimeConfig"] = json!({"ips": ["10.10.1.70"], "mac": "02:00:00:00:00:03"});
+    let before = got(&node, &plugin, "d", "MAC=02:00:00:00:00:09", &by_runtime);
+    assert_eq!(before, ("10.10.1.70/24".into(), "02:00:00:00:00:03".into()));
+    let refused = |name: &str, args: &str| {
+        let _pod = node.pod(name);
+        let attachment = Attachment::named(name).with_args(args);
+        plugin.call(&node, "ADD", &attachment, &conf).error()
+    };
+    assert!(
+        refused("e", "IP=10.10.1.50")
+            .1
+            .contains("10.10.1.50 is not available")
+    );
+    assert!(
+        refused("f", "IP=10.10.1.1")
+            .1
+            .contains("10.10.1.1 is the subnet's gateway")
+    );
+    assert!(
+        refused("g", "IP=10.99.1.1")
+            .1
+            .contains("failed to allocate all requested IPs: 10.99.1.1")
+    );
+    assert_eq!(refused("h", "Other=1").0, 4);
+}
+
+#[test]
+fn both_forms_mean_the_same() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
+    node.sh("/mnt/bin/subnet-env write --network 10.10.0.0/16 --subnet 10.10.1.0/24 --mtu 1450 --ip-masq --file /run/elsewhere/subnet.env").ok();
+    let plugin = Plugin::ours(&lab);
+    let flannel = json!({
+        "cniVersion": "1.1.0", "name": "one", "type": "flannel", "subnetFile": "/run/elsewhere/subnet.env",
+        "delegate": {"hairpinMode": true, "isDefaultGateway": true, "bridge": "br-one"},
+    });
+    let bridge = json!({
+        "cniVersion": "1.1.0", "name": "two", "type": "cni-hostgw", "BRIDGE": "br-two", "isGateway": null,
+        "hairpinMode": true, "isDefaultGateway": true, "mtu": 1450,
+        "ipam": {"subnet": "10.10.1.0/24", "rangeStart": "10.10.1.2", "rangeEnd": "10.10.1.99", "gateway": "10.10.1.1",
+            "routes": [{"dst": "10.10.0.0/16"}], "dataDir": "/run/store"},
+    });
+    let [mut one, mut two] = [("a", &flannel), ("b", &bridge)].map(|(name, conf)| {
+        let pod = node.pod(name);
+        let reply = plugin.add(&pod, conf);
+        let routes = pod.sh("busybox ip route").ok();
+        let result = comparable(reply.ok());
+        let ports = node.sh("ip -d link show type bridge_slave").ok();
+        let port = ports.contains("hairpin on");
+        plugin.del(&pod, conf).ok();
+        (result, routes, port)
+    });
+    for result in [&mut one.0, &mut two.0] {
+        result["interfaces"][0]["name"] = json!("bridge");
+        result["interfaces"][2]["sandbox"] = json!("netns");
+    }
+    assert_eq!(one, two);
+    assert!(one.2, "hairpin mode is on");
+    assert!(
+        node.path("/run/store/two").exists(),
+        "dataDir is where it was said"
+    );
+}
+
+#[test]
+fn check_finds_what_is_not_as_it_was() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    for (damage, said) in [
+        (
+            "ip -n a addr delete 10.10.1.2/24 dev eth0",
+            "lacks address 10.10.1.2/24",
+        ),
+        (
+            "ip -n a route delete default",
+            "route 0.0.0.0/0 via 10.10.1.1 is gone",
+        ),
+        ("ip -n a link set eth0 down", "interface eth0 is down"),
+        (
+            "ip -n a link set eth0 address 02:00:00:00:00:07",
+            "has hardware address 02:00:00:00:00:07, not 0a:58:0a:0a:01:02",
+        ),
+        ("ip -n a link delete eth0", " is gone"),
+        ("ip link delete cni0", "bridge cni0 is gone"),
+        (
+            "ip link set $(ip -o link show type bridge_slave | sed 's/.*: \\(veth[^@]*\\)@.*/\\1/') nomaster",
+            "is no port of cni0",
+        ),
+        (
+            "rm /var/lib/cni/networks/cbr0/10.10.1.2",
+            "address 10.10.1.2 is not reserved for it",
+        ),
+    ] {
+        let mut conf = bridge_form("1.0.0", &[V4]);
+        conf["ipam"]["rangeEnd"] = json!("10.10.1.2");
+        node.sh("rm -rf /var/lib/cni/networks").ok();
+        let pod = node.pod("a");
+        conf["prevResult"] = plugin.add(&pod, &conf).ok();
+        let attachment = Attachment::of(&pod);
+        plugin.call(&node, "CHECK", &attachment, &conf).ok();
+        node.sh(damage).ok();
+        let (code, text) = plugin.call(&node, "CHECK", &attachment, &conf).error();
+        assert_eq!(code, 102, "{damage}: {text}");
+        assert!(text.contains(said), "{damage}: {text}");
+        plugin.del(&pod, &conf).ok();
+        pod.delete();
+    }
+}
+
+#[test]
+fn status_says_whether_an_add_would_find_its_subnet() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({"cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "delegate": {}});
+    let status = || plugin.call(&node, "STATUS", &Attachment::named(""), &conf);
+    let (code, text) = status().error();
+    assert_eq!(code, 50);
+    assert!(text.contains("/run/flannel/subnet.env"), "{text}");
+    node.sh("mkdir -p /run/flannel; echo FLANNEL_MTU=1500 > /run/flannel/subnet.env")
+        .ok();
+    assert!(
+        status()
+            .error()
+            .1
+            .contains("is missing FLANNEL_NETWORK, FLANNEL_IPV6_NETWORK, FLANNEL_SUBNET")
+    );
+    lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
+    node.sh("/mnt/bin/subnet-env write --network 10.10.0.0/16 --subnet 10.10.1.0/24")
+        .ok();
+    assert_eq!(status().ok(), Value::Null);
+}
+
+#[test]
+fn an_address_that_is_used_again_is_reachable_at_once() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = bridge_form("1.0.0", &[V4]);
+    let neighbour = node.pod("neighbour");
+    plugin.add(&neighbour, &conf).ok();
+    // The one before had a hardware address of its own, and everybody knows it.
+    let before = node.pod("before");
+    let attachment = Attachment::of(&before).with_args("IP=10.10.1.9;MAC=02:00:00:00:00:01");
+    plugin.call(&node, "ADD", &attachment, &conf).ok();
+    assert!(neighbour.pings("10.10.1.9"));
+    node.sh("busybox ping -c 1 -W 1 10.10.1.9").ok();
+    plugin.call(&node, "DEL", &attachment, &conf).ok();
+    let after = node.pod("after");
+    plugin
+        .call(
+            &node,
+            "ADD",
+            &Attachment::of(&after).with_args("IP=10.10.1.9"),
+            &conf,
+        )
+        .ok();
+    node.sh("busybox ping -c 1 -W 1 10.10.1.9").ok();
+    neighbour.sh("busybox ping -c 1 -W 1 10.10.1.9").ok();
+}
