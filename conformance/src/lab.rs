@@ -280,6 +280,51 @@ impl Pod<'_> {
     }
 }
 
+/// A busybox server in a pod. Ends when it is dropped, and with the program that started it.
+pub struct Server(Child);
+
+impl Server {
+    /// Starts the applet with its arguments.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(pod: &Pod<'_>, applet: &str) -> Self {
+        let inner = pod.command("busybox");
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .args(applet.split(' '))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("setpriv is part of every Debian");
+        Self(child)
+    }
+
+    /// Ends it, and says what it logged.
+    ///
+    /// # Panics
+    ///
+    /// When it ended by itself.
+    #[must_use]
+    pub fn stop(mut self) -> String {
+        let log = self.0.stderr.take().expect("it is piped");
+        self.0.kill().expect("it runs");
+        std::io::read_to_string(log).expect("a log is text")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 /// A process that does nothing but keep its namespaces alive while its standard input is open.
 struct Holder {
     child: RefCell<Child>,
@@ -297,7 +342,7 @@ impl Holder {
                 "--net",
                 "--mount",
                 "--propagation",
-                "private",
+                propagation(),
                 "sh",
                 "-c",
                 &script,
@@ -366,6 +411,16 @@ impl Drop for Holder {
             drop(child.wait());
         }
     }
+}
+
+/// What to do about mounts that other namespaces would see. In a chroot, whose root is no mount,
+/// nothing can be done, and where nothing is shared, nothing need be.
+fn propagation() -> &'static str {
+    let is_shared = |path| fs::read_to_string(path).is_ok_and(|text| text.contains(" shared:"));
+    let any = ["/proc/self/mountinfo", "/proc/1/mountinfo"]
+        .into_iter()
+        .any(is_shared);
+    if any { "private" } else { "unchanged" }
 }
 
 /// Runs a command to its end.

@@ -18,7 +18,7 @@ mod plugin;
 pub mod reference_picture;
 
 pub use agent::Agent;
-pub use lab::{Lab, Node, Output, Pod, wait_for};
+pub use lab::{Lab, Node, Output, Pod, Server, wait_for};
 pub use plugin::{Attachment, Chain, Plugin, Reply, Running};
 
 use std::path::{Path, PathBuf};

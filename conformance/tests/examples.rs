@@ -63,11 +63,10 @@ fn attaches(text: &str) {
     for pod in [&a, &b] {
         chain.del(pod, &Attachment::of(pod)).ok();
     }
-    assert!(
-        !node
-            .path(&format!("/var/lib/cni/networks/cbr0/{}", addresses[0]))
-            .exists()
-    );
+    let list: serde_json::Value = serde_json::from_str(text).expect("a conflist is JSON");
+    let network = list["name"].as_str().expect("it has a name");
+    let store = node.path(&format!("/var/lib/cni/networks/{network}"));
+    assert!(store.join("lock").exists() && !store.join(&addresses[0]).exists());
 }
 
 /// A cluster file makes the agent of worker1 route the other nodes' subnets.

@@ -123,7 +123,7 @@ fn subnet_env_writes_and_shows_the_file() {
     for (args, said) in [
         (
             "write --network 10.10.0.0/16 --subnet 10.11.1.0/24",
-            "--subnet 10.11.1.0/24 lies in no --network",
+            "subnet 10.11.1.0/24 lies in none of the networks",
         ),
         (
             "write --network 10.10.0.0 --subnet 10.10.1.0/24",
@@ -135,7 +135,11 @@ fn subnet_env_writes_and_shows_the_file() {
         ),
         (
             "write --network 10.10.0.0/16 --subnet 10.10.1.0/24 --subnet 10.10.2.0/24",
-            "a node has one subnet of each family",
+            "is the second of its family",
+        ),
+        (
+            "write --network 255.255.0.0/16 --subnet 255.255.255.255/32",
+            "is too small for a gateway and a pod",
         ),
         (
             "write --network 10.10.0.0/16 --subnet 10.10.1.0/24 --mtu 10",

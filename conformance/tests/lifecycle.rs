@@ -54,15 +54,24 @@ fn a_second_add_fails_and_leaves_the_first_alone() {
     assert_eq!(traces(&node), before);
     assert!(b.pings(&first[0]));
 
-    // The same attachment, live in another namespace.
+    // The same attachment asked for in another namespace, and otherwise: the live one keeps its
+    // link, its port and its neighbours.
     let elsewhere = Attachment::named("a").in_netns("/run/netns/c");
+    let elsewhere = elsewhere.with_args("MAC=02:00:00:00:00:09");
     let _c = node.pod("c");
-    let (code, text) = plugin.call(&node, "ADD", &elsewhere, &conf).error();
-    assert_eq!(code, 100, "{text}");
+    let mut other = conf.clone();
+    other["delegate"]["hairpinMode"] = json!(false);
+    let (code, text) = plugin.call(&node, "ADD", &elsewhere, &other).error();
+    assert_eq!(code, 4, "{text}");
     assert!(
-        b.pings(&first[0]),
-        "the live attachment keeps its link and its address"
+        text.contains("lives in another network namespace"),
+        "{text}"
     );
+    assert!(b.pings(&first[0]));
+    let ports = node.sh("ip -d link show type bridge_slave").ok();
+    assert_eq!(ports.matches("hairpin on").count(), 2, "{ports}");
+    node.sh(&format!("busybox ping -c 1 -W 1 {}", first[0]))
+        .ok();
 }
 
 #[test]
@@ -189,28 +198,38 @@ fn the_nodes_own_namespace_is_refused_before_anything_changes() {
     assert_ne!(before, with_eth0);
 }
 
-/// A failed ADD, and every trace before and after it.
-fn failed_add(spoil: impl Fn(&Node<'_>), conf: &Value, attachment: &Attachment) -> (u64, String) {
+/// A failed ADD on a node that never had one, and every trace before and after it. What belongs
+/// to the node and not to the attachment may be there afterwards: the store's lock, boot id and
+/// round robin, and what `also` names.
+fn failed_add(
+    spoil: impl Fn(&Node<'_>),
+    conf: &Value,
+    attachment: &Attachment,
+    also: &[&str],
+) -> (u64, String) {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
     let _pod = node.pod("a");
     spoil(&node);
-    // Once through, so that what belongs to the store as such is there.
-    let first = node.pod("first");
-    if plugin.add(&first, conf).success {
-        plugin.del(&first, conf).ok();
-    }
     let (before, inside_before) = (traces(&node), links_inside(&node));
     let error = plugin.call(&node, "ADD", attachment, conf).error();
-    let after = traces(&node);
-    let reservations = |text: &str| -> Vec<String> {
-        text.lines()
-            .filter(|l| !l.contains("last_reserved_ip"))
-            .map(str::to_owned)
-            .collect()
-    };
-    assert_eq!(reservations(&after), reservations(&before), "{error:?}");
+    let (after, before) = (traces(&node), before.lines().collect::<Vec<_>>());
+    let of_node = ["/lock:", "/boot_id:", "/last_reserved_ip.0:"];
+    let new: Vec<_> = after
+        .lines()
+        .filter(|line| !before.contains(line))
+        .collect();
+    let left: Vec<_> = new
+        .into_iter()
+        .filter(|line| {
+            !of_node
+                .iter()
+                .chain(also)
+                .any(|allowed| line.contains(allowed))
+        })
+        .collect();
+    assert_eq!(left, Vec::<&str>::new(), "{error:?}");
     assert_eq!(links_inside(&node), inside_before, "{error:?}");
     error
 }
@@ -223,7 +242,7 @@ fn an_add_that_finds_its_name_taken_leaves_nothing() {
                 .ok(),
         );
     };
-    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"), &[]);
     assert_eq!(code, 4, "{text}");
 }
 
@@ -236,7 +255,7 @@ fn an_add_that_finds_its_range_exhausted_leaves_nothing() {
         std::fs::create_dir_all(&store).expect("makes it");
         std::fs::write(store.join("10.10.1.2"), "somebody\r\neth0").expect("writes");
     };
-    let (code, text) = failed_add(spoil, &conf, &Attachment::named("a"));
+    let (code, text) = failed_add(spoil, &conf, &Attachment::named("a"), &[]);
     assert_eq!(code, 101, "{text}");
     assert!(
         text.starts_with("no IP addresses available in range set 10.10.1.1-10.10.1.2: 1 held"),
@@ -249,7 +268,7 @@ fn an_add_that_finds_the_bridges_name_held_by_a_veth_leaves_nothing() {
     let spoil = |node: &Node<'_>| {
         drop(node.sh("ip link add cni0 type veth peer name cni1").ok());
     };
-    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"), &[]);
     assert_eq!(code, 100, "{text}");
     assert!(
         text.contains("cni0 already exists but is not a bridge"),
@@ -262,7 +281,7 @@ fn an_add_whose_last_step_fails_leaves_nothing() {
     let mut conf = bridge_form("cni-hostgw");
     // No way to this gateway: the kernel refuses the route once everything else stands.
     conf["ipam"]["routes"] = json!([{"dst": "10.99.0.0/16", "gw": "10.77.0.1"}]);
-    let (code, text) = failed_add(|_| {}, &conf, &Attachment::named("a"));
+    let (code, text) = failed_add(|_| {}, &conf, &Attachment::named("a"), &["cni0"]);
     assert_eq!(code, 100, "{text}");
     assert!(
         text.contains("add route 10.99.0.0/16 via 10.77.0.1"),
@@ -282,7 +301,7 @@ fn an_add_for_another_address_on_the_bridge_says_which() {
                 .ok(),
         );
     };
-    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"), &[]);
     assert_eq!(code, 100, "{text}");
     assert!(
         text.contains(
@@ -295,7 +314,7 @@ fn an_add_for_another_address_on_the_bridge_says_which() {
 #[test]
 fn an_add_without_a_subnet_file_says_so_and_may_be_tried_again() {
     let spoil = |node: &Node<'_>| drop(node.sh("rm -r /run/flannel").ok());
-    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"));
+    let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"), &[]);
     assert_eq!(code, 11, "{text}");
     assert!(text.contains("/run/flannel/subnet.env"), "{text}");
 }
@@ -378,4 +397,89 @@ fn another_boot_empties_the_store() {
     node.sh("ip netns delete a; ip link delete cni0; echo other > /var/lib/cni/networks/cbr0/.attachments/boot_id").ok();
     let b = node.pod("b");
     assert_eq!(plugin.add(&b, &conf).addresses(), ["10.10.1.2"]);
+}
+
+#[test]
+fn del_leaves_an_interface_of_another_attachment_alone() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let (pod, other) = (node.pod("a"), node.pod("b"));
+    let address = plugin.add(&pod, &flannel_form()).addresses();
+    plugin.add(&other, &flannel_form()).ok();
+    // A second network for the same namespace, under the same name: refused, then deleted.
+    let mut second = flannel_form();
+    second["name"] = json!("second");
+    let attachment = Attachment::named("other-id").in_netns("/run/netns/a");
+    assert_eq!(plugin.call(&node, "ADD", &attachment, &second).error().0, 4);
+    plugin.call(&node, "DEL", &attachment, &second).ok();
+    assert!(other.pings(&address[0]));
+}
+
+#[test]
+fn del_does_not_wait_for_what_is_no_namespace() {
+    del_leaves_nothing(&flannel_form(), Some("/var/lib/fifo"), |node| {
+        drop(node.sh("mkfifo /var/lib/fifo").ok());
+    });
+    del_leaves_nothing(&flannel_form(), Some("/proc/self/ns/mnt"), |_| {});
+}
+
+#[test]
+fn routes_to_where_others_lead_already_do_not_fail_an_add() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    // A cluster of one node, whose subnet is the whole network.
+    let env = SUBNET_ENV.replace("10.10.0.0/16", "10.10.1.0/24");
+    std::fs::write(node.path("/run/flannel/subnet.env"), env).expect("writes");
+    let pod = node.pod("a");
+    plugin.add(&pod, &flannel_form()).ok();
+    // A second network of the same pod, with a default route of its own.
+    let mut second = bridge_form("cni-hostgw");
+    second["name"] = json!("second");
+    second["bridge"] = json!("cni1");
+    second["ipam"]["ranges"] = json!([[{"subnet": "10.20.1.0/24"}]]);
+    let mut attachment = Attachment::of(&pod);
+    attachment.ifname = "net1".to_owned();
+    plugin.call(&node, "ADD", &attachment, &second).ok();
+    let routes = pod.sh("busybox ip route").ok();
+    let first = routes.lines().next().unwrap_or_default().trim();
+    assert_eq!(first, "default via 10.10.1.1 dev eth0", "{routes}");
+    assert!(!routes.contains("10.10.1.0/24 via"), "{routes}");
+}
+
+#[test]
+fn is_gateway_force_address_and_port_isolation_do_what_they_say() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = bridge_form("cni-hostgw");
+    conf["isDefaultGateway"] = json!(false);
+    let (a, b, c) = (node.pod("a"), node.pod("b"), node.pod("c"));
+    plugin.add(&a, &conf).ok();
+    assert!(
+        !node.sh("ip -o addr show dev cni0").ok().contains("inet "),
+        "no gateway"
+    );
+    assert!(!a.sh("ip route").ok().contains("default"));
+    plugin.del(&a, &conf).ok();
+    node.sh("ip addr add 10.10.9.1/24 dev cni0").ok();
+    conf["isGateway"] = json!(true);
+    assert_eq!(plugin.add(&a, &conf).error().0, 100);
+    conf["forceAddress"] = json!(true);
+    conf["portIsolation"] = json!(true);
+    plugin.add(&a, &conf).ok();
+    let addresses = node.sh("ip -o -4 addr show dev cni0").ok();
+    assert!(
+        addresses.contains("10.10.1.1/24") && !addresses.contains("10.10.9.1"),
+        "{addresses}"
+    );
+    let isolated = plugin.add(&b, &conf).addresses();
+    conf["portIsolation"] = json!(false);
+    let open = plugin.add(&c, &conf).addresses();
+    assert!(a.pings("10.10.1.1") && a.pings(&open[0]));
+    assert!(
+        !a.sh(&format!("busybox ping -c 1 -W 1 {}", isolated[0]))
+            .success
+    );
 }

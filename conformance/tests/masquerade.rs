@@ -2,25 +2,17 @@
 //! address, and what stays in it keeps its own.
 
 use conformance::reference_picture::{Family, agents, cluster, nodes, pods};
-use conformance::{Agent, Lab, Plugin, Pod};
+use conformance::{Agent, Lab, Plugin, Pod, Server};
 use serde_json::{Value, json};
 
 /// Who asked, as the web server in `server` saw it when `client` did.
 fn seen_by(server: &Pod<'_>, address: &str, client: &Pod<'_>) -> String {
-    let mut httpd = server.command("busybox");
-    let httpd = httpd.args(["httpd", "-f", "-vv", "-p", "8080", "-h", "/run"]);
-    let mut httpd = httpd
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("starts");
+    let httpd = Server::start(server, "httpd -f -vv -p 8080 -h /run");
     let fetch = format!(
         "for i in 1 2 3 4 5 6 7 8 9 10; do busybox wget -q -O - http://{address}:8080/netns/ 2>&1 | grep -q 404 && exit; sleep 0.1; done; exit 1"
     );
-    let fetched = client.sh(&fetch);
-    httpd.kill().expect("it runs");
-    let log = httpd.wait_with_output().expect("it was killed").stderr;
-    fetched.ok();
-    String::from_utf8_lossy(&log).into_owned()
+    client.sh(&fetch).ok();
+    httpd.stop()
 }
 
 #[test]
@@ -67,13 +59,35 @@ fn ip_masq_masquerades_both_families_with_one_chain_for_a_subnet() {
     assert!(b.pings("192.168.2.1") && b.pings("fd00:192:168:2::1"));
     assert!(a.pings("192.168.2.1"), "it is the subnet's");
     let rules = node.sh("nft list ruleset").ok();
-    assert_eq!(rules.matches("masquerade").count(), 2, "{rules}");
+    assert_eq!(rules.matches(" masquerade\n").count(), 2, "{rules}");
     plugin.add(&c, &conf(Some(true))).ok();
     assert_eq!(
         node.sh("nft list ruleset").ok(),
         rules,
         "the next pod finds them there"
     );
+    // Another idea of the cluster's network takes the place of the one before.
+    node.sh("mkdir -p /run/flannel").ok();
+    let mut conf = conf(Some(true));
+    conf["subnetFile"] = json!("/run/flannel/subnet.env");
+    let many: Vec<_> = (0..40).map(|i| format!("10.{i}.0.0/16")).collect();
+    for networks in ["10.10.0.0/16".to_owned(), many.join(",")] {
+        let env = format!(
+            "FLANNEL_NETWORK={networks}\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n"
+        );
+        std::fs::write(node.path("/run/flannel/subnet.env"), env).expect("writes");
+        plugin
+            .add(&node.pod(&format!("n{}", networks.len())), &conf)
+            .ok();
+        let rules = node.sh("nft list table ip cni-hostgw-cbr0").ok();
+        let ending = |end: &str| rules.lines().filter(|line| line.ends_with(end)).count();
+        assert_eq!(ending(" masquerade"), 1, "{rules}");
+        assert_eq!(
+            ending(" return"),
+            networks.split(',').count() + 1,
+            "{rules}"
+        );
+    }
 }
 
 #[test]

@@ -34,16 +34,13 @@ fn the_picture_stands(family: Family) {
                 .expect("drawn")
                 .2;
             let listing = routes(&pod.pod.sh("ip -6 route").ok());
-            for wanted in [
-                format!("default via fd00:10:10:{subnet}::1 dev eth0"),
-                format!("fd00:10:10::/48 via fd00:10:10:{subnet}::1 dev eth0"),
-                format!("fd00:10:10:{subnet}::/64 dev eth0"),
-            ] {
-                assert!(
-                    listing.contains(&wanted),
-                    "{wanted} is not among {listing:?}"
-                );
-            }
+            let own = format!("fd00:10:10:{subnet}::/64 dev eth0");
+            let network = format!("fd00:10:10::/48 via fd00:10:10:{subnet}::1 dev eth0");
+            let default = format!("default via fd00:10:10:{subnet}::1 dev eth0");
+            assert_eq!(
+                listing,
+                [own, network, "fe80::/64 dev eth0".to_owned(), default]
+            );
         }
         for node in &nodes {
             let listing = routes(&node.sh("ip -6 route").ok());

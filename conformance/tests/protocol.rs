@@ -163,6 +163,16 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
             r#"runtimeConfig.ips: "10.10.1""#,
         ),
         (
+            json!({"ipam": {"subnet": "10.10.1.0/24", "gateway": "fd00::1"}}),
+            7,
+            "gateway fd00::1 is not of the family of network 10.10.1.0/24",
+        ),
+        (
+            json!({"ipam": {"subnet": "10.10.1.0/24", "resolvConf": "/etc/resolv.conf"}}),
+            2,
+            "ipam.resolvConf",
+        ),
+        (
             json!({"runtimeConfig": {"mac": "zz"}}),
             7,
             r#"runtimeConfig.mac: "zz""#,
@@ -368,6 +378,11 @@ fn status_says_whether_an_add_would_find_its_subnet() {
     node.sh("/mnt/bin/subnet-env write --network 10.10.0.0/16 --subnet 10.10.1.0/24")
         .ok();
     assert_eq!(status().ok(), Value::Null);
+    node.sh("ip link add cni0 type bridge && ip addr add 10.77.9.1/24 dev cni0")
+        .ok();
+    let (code, text) = status().error();
+    assert_eq!(code, 50);
+    assert!(text.contains("10.77.9.1/24"), "{text}");
 }
 
 #[test]

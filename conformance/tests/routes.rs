@@ -146,6 +146,85 @@ fn what_happens_to_routes_is_mended_at_once() {
 }
 
 #[test]
+fn ipv6_is_mended_at_once_too() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv6);
+    lab.write("cluster.json", cluster(Family::Ipv6, &[]));
+    let _agents = agents(&nodes, Agent::start);
+    let worker1 = &nodes[1];
+    let is_there = || {
+        worker1.sh("ip -6 route show fd00:10:10:2::/64").ok().trim()
+            == "fd00:10:10:2::/64 via fd00:192:168:2::15 dev enp0s5 proto 104 metric 1024 pref medium"
+    };
+    wait_for("the first route", is_there);
+    for harm in [
+        "ip -6 route delete fd00:10:10:2::/64",
+        "ip link set enp0s5 down && ip link set enp0s5 up",
+        "ip -6 route replace fd00:10:10:2::/64 via fd00:192:168:2::1 metric 1024",
+        "ip -6 route add fd00:10:10:2::/64 via fd00:192:168:2::1 metric 5",
+    ] {
+        let mut times: Vec<_> = (0..5)
+            .map(|_| {
+                worker1.sh(harm).ok();
+                wait_for("the route is as it should be", is_there)
+            })
+            .collect();
+        times.sort();
+        assert!(times[2] < SOON, "{harm}: {times:?}");
+    }
+}
+
+/// How often the process was scheduled.
+fn switches(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
+    counts
+        .map(|line| {
+            line.split_whitespace()
+                .nth(1)
+                .and_then(|n| n.parse::<u64>().ok())
+                .unwrap_or(0)
+        })
+        .sum()
+}
+
+#[test]
+fn an_idle_agent_sleeps() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let agents = agents(&nodes, Agent::start);
+    std::thread::sleep(Duration::from_millis(500));
+    let before = switches(agents[1].pid());
+    std::thread::sleep(Duration::from_secs(3));
+    let woken = switches(agents[1].pid()) - before;
+    assert!(woken < 30, "woken {woken} times in three seconds");
+}
+
+#[test]
+fn a_flap_that_takes_the_default_route_does_not_take_the_nodes_identity() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let _agents = agents(&nodes, Agent::start);
+    let worker1 = &nodes[1];
+    worker1
+        .sh("ip link set enp0s5 down && ip link set enp0s5 up")
+        .ok();
+    assert!(!worker1.sh("ip route").ok().contains("default"));
+    wait_for("the routes are back", || {
+        route(worker1, "10.10.2.0/24") == TO_WORKER2
+    });
+    lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
+    wait_for("an edit still counts", || {
+        route(worker1, "10.10.2.0/24").is_empty()
+    });
+}
+
+#[test]
 fn routes_of_an_earlier_run_go_at_start_and_foreign_ones_stay() {
     let _turn = turn();
     let lab = Lab::new();
@@ -209,6 +288,13 @@ fn routes_and_subnet_file_stay_when_the_agent_stops() {
             .ok(),
         "1\n"
     );
+    // A router's advertisements still count on a node that forwards.
+    assert_eq!(
+        nodes[1]
+            .sh("cat /proc/sys/net/ipv6/conf/enp0s5/accept_ra")
+            .ok(),
+        "2\n"
+    );
     assert!(nodes[1].path("/run/flannel/subnet.env").exists());
 }
 
@@ -257,10 +343,20 @@ fn a_cluster_file_that_comes_late_counts_when_it_comes() {
     let agent = Agent::start(&nodes[1], &["--cluster", "/mnt/late/cluster.json"]);
     agent.wait_for_log("read /mnt/late/cluster.json: No such file or directory");
     assert!(!nodes[1].path("/run/flannel/subnet.env").exists());
+    // A busy node: something changes all the time, and puts nothing off.
+    let mut busy = nodes[1].command("sh");
+    let busy = busy.args([
+        "-c",
+        "for i in $(seq 60); do ip addr add 127.1.1.$i/32 dev lo; sleep 0.2; done",
+    ]);
+    let mut busy = busy.spawn().expect("sh is there");
     lab.write("late/cluster.json", cluster(Family::Ipv4, &[]));
-    wait_for("the route", || {
+    let late = wait_for("the route", || {
         route(&nodes[1], "10.10.2.0/24") == TO_WORKER2
     });
+    drop(busy.kill());
+    drop(busy.wait());
+    assert!(late < Duration::from_secs(5), "{late:?}");
 }
 
 #[test]
@@ -280,4 +376,11 @@ fn what_is_damaged_beside_the_routes_is_mended_too() {
         text == written.replace("1500", "1400")
     });
     assert_eq!(json!(worker1.ip("link show enp0s5")[0]["mtu"]), json!(1400));
+    // What makes no event is put right with the next one, or within ten seconds.
+    worker1
+        .sh("rm /run/flannel/subnet.env; echo 0 > /proc/sys/net/ipv4/ip_forward")
+        .ok();
+    worker1.sh("ip addr add 127.1.1.1/32 dev lo").ok();
+    wait_for("the file is back", || file.exists());
+    assert_eq!(worker1.sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
 }

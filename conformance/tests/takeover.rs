@@ -71,6 +71,13 @@ fn pods_of_the_reference_plugins_go_on_and_are_deleted_by_ours() {
         ["10.10.1.7"]
     );
     assert!(last.pings("10.10.1.6"));
+    // What the reference released is in our index no more once we were asked.
+    ours.del(&new, &conf("cni-hostgw")).ok();
+    assert!(
+        !node
+            .path("/var/lib/cni/networks/cbr0/.attachments/new:eth0")
+            .exists()
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use conformance::reference_picture::{
     CNI_CONF, Drawn, Family, NODES, agents, cluster, node_routes, nodes, pod_routes, pods, routes,
 };
-use conformance::{Agent, Lab, Node, Output};
+use conformance::{Agent, Lab, Node, Output, Server};
 
 fn main() -> ExitCode {
     let keep = std::env::var("KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
@@ -118,14 +118,10 @@ fn traffic(show: &mut Show, lab: &Lab, drawn: &[Drawn<'_>]) {
             .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
             .collect::<Vec<_>>(),
     );
-    let mut server = to.pod.command("busybox");
-    let server = server
-        .args(["httpd", "-f", "-p", "8080", "-h", "/mnt"])
-        .spawn();
-    let mut server = server.expect("nsenter is part of every Debian");
+    let _server = Server::start(&to.pod, "httpd -f -p 8080 -h /mnt");
     let sum = to.pod.sh("sha256sum < /mnt/payload").ok();
     let fetch = format!(
-        "for i in 1 2 3 4 5 6 7 8 9 10; do busybox wget -q -O - http://{address}:8080/payload > /run/got && break; sleep 0.1; done; \
+        "timeout 6 sh -c 'until busybox wget -q -O - http://{address}:8080/payload > /run/got; do sleep 0.1; done'; \
          wc -c < /run/got; sha256sum < /run/got"
     );
     let listing = show.run("wget, its length and sum", from.pod.sh(&fetch));
@@ -134,14 +130,12 @@ fn traffic(show: &mut Show, lab: &Lab, drawn: &[Drawn<'_>]) {
         &[listing.lines().last().unwrap_or_default()],
         &[sum.trim_end()],
     );
-    server.kill().expect("it runs");
-    server.wait().expect("it was killed");
 
     show.title("The way there: two hops, then the pod");
     let listing = show.run(
         "traceroute",
         from.pod
-            .sh(&format!("busybox traceroute -n -w 2 {address}")),
+            .sh(&format!("busybox traceroute -n -q 1 -m 5 -w 1 {address}")),
     );
     let hop = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
     let hops: Vec<_> = listing.lines().skip(1).filter_map(hop).collect();

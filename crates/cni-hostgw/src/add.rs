@@ -24,10 +24,13 @@ pub(crate) async fn add(attached: &Attached, config: &Config) -> Result<AddResul
     refuse_taken(&container, attached).await?;
     let store = config.store()?;
     let reservation = reserve(&host, &store, attached, config).await?;
+    let names = Names::of(&config.network, attached);
+    if reservation.is_taken_up() {
+        refuse_live(&host, &names).await?;
+    }
     let addresses = reservation.addresses();
     let bridge = ensure_bridge(&host, addresses, config).await?;
     masquerade(addresses, config)?;
-    let names = Names::of(&config.network, attached);
     let ips: Vec<_> = addresses.iter().map(|(address, _)| *address).collect();
     let veth = Veth {
         host: &names.veth,
@@ -51,8 +54,10 @@ pub(crate) async fn add(attached: &Attached, config: &Config) -> Result<AddResul
             Ok(result)
         }
         Err(error) => {
-            // What went wrong counts, not whether tidying up did too.
-            drop(host.delete_link(veth.host).await);
+            if host.delete_link(veth.host).await.is_err() {
+                // While the link carries the address, nobody else must get it.
+                reservation.keep();
+            }
             Err(error)
         }
     }
@@ -75,6 +80,14 @@ async fn refuse_taken(container: &Rtnl, attached: &Attached) -> Result<(), Error
     let ifname = attached.ifname.as_str();
     match container.link(ifname).await? {
         Some(_) => Err(Error::NameTaken(ifname.to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// The attachment may live in another namespace; what stands there is left alone too.
+async fn refuse_live(host: &Rtnl, names: &Names) -> Result<(), Error> {
+    match host.link(&names.veth).await? {
+        Some(_) => Err(Error::Live(names.veth.clone())),
         None => Ok(()),
     }
 }
@@ -128,17 +141,11 @@ async fn ensure_bridge(
     if gateways.iter().any(|gateway| !present.contains(gateway)) {
         // The bridge routes, it is not routed to.
         sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", bridge.name), "0").ok();
-        for foreign in present.iter().filter(|address| !gateways.contains(address)) {
-            let Some(gateway) = gateways
-                .iter()
-                .find(|gateway| conflict(**gateway, *foreign))
-            else {
-                continue;
-            };
+        for (gateway, foreign) in conflicts(&gateways, &present) {
             if !config.force_address {
-                return Err(Error::BridgeAddress(bridge.name, *gateway, *foreign));
+                return Err(Error::BridgeAddress(bridge.name, gateway, foreign));
             }
-            host.delete_address(&bridge, *foreign).await?;
+            host.delete_address(&bridge, foreign).await?;
         }
         for gateway in gateways.iter().filter(|gateway| !present.contains(gateway)) {
             if gateway.is_ipv6() {
@@ -175,6 +182,21 @@ fn masquerade(addresses: &[(IpAddr, Range)], config: &Config) -> Result<(), Erro
         nftables::ensure_masquerade(&table, subnet, &except)?;
     }
     Ok(())
+}
+
+/// The addresses on the bridge that stand in the way of a gateway's.
+pub(crate) fn conflicts(
+    gateways: &[IpNetwork],
+    present: &[IpNetwork],
+) -> Vec<(IpNetwork, IpNetwork)> {
+    let foreign = present.iter().filter(|address| !gateways.contains(address));
+    let with_gateway = |foreign: &IpNetwork| {
+        let gateway = gateways
+            .iter()
+            .find(|gateway| conflict(**gateway, *foreign))?;
+        Some((*gateway, *foreign))
+    };
+    foreign.filter_map(with_gateway).collect()
 }
 
 /// Another IPv4 address on the bridge is of an earlier subnet; IPv6 interfaces have several
@@ -274,6 +296,14 @@ fn kernel_routes(
 ) -> Result<Vec<Route>, Error> {
     let mut all: Vec<Route> = Vec::new();
     for route in routes {
+        // The kernel has a better way to the container's own subnet.
+        if route.gw.is_none()
+            && addresses
+                .iter()
+                .any(|(_, range)| range.subnet() == route.dst)
+        {
+            continue;
+        }
         let of_family = |range: &Range| range.gateway().is_ipv4() == route.dst.is_ipv4();
         let gateway = addresses
             .iter()

@@ -186,6 +186,9 @@ fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
     if let Some(trunk) = vlan_trunk {
         return Err(Error::Unsupported("vlanTrunk", trunk.to_string()));
     }
+    if let Some(path) = &conf.ipam.resolv_conf {
+        return Err(Error::Unsupported("ipam.resolvConf", path.clone()));
+    }
     let runtime = &conf.runtime_config;
     if !runtime.port_mappings.is_empty() {
         let value = serde_json::json!(runtime.port_mappings).to_string();

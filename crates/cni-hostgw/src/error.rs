@@ -43,6 +43,10 @@ pub(crate) enum Error {
     OwnNetns,
     #[error("CNI_IFNAME: {0:?} already exists in the container's network namespace")]
     NameTaken(String),
+    #[error(
+        "the attachment lives in another network namespace: its host veth {0} exists; DEL it first"
+    )]
+    Live(String),
     #[error("{0:?} already has an IP address different from {1}: {2}")]
     BridgeAddress(String, IpNetwork, IpNetwork),
     #[error(transparent)]
@@ -76,7 +80,7 @@ impl Error {
             Self::Unsupported(..) => Code::UNSUPPORTED_FIELD,
             // The agent has not written it yet, or is about to write it anew.
             Self::Subnet { .. } | Self::Store(StoreError::Locked { .. }) => Code::TRY_AGAIN_LATER,
-            Self::Netns(_) | Self::NameTaken(_) => Code::INVALID_ENVIRONMENT,
+            Self::Netns(_) | Self::NameTaken(_) | Self::Live(_) => Code::INVALID_ENVIRONMENT,
             Self::OwnNetns => Code::OWN_NETNS,
             Self::BridgeAddress(..) | Self::Kernel(_) => KERNEL,
             Self::Store(StoreError::Exhausted { .. }) => EXHAUSTED,

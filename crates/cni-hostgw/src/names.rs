@@ -7,6 +7,9 @@ use host_local::Attachment;
 use kernel::Mac;
 use sha2::{Digest, Sha256};
 
+/// What the alias of every host veth of ours begins with.
+pub(crate) const ALIAS: &str = "cni-hostgw ";
+
 /// What an attachment's host end is called.
 pub(crate) struct Names {
     /// The host veth's name: `veth` and 11 characters, 15 bytes in all.
@@ -39,7 +42,7 @@ impl Names {
         let key = format!("{network}/{container_id}/{ifname}");
         let hash: [u8; 32] = Sha256::digest(&key).into();
         let digit = |byte: &u8| char::from(DIGITS[usize::from(byte & 31)]);
-        let mut alias = format!("cni-hostgw {key}");
+        let mut alias = format!("{ALIAS}{key}");
         while alias.len() > ALIAS_MAX {
             alias.pop();
         }

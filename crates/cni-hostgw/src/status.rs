@@ -1,8 +1,10 @@
 //! STATUS: whether an ADD would find what it needs.
 
 use cni::{Code, Json, NetworkName, Version};
+use host_local::RangeSet;
 use kernel::{Kind, Rtnl};
 
+use crate::add::conflicts;
 use crate::config::Config;
 use crate::error::Error;
 
@@ -18,12 +20,28 @@ pub(crate) async fn status(
         Error::from(cni::Error::new(Code::NOT_AVAILABLE, msg).with_details(details))
     };
     let config = Config::read(network, json, version, "").map_err(unavailable)?;
-    let bridge = Rtnl::connect()?.link(&config.bridge).await?;
-    match bridge {
-        Some(link) if link.kind != Kind::Bridge => {
-            let msg = format!("{} already exists but is not a bridge", config.bridge);
-            Err(cni::Error::new(Code::NOT_AVAILABLE, msg).into())
-        }
-        _ => Ok(()),
+    let host = Rtnl::connect()?;
+    let Some(bridge) = host.link(&config.bridge).await? else {
+        // The first ADD makes it.
+        return Ok(());
+    };
+    if bridge.kind != Kind::Bridge {
+        let msg = format!("{} already exists but is not a bridge", config.bridge);
+        return Err(cni::Error::new(Code::NOT_AVAILABLE, msg).into());
     }
+    if config.is_gateway && !config.force_address {
+        let ranges = config.ranges.iter().flat_map(RangeSet::ranges);
+        let gateways: Vec<_> = ranges
+            .map(|range| range.with_prefix(range.gateway()))
+            .collect();
+        let present = host.addresses(&bridge).await?;
+        if let Some((gateway, foreign)) = conflicts(&gateways, &present).first() {
+            return Err(unavailable(Error::BridgeAddress(
+                bridge.name,
+                *gateway,
+                *foreign,
+            )));
+        }
+    }
+    Ok(())
 }

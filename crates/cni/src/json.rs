@@ -57,6 +57,7 @@ const KEYS: &[&str] = &[
     "rangeEnd",
     "rangeStart",
     "ranges",
+    "resolvConf",
     "routes",
     "runtimeConfig",
     "sandbox",

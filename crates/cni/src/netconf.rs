@@ -14,8 +14,6 @@ use crate::{Code, Error, Json};
 /// keys under `delegate`, or bridge's, which has them at the top.
 #[derive(Clone, Debug, Default)]
 pub struct NetConf {
-    /// `type`: the name under which the runtime called the plugin.
-    pub kind: String,
     /// Whether `delegate` is there: flannel's form.
     pub has_delegate: bool,
     /// The bridge's keys, from wherever they stand.
@@ -36,8 +34,6 @@ pub struct NetConf {
 #[serde(rename_all = "camelCase", default)]
 #[derive(Default)]
 struct Top {
-    #[serde(rename = "type")]
-    kind: String,
     subnet_file: Option<PathBuf>,
     ipam: Ipam,
     runtime_config: RuntimeConfig,
@@ -74,7 +70,6 @@ impl NetConf {
             None => json.to().map_err(|error| decode(&error))?,
         };
         Ok(Self {
-            kind: top.kind,
             has_delegate: delegate.is_some(),
             bridge,
             subnet_file: top.subnet_file,
@@ -130,6 +125,8 @@ pub struct Ipam {
     pub routes: Vec<RouteConf>,
     /// `dataDir`: where reservations are kept.
     pub data_dir: Option<PathBuf>,
+    /// `resolvConf`: a resolver's file to read `dns` from.
+    pub resolv_conf: Option<String>,
     /// The older form of a single range: `subnet`, `rangeStart`, `rangeEnd`, `gateway`.
     #[serde(deserialize_with = "optional_network")]
     pub subnet: Option<IpNetwork>,

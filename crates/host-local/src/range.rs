@@ -60,6 +60,8 @@ pub enum RangeError {
         address: IpAddr,
         subnet: IpNetwork,
     },
+    #[error("gateway {0} is not of the family of network {1}")]
+    GatewayFamily(IpAddr, IpNetwork),
     #[error("rangeEnd {end} is before rangeStart {start}")]
     Backwards { start: IpAddr, end: IpAddr },
     #[error("no IP ranges specified")]
@@ -104,6 +106,9 @@ impl Range {
         }
         // A gateway outside the subnet is the operator's business, as it is host-local's.
         let gateway = spec.gateway.unwrap_or_else(|| address(subnet, first + 1));
+        if gateway.is_ipv4() != subnet.is_ipv4() {
+            return Err(RangeError::GatewayFamily(gateway, subnet));
+        }
         Ok(Self {
             subnet,
             start,
@@ -363,6 +368,14 @@ mod tests {
         );
         let (a, b) = (spec("10.1.0.0/16", "", ""), spec("10.1.1.0/24", "", ""));
         assert!(of(&[a.clone(), b.clone()]).ends_with("overlap"));
+        for (subnet, gateway) in [("fd00::/64", "10.0.0.1"), ("10.1.1.0/24", "fd00::1")] {
+            let gateway = gateway.parse().ok();
+            let wrong = RangeSpec {
+                gateway,
+                ..spec(subnet, "", "")
+            };
+            assert!(of(&[wrong]).contains("is not of the family of network"));
+        }
         assert_eq!(
             sets(&[&[a], &[b]]).expect_err("overlap").to_string(),
             "invalid range set 1: ranges 10.1.0.1-10.1.255.254 and 10.1.1.1-10.1.1.254 overlap"

@@ -173,35 +173,26 @@ impl Store {
             let range = set.range_of(address).expect("chosen from the set");
             addresses.push((address, range.clone()));
         }
-        if !fresh.is_empty() {
-            let all: Vec<_> = held
-                .iter()
-                .copied()
-                .chain(fresh.iter().map(|(_, address)| *address))
-                .collect();
-            // The index first: a crash in between leaves an entry that names nothing.
-            locked
-                .files
-                .index(attachment, &all)
-                .map_err(self.io("write the index"))?;
-            for (i, address) in &fresh {
-                let written = locked
-                    .files
-                    .reserve(*address, attachment)
-                    .and_then(|()| locked.files.set_last_reserved(*i, *address));
-                if let Err(error) = written {
-                    let fresh: Vec<_> = fresh.iter().map(|(_, address)| *address).collect();
-                    drop(locked.give_back(attachment, &fresh));
-                    return Err(self.io("write a reservation")(error));
-                }
+        // The index first: a crash in between leaves an entry that names nothing. What is taken
+        // up again is written again, because its entry's time says that an ADD is in flight.
+        let fresh_addresses: Vec<_> = fresh.iter().map(|(_, address)| *address).collect();
+        let all = [&held[..], &fresh_addresses].concat();
+        let indexed = locked.files.index(attachment, &all);
+        indexed.map_err(self.io("write the index"))?;
+        for (i, address) in fresh {
+            let written = locked.files.reserve(address, attachment);
+            let written = written.and_then(|()| locked.files.set_last_reserved(i, address));
+            if let Err(error) = written {
+                drop(locked.give_back(attachment, &fresh_addresses, &held));
+                return Err(self.io("write a reservation")(error));
             }
         }
-        let fresh = fresh.into_iter().map(|(_, address)| address).collect();
         Ok(Reservation {
             store: self,
             attachment: attachment.clone(),
             addresses,
-            fresh,
+            fresh: fresh_addresses,
+            held,
         })
     }
 
@@ -220,7 +211,7 @@ impl Store {
                 .into_iter()
                 .collect();
         }
-        locked.give_back(attachment, &held)?;
+        locked.give_back(attachment, &held, &[])?;
         Ok(held)
     }
 
@@ -259,7 +250,7 @@ impl Store {
             let old = since.elapsed().is_ok_and(|elapsed| elapsed > age);
             if old && is_gone(&attachment) {
                 let held = locked.held(&attachment)?;
-                locked.give_back(&attachment, &held)?;
+                locked.give_back(&attachment, &held, &[])?;
                 reclaimed += held.len();
             }
         }
@@ -412,19 +403,21 @@ impl Locked<'_> {
         })
     }
 
-    /// Frees `addresses` and takes them out of the attachment's index entry.
-    fn give_back(&self, attachment: &Attachment, addresses: &[IpAddr]) -> Result<(), StoreError> {
+    /// Frees those of `addresses` that are the attachment's, and leaves `rest` in its index
+    /// entry.
+    fn give_back(
+        &self,
+        attachment: &Attachment,
+        addresses: &[IpAddr],
+        rest: &[IpAddr],
+    ) -> Result<(), StoreError> {
         let io = || self.store.io("remove a reservation");
         for address in addresses {
-            self.files.free(*address).map_err(io())?;
+            if self.files.is_held_by(*address, attachment).map_err(io())? {
+                self.files.free(*address).map_err(io())?;
+            }
         }
-        let mut rest = self
-            .files
-            .indexed(attachment)
-            .map_err(io())?
-            .unwrap_or_default();
-        rest.retain(|address| !addresses.contains(address));
-        self.files.index(attachment, &rest).map_err(io())
+        self.files.index(attachment, rest).map_err(io())
     }
 }
 
@@ -460,6 +453,7 @@ pub struct Reservation<'a> {
     attachment: Attachment,
     addresses: Vec<(IpAddr, Range)>,
     fresh: Vec<IpAddr>,
+    held: Vec<IpAddr>,
 }
 
 impl Reservation<'_> {
@@ -467,6 +461,12 @@ impl Reservation<'_> {
     #[must_use]
     pub fn addresses(&self) -> &[(IpAddr, Range)] {
         &self.addresses
+    }
+
+    /// Whether the attachment held addresses before: it may be live.
+    #[must_use]
+    pub fn is_taken_up(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// Makes the reservation outlive this process.
@@ -481,7 +481,7 @@ impl Drop for Reservation<'_> {
             return;
         }
         if let Ok(locked) = self.store.lock() {
-            drop(locked.give_back(&self.attachment, &self.fresh));
+            drop(locked.give_back(&self.attachment, &self.fresh, &self.held));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use ipnetwork::IpNetwork;
 use kernel::{Monitor, Protocol, Route, RouteChange, Rtnl, sysctl};
 use subnet_env::SubnetEnv;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::lease::Snapshot;
+use crate::net_conf::NetConf;
 use crate::node::{Identity, Node};
 use crate::plan::{Change, chain, plan};
 use crate::store::file::{self, FileStore};
@@ -75,14 +76,13 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
         info!("started");
+        // Set anew only when it is over: events must not put it off for ever.
+        let mut slow = Instant::now() + SLOW;
         loop {
             self.reconcile().await;
-            let again = Instant::now()
-                + if self.troubles.is_empty() {
-                    SLOW
-                } else {
-                    RETRY
-                };
+            if !self.troubles.is_empty() {
+                slow = slow.min(Instant::now() + RETRY);
+            }
             tokio::select! {
                 () = self.store.changed() => {
                     sleep(SETTLE).await;
@@ -92,7 +92,8 @@ impl Agent {
                     changed?;
                     self.settle().await?;
                 }
-                () = sleep_until(again) => {
+                () = sleep_until(slow) => {
+                    slow = Instant::now() + SLOW;
                     self.store.watch();
                     self.latest = self.store.read();
                 }
@@ -128,7 +129,10 @@ impl Agent {
             troubles.insert(format!("{trouble}{kept}"));
         }
         if let Some((snapshot, node)) = &self.adopted {
-            for step in [forward(snapshot), self.write_subnet_file(snapshot, node)] {
+            for step in [
+                forward(snapshot, node),
+                self.write_subnet_file(snapshot, node),
+            ] {
                 troubles.extend(step.err());
             }
             troubles.extend(self.route(snapshot, node).await);
@@ -145,11 +149,9 @@ impl Agent {
     /// Takes the store's latest snapshot for the good one, if it is good and has this node.
     async fn adopt(&mut self) -> Result<(), String> {
         let snapshot = self.latest.as_ref().map_err(|error| chain(error))?;
-        let node = self
-            .identity
-            .find(&self.kernel, snapshot)
-            .await
-            .map_err(|e| chain(&e))?;
+        let known = self.adopted.as_ref().map(|(_, node)| node.link.index);
+        let node = self.identity.find(&self.kernel, snapshot, known).await;
+        let node = node.map_err(|error| chain(&error))?;
         if self
             .adopted
             .as_ref()
@@ -174,7 +176,7 @@ impl Agent {
 
     /// Says in the node's subnet file which subnet is its own, unless it says so already.
     fn write_subnet_file(&self, snapshot: &Snapshot, node: &Node) -> Result<(), String> {
-        let wanted = subnet_env(snapshot, node);
+        let wanted = subnet_env(snapshot, node).map_err(|error| chain(&error))?;
         if SubnetEnv::read(&self.subnet_file).is_ok_and(|present| present == wanted) {
             return Ok(());
         }
@@ -231,40 +233,31 @@ fn request(change: &Change) -> RouteChange {
 }
 
 /// A node that routes for its pods forwards.
-fn forward(snapshot: &Snapshot) -> Result<(), String> {
-    for network in snapshot.network.networks() {
-        let name = if network.is_ipv4() {
-            "net/ipv4/ip_forward"
-        } else {
-            "net/ipv6/conf/all/forwarding"
-        };
-        sysctl::set(name, "1").map_err(|error| chain(&error))?;
+fn forward(snapshot: &Snapshot, node: &Node) -> Result<(), String> {
+    let set = |name: &str, value| sysctl::set(name, value).map_err(|error| chain(&error));
+    if snapshot.network.ipv4.is_some() {
+        set("net/ipv4/ip_forward", "1")?;
+    }
+    if snapshot.network.ipv6.is_some() {
+        // A node that forwards hears no router any more unless it insists (2), and loses the
+        // default route that one gave it.
+        let accept_ra = format!("net/ipv6/conf/{}/accept_ra", node.link.name);
+        if sysctl::get(&accept_ra).is_ok_and(|value| value == "1") {
+            set(&accept_ra, "2")?;
+        }
+        set("net/ipv6/conf/all/forwarding", "1")?;
     }
     Ok(())
 }
 
-fn subnet_env(snapshot: &Snapshot, node: &Node) -> SubnetEnv {
-    let mut env = SubnetEnv {
-        network: snapshot.network.ipv4.into_iter().collect(),
-        subnet: None,
-        ipv6_network: snapshot.network.ipv6.into_iter().collect(),
-        ipv6_subnet: None,
-        mtu: node.link.mtu,
-        // The agent does not masquerade, so the plugin is told to.
-        ip_masq: false,
-    };
-    for hop in &node.lease.hops {
-        // The bridge's address, as flannel writes it: the subnet's first.
-        match hop.subnet {
-            IpNetwork::V4(v4) => {
-                let first = (u32::from(v4.network()) + 1).into();
-                env.subnet = Ipv4Network::new(first, v4.prefix()).ok();
-            }
-            IpNetwork::V6(v6) => {
-                let first = (u128::from(v6.network()) + 1).into();
-                env.ipv6_subnet = Ipv6Network::new(first, v6.prefix()).ok();
-            }
-        }
-    }
-    env
+fn subnet_env(snapshot: &Snapshot, node: &Node) -> Result<SubnetEnv, subnet_env::Error> {
+    let NetConf { ipv4, ipv6 } = snapshot.network;
+    let networks = ipv4
+        .map(IpNetwork::V4)
+        .into_iter()
+        .chain(ipv6.map(IpNetwork::V6));
+    let networks: Vec<_> = networks.collect();
+    let subnets: Vec<_> = node.lease.hops.iter().map(|hop| hop.subnet).collect();
+    // The agent does not masquerade, so the plugin is told to.
+    SubnetEnv::new(&networks, &subnets, node.link.mtu, false)
 }

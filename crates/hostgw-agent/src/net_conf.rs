@@ -1,6 +1,6 @@
 //! The network's configuration, in the keys of flannel's `net-conf.json`.
 
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -14,24 +14,11 @@ pub(crate) struct NetConf {
     pub(crate) ipv6: Option<Ipv6Network>,
 }
 
-impl NetConf {
-    /// The enabled networks, IPv4 first.
-    pub(crate) fn networks(&self) -> impl Iterator<Item = IpNetwork> {
-        let ipv4 = self.ipv4.map(IpNetwork::V4);
-        ipv4.into_iter().chain(self.ipv6.map(IpNetwork::V6))
-    }
-}
-
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 6] = [
     "Network",
-    "SubnetLen",
-    "SubnetMin",
-    "SubnetMax",
     "IPv6Network",
-    "IPv6SubnetLen",
     "EnableIPv4",
     "EnableIPv6",
-    "EnableNFTables",
     "Backend",
     "Type",
 ];
@@ -138,8 +125,14 @@ mod tests {
     fn flannels_keys_match_without_regard_to_case() {
         let conf = r#"{"network": "10.10.3.4/16", "enableipv6": true, "IPV6Network": "fd00:10:10::/48", "Backend": {"type": "Host-GW"}, "X": 1}"#;
         let conf: NetConf = serde_json::from_str(conf).expect("valid");
-        let networks: Vec<_> = conf.networks().map(|network| network.to_string()).collect();
-        assert_eq!(networks, ["10.10.0.0/16", "fd00:10:10::/48"]);
+        assert_eq!(
+            conf.ipv4.map(|v4| v4.to_string()).as_deref(),
+            Some("10.10.0.0/16")
+        );
+        assert_eq!(
+            conf.ipv6.map(|v6| v6.to_string()).as_deref(),
+            Some("fd00:10:10::/48")
+        );
     }
 
     #[test]

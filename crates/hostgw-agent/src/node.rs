@@ -1,5 +1,6 @@
 //! Which node this is, and by which interface it reaches the others.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use kernel::{Link, Rtnl};
@@ -46,8 +47,15 @@ pub(crate) enum Error {
 }
 
 impl Identity {
-    /// Finds this node in `snapshot`, by the interfaces as they are now.
-    pub(crate) async fn find(&self, kernel: &Rtnl, snapshot: &Snapshot) -> Result<Node, Error> {
+    /// Finds this node in `snapshot`, by the interfaces as they are now. `known` is the number
+    /// of the interface that it was found by before: a link that goes down takes the default
+    /// route with it, and must not take the node's identity.
+    pub(crate) async fn find(
+        &self,
+        kernel: &Rtnl,
+        snapshot: &Snapshot,
+        known: Option<u32>,
+    ) -> Result<Node, Error> {
         let interfaces = Interfaces::list(kernel).await?;
         let named = self
             .iface
@@ -67,7 +75,7 @@ impl Identity {
                 link: link.clone(),
             });
         }
-        let link = match named {
+        let link = match named.or_else(|| interfaces.numbered(known)) {
             Some(link) => link,
             None => interfaces
                 .of_default_route(kernel)
@@ -95,22 +103,16 @@ struct Interfaces(Vec<(Link, Vec<IpAddr>)>);
 
 impl Interfaces {
     async fn list(kernel: &Rtnl) -> Result<Self, Error> {
-        let mut addresses = kernel.all_addresses().await?;
-        let mut of = |link: &Link| {
-            let (its, rest) = addresses
-                .drain(..)
-                .partition(|(index, _)| *index == link.index);
-            addresses = rest;
-            its
+        let mut addresses: HashMap<u32, Vec<IpAddr>> = HashMap::new();
+        for (index, address) in kernel.all_addresses().await? {
+            addresses.entry(index).or_default().push(address.ip());
+        }
+        let links = kernel.links().await?.into_iter();
+        let with_its = |link: Link| {
+            let its = addresses.remove(&link.index).unwrap_or_default();
+            (link, its)
         };
-        let interfaces = kernel.links().await?.into_iter().map(|link| {
-            let its: Vec<(u32, ipnetwork::IpNetwork)> = of(&link);
-            (
-                link,
-                its.into_iter().map(|(_, address)| address.ip()).collect(),
-            )
-        });
-        Ok(Self(interfaces.collect()))
+        Ok(Self(links.map(with_its).collect()))
     }
 
     fn named(&self, iface: &str) -> Result<&Link, Error> {
@@ -122,6 +124,13 @@ impl Interfaces {
         found
             .map(|(link, _)| link)
             .ok_or_else(|| Error::NoSuchInterface(iface.to_owned()))
+    }
+
+    fn numbered(&self, index: Option<u32>) -> Option<&Link> {
+        self.0
+            .iter()
+            .map(|(link, _)| link)
+            .find(|link| Some(link.index) == index)
     }
 
     fn of_lease(&self, lease: &Lease) -> Option<&Link> {
@@ -140,11 +149,7 @@ impl Interfaces {
         // IPv4 before IPv6, and the one that counts.
         let best = defaults.min_by_key(|route| (route.to.is_ipv6(), route.metric));
         let index = best.map(|route| route.dev);
-        Ok(self
-            .0
-            .iter()
-            .map(|(link, _)| link)
-            .find(|link| Some(link.index) == index))
+        Ok(self.numbered(index))
     }
 
     fn addresses_of(&self, link: &Link) -> &[IpAddr] {

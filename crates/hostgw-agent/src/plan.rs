@@ -57,7 +57,7 @@ pub(crate) fn plan(wanted: &[Route], present: &[Route], own: &[IpNetwork]) -> Ve
     for route in present {
         let is_ours = route.protocol == Protocol::HOSTGW;
         let why = match wanted.get(&route.to) {
-            _ if own.contains(&route.to) && route.via.is_some() => Why::Hijacks,
+            _ if own.iter().any(|own| hijacks(route, *own)) => Why::Hijacks,
             Some(wanted) if *wanted == route => continue,
             // Where ours is not there yet, it takes this one's place.
             Some(wanted) if route.metric == wanted.metric && !is_present.contains(wanted) => {
@@ -73,6 +73,15 @@ pub(crate) fn plan(wanted: &[Route], present: &[Route], own: &[IpNetwork]) -> Ve
         });
     }
     changes
+}
+
+/// Whether a route leads `own`, or a part of it, anywhere but to the node's own bridge.
+fn hijacks(route: &Route, own: IpNetwork) -> bool {
+    let is_within = own.prefix() <= route.to.prefix()
+        && own.is_ipv4() == route.to.is_ipv4()
+        && own.contains(route.to.network());
+    let leads_away = route.via.is_some() || route.dev == 0 || !route.is_unicast;
+    is_within && leads_away && route.protocol != Protocol::KERNEL
 }
 
 impl fmt::Display for Change {
@@ -265,6 +274,21 @@ mod tests {
             1,
             "put before ours by `ip route prepend`"
         );
+    }
+
+    #[test]
+    fn a_part_of_our_own_subnet_is_ours_too() {
+        let away = [
+            "10.10.1.128/25 via 192.168.2.99 proto 3",
+            "10.10.1.9/32 proto 3 dev 0",
+        ];
+        assert_eq!(plan_of(&[], &away).len(), 2);
+        let others = [
+            "10.10.0.0/16 via 192.168.2.99 proto 3",
+            "10.10.1.9/32 proto 3",
+            "fd00::/64 via fd00::9 proto 3",
+        ];
+        assert!(plan_of(&[], &others).is_empty());
     }
 
     #[test]

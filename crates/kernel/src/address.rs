@@ -7,7 +7,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::link::set_up;
 use crate::route::new_route;
@@ -62,7 +62,7 @@ impl Rtnl {
     }
 
     /// Gives a link that is down its addresses, sets it up and adds its routes: in this order,
-    /// in one send.
+    /// in one send. A route to where another one leads already comes after that one.
     pub async fn bring_up(
         &self,
         link: &Link,
@@ -73,7 +73,7 @@ impl Rtnl {
             .iter()
             .map(|address| new_address(link.index, *address));
         let changes = changes.chain([set_up(link.index)]);
-        let changes = changes.chain(routes.iter().map(|route| new_route(route, NLM_F_EXCL)));
+        let changes = changes.chain(routes.iter().map(|route| new_route(route, NLM_F_APPEND)));
         let outcomes = self.changes(changes).await;
         for (i, outcome) in outcomes.into_iter().enumerate() {
             if let Err(error) = outcome {

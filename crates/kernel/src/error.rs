@@ -42,12 +42,6 @@ impl Error {
         }
     }
 
-    /// The kernel's number for its refusal, if it was the kernel that refused.
-    #[must_use]
-    pub fn errno(&self) -> Option<i32> {
-        self.errno.map(|errno| errno as i32)
-    }
-
     /// There is one of that name already.
     #[must_use]
     pub fn is_exists(&self) -> bool {

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{FsType, NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
 
 use crate::Error;
 
@@ -29,16 +30,18 @@ impl Netns {
 
     /// The namespace at `path`: a bind mount, or a process's `/proc/<pid>/ns/net`.
     ///
-    /// Whatever is not a namespace is refused by its file system, before anything opens it up.
+    /// Whatever is not a namespace is refused by its file system.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
         let failed = |error| Error::new(format!("open the network namespace {name}"), error);
-        let file = File::open(path).map_err(failed)?;
+        // Whatever stands at the path, opening it must not wait for anybody.
+        let mut options = File::options();
+        options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let file = options.open(path).map_err(failed)?;
         let kind = fstatfs(&file)
             .map_err(|error| Error::new(format!("look at the network namespace {name}"), error))?
             .filesystem_type();
-        // Kernels before 3.19 show namespaces in proc's own file system.
-        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+        if kind != NSFS_MAGIC {
             let FsType(magic) = kind;
             let reason = format!("it is not a namespace, but a file of type {magic:#x}");
             return Err(Error::new(

@@ -17,6 +17,7 @@ const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 
 const REQUEST: u16 = 1;
@@ -27,8 +28,9 @@ const APPEND: u16 = 0x800;
 
 /// Has what leaves `subnet` masqueraded, but for what goes to one of `except` or to many.
 ///
-/// The rules of one subnet are one chain of `table`; where the chain is there, this is one
-/// request. The thread's namespace is meant.
+/// The rules of one subnet are one chain of `table`, whose comment says what it excepts. Where
+/// it is there and right this is one request, and where it says otherwise it is replaced, in
+/// one transaction. The thread's namespace is meant.
 pub fn ensure_masquerade(
     table: &str,
     subnet: IpNetwork,
@@ -42,14 +44,19 @@ pub fn ensure_masquerade(
         subnet,
         except,
     };
-    match exchange(&socket, &rules.get_chain()).map_err(failed)? {
-        None => return Ok(()),
-        Some(Errno::ENOENT) => {}
+    let chain = exchange(&socket, &rules.get_chain()).map_err(failed)?;
+    let is_there = match chain.refusal {
+        None if chain.holds(&rules.comment()) => return Ok(()),
+        None => true,
+        Some(Errno::ENOENT) => false,
         Some(errno) => return Err(Error::new(doing(), errno)),
-    }
-    match exchange(&socket, &rules.batch()).map_err(failed)? {
+    };
+    match exchange(&socket, &rules.batch(is_there))
+        .map_err(failed)?
+        .refusal
+    {
         // Another process was faster; of one batch all or nothing is done.
-        None | Some(Errno::EEXIST) => Ok(()),
+        None | Some(Errno::EEXIST | Errno::ENOENT) => Ok(()),
         Some(errno) => Err(Error::new(doing(), errno)),
     }
 }
@@ -61,15 +68,25 @@ struct Masquerade<'a> {
 }
 
 impl Masquerade<'_> {
-    /// The name says what is in it, so that other rules are another chain.
     fn chain(&self) -> String {
-        let mut name = format!("masq {}", self.subnet);
-        for except in self.exceptions() {
-            name.push_str(" not ");
-            name.push_str(&except.to_string());
-        }
         // nft prints a name as it is, and would not read these back.
-        name.replace([' ', '/', ':'], "-")
+        format!("masquerade {}", self.subnet).replace([' ', '/', ':'], "-")
+    }
+
+    /// What the chain excepts, in the 128 bytes that nft gives a comment.
+    fn comment(&self) -> String {
+        let list: Vec<_> = self
+            .exceptions()
+            .map(|network| network.to_string())
+            .collect();
+        let text = format!("but for {}", list.join(", "));
+        if text.len() < 120 {
+            return text;
+        }
+        // FNV-1a: what counts is that other networks give another text.
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+        format!("but for {} networks ({hash:016x})", list.len())
     }
 
     fn exceptions(&self) -> impl Iterator<Item = IpNetwork> {
@@ -86,7 +103,7 @@ impl Masquerade<'_> {
 
     /// Table, chain and rules in one transaction. The chain must be new: appended to one that
     /// is there, the rules would stand twice.
-    fn batch(&self) -> Vec<u8> {
+    fn batch(&self, is_there: bool) -> Vec<u8> {
         let mut table = self.header();
         text(&mut table, 1, self.table);
         let mut chain = self.header();
@@ -98,8 +115,18 @@ impl Masquerade<'_> {
             number(hook, 2, 100);
         });
         text(&mut chain, 7, "nat");
+        // User data: a comment (0), its length, its text.
+        let comment = self.comment() + "\0";
+        let length = u8::try_from(comment.len()).expect("kept short");
+        attribute(&mut chain, 12, &[&[0, length], comment.as_bytes()].concat());
         let mut batch = message(BATCH_BEGIN, 0, &[0, 0, 0, SUBSYSTEM.to_be_bytes()[1]]);
         batch.extend(message(NEW_TABLE, CREATE | ACK, &table));
+        if is_there {
+            let mut old = self.header();
+            text(&mut old, 1, self.table);
+            text(&mut old, 3, &self.chain());
+            batch.extend(message(DELETE_CHAIN, ACK, &old));
+        }
         batch.extend(message(NEW_CHAIN, CREATE | EXCL | ACK, &chain));
         let multicast = if self.subnet.is_ipv4() {
             "224.0.0.0/4"
@@ -230,31 +257,50 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// Sends messages and reads what the kernel says: the first refusal, if any.
-fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Option<Errno>> {
+/// What the kernel says to one send.
+struct Answer {
+    refusal: Option<Errno>,
+    text: Vec<u8>,
+}
+
+impl Answer {
+    fn holds(&self, comment: &str) -> bool {
+        let comment = [comment.as_bytes(), b"\0"].concat();
+        self.text
+            .windows(comment.len())
+            .any(|window| window == comment)
+    }
+}
+
+/// Sends messages and reads what the kernel says: the first refusal, if any, and all its words.
+fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
     const ERROR: u16 = 2;
     socket.send_to(send, &SocketAddr::new(0, 0), 0)?;
-    let mut refusal = None;
+    let mut answer = Answer {
+        refusal: None,
+        text: Vec::new(),
+    };
     // The kernel answers before send(2) returns, so what is there is all there is.
     socket.set_non_blocking(true)?;
     loop {
-        let answers = match socket.recv_from_full() {
-            Ok((answers, _)) => answers,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(refusal),
+        match socket.recv_from_full() {
+            Ok((text, _)) => answer.text.extend(text),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => return Err(error),
-        };
-        let mut rest = &answers[..];
-        while let (Some(head), Some(code)) = (rest.get(..16), rest.get(16..20)) {
-            let length = u32::from_ne_bytes(head[..4].try_into().expect("four bytes"));
-            let code = i32::from_ne_bytes(code.try_into().expect("four bytes"));
-            if u16::from_ne_bytes([head[4], head[5]]) == ERROR && code != 0 {
-                refusal = refusal.or(Some(Errno::from_raw(-code)));
-            }
-            let length = usize::try_from(length)
-                .expect("fits")
-                .next_multiple_of(4)
-                .max(16);
-            rest = rest.get(length..).unwrap_or_default();
         }
     }
+    let mut rest = &answer.text[..];
+    while let (Some(head), Some(code)) = (rest.get(..16), rest.get(16..20)) {
+        let length = u32::from_ne_bytes(head[..4].try_into().expect("four bytes"));
+        let code = i32::from_ne_bytes(code.try_into().expect("four bytes"));
+        if u16::from_ne_bytes([head[4], head[5]]) == ERROR && code != 0 {
+            answer.refusal = answer.refusal.or(Some(Errno::from_raw(-code)));
+        }
+        let length = usize::try_from(length)
+            .expect("fits")
+            .next_multiple_of(4)
+            .max(16);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Ok(answer)
 }

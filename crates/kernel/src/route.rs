@@ -185,6 +185,10 @@ fn route(message: &RouteMessage) -> Option<Route> {
     if header.table != RouteHeader::RT_TABLE_MAIN {
         return None;
     }
+    // A route for some type of service only takes nothing from one for all.
+    if header.tos != 0 {
+        return None;
+    }
     let (mut to, mut via, mut dev, mut metric) = (unspecified, None, 0, 0);
     for attribute in &message.attributes {
         match attribute {

@@ -52,6 +52,14 @@ pub enum Error {
         /// What it should be.
         expected: &'static str,
     },
+    /// A node's subnet that is none.
+    #[error("subnet {subnet} {reason}")]
+    Subnet {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Keys that must be there and are not.
     #[error("is missing {}", .0.join(", "))]
     Missing(Vec<&'static str>),
@@ -83,6 +91,66 @@ const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
 impl SubnetEnv {
+    /// The content for a node that holds `subnets`, one of a family, in the cluster's
+    /// `networks`. The subnet's first address is the bridge's. Errors name the subnet.
+    pub fn new(
+        networks: &[IpNetwork],
+        subnets: &[IpNetwork],
+        mtu: u32,
+        ip_masq: bool,
+    ) -> Result<Self, Error> {
+        let mut env = Self {
+            network: Vec::new(),
+            subnet: None,
+            ipv6_network: Vec::new(),
+            ipv6_subnet: None,
+            mtu,
+            ip_masq,
+        };
+        for network in networks {
+            match network {
+                IpNetwork::V4(v4) => env.network.push(*v4),
+                IpNetwork::V6(v6) => env.ipv6_network.push(*v6),
+            }
+        }
+        for subnet in subnets {
+            let wrong = |reason| {
+                Err(Error::Subnet {
+                    subnet: *subnet,
+                    reason,
+                })
+            };
+            let around = |n: &IpNetwork| n.contains(subnet.ip()) && n.prefix() <= subnet.prefix();
+            if !networks.iter().any(around) {
+                return wrong("lies in none of the networks");
+            }
+            // Network, gateway, one pod and, in IPv4, broadcast.
+            if subnet.prefix() > if subnet.is_ipv4() { 30 } else { 126 } {
+                return wrong("is too small for a gateway and a pod");
+            }
+            let twice = match subnet {
+                IpNetwork::V4(v4) => {
+                    let first = (u32::from(v4.network()) + 1).into();
+                    let subnet = Ipv4Network::new(first, v4.prefix());
+                    env.subnet
+                        .replace(subnet.expect("the same prefix length"))
+                        .is_some()
+                }
+                IpNetwork::V6(v6) => {
+                    let first = (u128::from(v6.network()) + 1).into();
+                    let subnet = Ipv6Network::new(first, v6.prefix());
+                    env.ipv6_subnet
+                        .replace(subnet.expect("the same prefix length"))
+                        .is_some()
+                }
+            };
+            if twice {
+                return wrong("is the second of its family, and a node has one");
+            }
+        }
+        Ok(env)
+    }
+
     /// Reads the text of a file. `export`, quotes, spaces around, comments, unknown keys and
     /// carriage returns are tolerated, as godotenv and a shell tolerate them; the last of two
     /// equal keys counts. Errors name the key and its value, or every missing key.

@@ -50,7 +50,7 @@ struct WriteArgs {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Write(args) => write(args),
+        Command::Write(args) => write(&args),
         Command::Show { file } => show(&file),
     };
     match outcome {
@@ -68,44 +68,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn write(args: WriteArgs) -> Result<(), Box<dyn Error>> {
-    let mut env = SubnetEnv {
-        network: Vec::new(),
-        subnet: None,
-        ipv6_network: Vec::new(),
-        ipv6_subnet: None,
-        mtu: args.mtu,
-        ip_masq: args.ip_masq,
-    };
-    for network in args.network {
-        match network {
-            IpNetwork::V4(v4) => env.network.push(v4),
-            IpNetwork::V6(v6) => env.ipv6_network.push(v6),
-        }
-    }
-    for subnet in args.subnet {
-        let inside = |n: IpNetwork| n.contains(subnet.ip()) && n.prefix() <= subnet.prefix();
-        if !env.networks().any(inside) {
-            return Err(format!("--subnet {subnet} lies in no --network").into());
-        }
-        // The file gives the bridge's address: the subnet's first.
-        let twice = match subnet {
-            IpNetwork::V4(v4) => {
-                let address = (u32::from(v4.network()) + 1).into();
-                env.subnet
-                    .replace(ipnetwork::Ipv4Network::new(address, v4.prefix())?)
-                    .is_some()
-            }
-            IpNetwork::V6(v6) => {
-                let address = (u128::from(v6.network()) + 1).into();
-                let subnet = ipnetwork::Ipv6Network::new(address, v6.prefix())?;
-                env.ipv6_subnet.replace(subnet).is_some()
-            }
-        };
-        if twice {
-            return Err(format!("--subnet {subnet}: a node has one subnet of each family").into());
-        }
-    }
+fn write(args: &WriteArgs) -> Result<(), Box<dyn Error>> {
+    let env = SubnetEnv::new(&args.network, &args.subnet, args.mtu, args.ip_masq)?;
     Ok(env.write(&args.file)?)
 }
 

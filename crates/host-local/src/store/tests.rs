@@ -112,10 +112,25 @@ fn a_retried_add_takes_its_reservation_up_again_and_does_not_give_it_back() {
     let dir = Dir::new();
     let store = dir.store("b");
     let first = reserve(&store, "a").expect("free");
-    drop(
-        store
-            .reserve(&pod("a"), &sets(&["10.1.1.0/29"]), &[])
-            .expect("held"),
+    let entry = dir.path(".attachments/a:eth0");
+    let file = fs::File::options()
+        .write(true)
+        .open(&entry)
+        .expect("is there");
+    file.set_modified(SystemTime::now() - Duration::from_secs(300))
+        .expect("sets the time");
+    let again = store
+        .reserve(&pod("a"), &sets(&["10.1.1.0/29"]), &[])
+        .expect("held");
+    assert!(again.is_taken_up());
+    drop(again);
+    let since = fs::metadata(&entry)
+        .expect("is there")
+        .modified()
+        .expect("has a time");
+    assert!(
+        since.elapsed().expect("past") < Duration::from_secs(60),
+        "an ADD is in flight"
     );
     assert_eq!(store.held(&pod("a")).expect("readable"), first);
 }
@@ -176,6 +191,7 @@ fn what_host_local_released_is_not_held_whatever_the_index_says() {
     dir.write("10.1.1.2", "other\r\neth0");
     assert_eq!(store.release(&pod("a")).expect("readable"), NONE);
     assert!(dir.path("10.1.1.2").exists());
+    assert!(!dir.path(".attachments/a:eth0").exists());
 }
 
 #[test]

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::{fmt, fs, io};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use serde::{Deserialize, Deserializer};
 use tokio::sync::Notify;
 
@@ -46,7 +47,13 @@ impl FileStore {
     pub(crate) fn new(path: PathBuf) -> Result<Self, Error> {
         let touched = Arc::new(Notify::new());
         let notice = Arc::clone(&touched);
-        let watcher = notify::recommended_watcher(move |_| notice.notify_one());
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own reading is an event too; what could not be read may be anything.
+            if event.is_ok_and(|event| is_reading(event.kind)) {
+                return;
+            }
+            notice.notify_one();
+        });
         let watcher = watcher.map_err(Error::Watch)?;
         let mut store = Self {
             path,
@@ -89,6 +96,11 @@ impl FileStore {
             reason,
         })
     }
+}
+
+fn is_reading(kind: EventKind) -> bool {
+    let written = AccessKind::Close(AccessMode::Write);
+    matches!(kind, EventKind::Access(access) if access != written)
 }
 
 #[derive(Deserialize)]
