@@ -389,8 +389,9 @@ impl Holder {
     /// when we do.
     fn enter(&self, namespaces: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
+        // With its root: in a chroot, entering the mounts alone would leave it.
         command
-            .args(["-t", &self.pid().to_string()])
+            .args(["-t", &self.pid().to_string(), "-r"])
             .args(namespaces)
             .arg("--");
         command

@@ -483,3 +483,32 @@ fn is_gateway_force_address_and_port_isolation_do_what_they_say() {
             .success
     );
 }
+
+#[test]
+fn a_stuck_holder_of_the_lock_blocks_nobody_for_ever() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    plugin.add(&a, &conf).ok();
+    let mut stuck = node.command("flock");
+    let mut stuck = stuck
+        .args(["/var/lib/cni/networks/cbr0/lock", "sleep", "13"])
+        .spawn()
+        .expect("starts");
+    conformance::wait_for("the lock is held", || {
+        !node
+            .sh("flock -n /var/lib/cni/networks/cbr0/lock true")
+            .success
+    });
+    let before = traces(&node);
+    let (code, text) = plugin.add(&b, &conf).error();
+    assert_eq!(code, 11, "{text}");
+    assert!(
+        text.contains("/cbr0/lock: held by another process for more than 10s"),
+        "{text}"
+    );
+    assert_eq!(traces(&node), before);
+    assert!(stuck.wait().expect("it ends").success());
+    plugin.add(&b, &conf).ok();
+}

@@ -22,7 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::store::Attachment;
+use crate::attachment::Attachment;
 
 const INDEX: &str = ".attachments";
 const BOOT_ID: &str = "boot_id";

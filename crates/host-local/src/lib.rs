@@ -4,9 +4,13 @@
 //! reservations, in the format of the `host-local` plugin, so that both can serve the same
 //! node by turns; a [`Reservation`] gives its addresses back unless it is kept.
 
+mod attachment;
+mod error;
 mod files;
 mod range;
 mod store;
 
+pub use attachment::{Attachment, Boot};
+pub use error::StoreError;
 pub use range::{Range, RangeError, RangeSet, RangeSets, RangeSpec};
-pub use store::{Attachment, Boot, Reservation, Store, StoreError};
+pub use store::{Reservation, Store};

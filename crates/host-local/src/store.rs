@@ -5,8 +5,10 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use crate::attachment::{Attachment, Boot};
+use crate::error::StoreError;
 use crate::files::Files;
 use crate::range::{Range, RangeSet, RangeSets};
 
@@ -14,121 +16,11 @@ use crate::range::{Range, RangeSet, RangeSets};
 /// holder this slow is stuck, and the runtime had better hear of it.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
-/// (container id, ifname): what holds addresses within a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attachment {
-    container_id: String,
-    ifname: String,
-}
-
-impl Attachment {
-    /// Both are names that the protocol has checked: neither holds `/` or `:`.
-    #[must_use]
-    pub fn new(container_id: &str, ifname: &str) -> Self {
-        Self {
-            container_id: container_id.to_owned(),
-            ifname: ifname.to_owned(),
-        }
-    }
-
-    /// The container's id.
-    #[must_use]
-    pub fn container_id(&self) -> &str {
-        &self.container_id
-    }
-
-    /// The interface's name in the container.
-    #[must_use]
-    pub fn ifname(&self) -> &str {
-        &self.ifname
-    }
-
-    /// Whether an address file's `content` is this attachment's. The oldest host-local wrote
-    /// the container's id alone.
-    pub(crate) fn is_named_by(&self, content: &str) -> bool {
-        let content = content.trim();
-        content == self.container_id
-            || content
-                .strip_prefix(&self.container_id)
-                .and_then(|rest| rest.strip_prefix("\r\n"))
-                == Some(&self.ifname)
-    }
-}
-
-/// The boot of the machine that we run in. No network namespace survives a boot, so neither
-/// does a reservation.
-#[derive(Clone, Debug)]
-pub struct Boot {
-    id: String,
-}
-
-impl Boot {
-    /// The running kernel's.
-    pub fn current() -> io::Result<Self> {
-        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        Ok(Self {
-            id: id.trim().to_owned(),
-        })
-    }
-
-    /// When it began. Only asked for when a boot has passed.
-    fn started() -> io::Result<SystemTime> {
-        let uptime = fs::read_to_string("/proc/uptime")?;
-        let seconds = uptime.split('.').next().and_then(|text| text.parse().ok());
-        let seconds = seconds.ok_or_else(|| io::Error::other("/proc/uptime holds no number"))?;
-        Ok(SystemTime::now() - Duration::from_secs(seconds))
-    }
-}
-
 /// The reservations of one network.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
     boot: Boot,
-}
-
-/// Why the store did not do what was asked of it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process holds the lock and does not let go.
-    #[error("lock {path}: held by another process for more than {waited:?}")]
-    Locked {
-        /// The lock file.
-        path: PathBuf,
-        /// How long we waited.
-        waited: Duration,
-    },
-    /// Every address of a range set is held.
-    #[error("no IP addresses available in range set {set}: {held} held in {dir}")]
-    Exhausted {
-        /// The range set.
-        set: String,
-        /// The store's directory.
-        dir: PathBuf,
-        /// How many addresses are held there.
-        held: usize,
-    },
-    /// A requested address is somebody else's, or a gateway.
-    #[error("requested IP address {address} is {reason}")]
-    Unavailable {
-        /// The address.
-        address: IpAddr,
-        /// Why it cannot be had.
-        reason: String,
-    },
-    /// Requested addresses that no range set contains, or more than one for a set.
-    #[error("failed to allocate all requested IPs: {}", join(.0))]
-    Unplaced(Vec<IpAddr>),
-    /// The directory cannot be read or written.
-    #[error("{doing} in {dir}")]
-    Io {
-        /// What we were doing.
-        doing: &'static str,
-        /// The store's directory.
-        dir: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
 }
 
 impl Store {
@@ -434,14 +326,6 @@ fn place(sets: &RangeSets, requested: &[IpAddr]) -> Result<Vec<Option<IpAddr>>, 
     } else {
         Err(StoreError::Unplaced(left))
     }
-}
-
-fn join(addresses: &[IpAddr]) -> String {
-    addresses
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 /// Addresses reserved for an attachment. Dropped without [`Reservation::keep`], it gives back

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use crate::lease::Snapshot;
 use crate::net_conf::NetConf;
 use crate::node::{Identity, Node};
-use crate::plan::{Change, chain, plan};
+use crate::plan::{Change, plan};
 use crate::store::file::{self, FileStore};
 
 /// Everything is compared this often even when nobody said that something changed.
@@ -260,4 +260,16 @@ fn subnet_env(snapshot: &Snapshot, node: &Node) -> Result<SubnetEnv, subnet_env:
     let subnets: Vec<_> = node.lease.hops.iter().map(|hop| hop.subnet).collect();
     // The agent does not masquerade, so the plugin is told to.
     SubnetEnv::new(&networks, &subnets, node.link.mtu, false)
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

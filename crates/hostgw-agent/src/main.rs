@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}", plan::chain(&error));
+            tracing::error!("{}", agent::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,4 +1,5 @@
 use std::fs;
+use std::time::SystemTime;
 
 use super::*;
 use crate::RangeSpec;
