@@ -82,9 +82,16 @@ impl Lab {
              && ip link set lo up && ip addr add 192.168.2.1/24 dev sw \
              && ip addr add fd00:192:168:2::1/64 dev sw nodad"
         );
-        Self {
-            switch: Holder::start(&mut Command::new("unshare"), &script),
-        }
+        let mut unshare = Command::new("unshare");
+        // In a chroot, mounts cannot be made private, and iproute2 wants a root that is one.
+        // Where nothing is shared, a root of our own will do.
+        let root = if root_is_mount() || is_shared() {
+            Root::Private
+        } else {
+            Root::Own
+        };
+        let switch = Holder::start(&mut unshare, root, &script);
+        Self { switch }
     }
 
     /// A node on the switch, with these addresses and prefix lengths on `enp0s5`, and default
@@ -95,7 +102,7 @@ impl Lab {
         inside.arg("unshare");
         let script = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib \
              && mkdir -p /run/netns /var/lib/cni && ip link set lo up";
-        let holder = Holder::start(&mut inside, script);
+        let holder = Holder::start(&mut inside, Root::Private, script);
         let pid = holder.pid();
         let port: String = format!("p-{name}").chars().take(15).collect();
         let wire = format!(
@@ -330,23 +337,38 @@ struct Holder {
     child: RefCell<Child>,
 }
 
+/// The root that a holder's mounts hang on.
+#[derive(Clone, Copy)]
+enum Root {
+    /// The one that is there, its mounts made private.
+    Private,
+    /// The same tree mounted anew, and entered.
+    Own,
+}
+
+const ENTER_OWN_ROOT: &str = "mount --rbind / /mnt && exec chroot /mnt sh \"$@\"";
+
+impl Root {
+    /// What follows unshare's `--propagation`, up to the shell.
+    fn shell(self) -> &'static [&'static str] {
+        match self {
+            Self::Private => &["private", "sh"],
+            Self::Own => &["unchanged", "sh", "-c", ENTER_OWN_ROOT, "sh"],
+        }
+    }
+}
+
 impl Holder {
     /// Runs `script` in new namespaces for network and mounts. `unshare` runs the program of
     /// that name with the options that follow, perhaps inside other namespaces.
-    fn start(unshare: &mut Command, script: &str) -> Self {
+    fn start(unshare: &mut Command, root: Root, script: &str) -> Self {
         // End of input ends it; a line of input makes it stay.
         let script =
             format!("{script} && echo ready && read line && exec sleep infinity </dev/null");
         let child = unshare
-            .args([
-                "--net",
-                "--mount",
-                "--propagation",
-                propagation(),
-                "sh",
-                "-c",
-                &script,
-            ])
+            .args(["--net", "--mount", "--propagation"])
+            .args(root.shell())
+            .args(["-c", &script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -391,7 +413,7 @@ impl Holder {
         let mut command = Command::new("nsenter");
         // With its root: in a chroot, entering the mounts alone would leave it.
         command
-            .args(["-t", &self.pid().to_string(), "-r"])
+            .args(["-t", &self.pid().to_string(), "-r", "-w"])
             .args(namespaces)
             .arg("--");
         command
@@ -414,14 +436,20 @@ impl Drop for Holder {
     }
 }
 
-/// What to do about mounts that other namespaces would see. In a chroot, whose root is no mount,
-/// nothing can be done, and where nothing is shared, nothing need be.
-fn propagation() -> &'static str {
+/// Whether our root is a mount, as it is but in a chroot.
+fn root_is_mount() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
+    mounts
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some("/"))
+}
+
+/// Whether other namespaces would see what is mounted here.
+fn is_shared() -> bool {
     let is_shared = |path| fs::read_to_string(path).is_ok_and(|text| text.contains(" shared:"));
-    let any = ["/proc/self/mountinfo", "/proc/1/mountinfo"]
+    ["/proc/self/mountinfo", "/proc/1/mountinfo"]
         .into_iter()
-        .any(is_shared);
-    if any { "private" } else { "unchanged" }
+        .any(is_shared)
 }
 
 /// Runs a command to its end.

@@ -147,7 +147,7 @@ fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>])
     show.title("Left standing (KEEP=1)");
     for node in nodes {
         show.text(&format!(
-            "enter {}:\n  nsenter -t {} -m -n -r",
+            "enter {}:\n  nsenter -t {} -m -n -r -w",
             node.name,
             node.pid()
         ));
@@ -155,7 +155,7 @@ fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>])
     for Drawn { pod, .. } in drawn {
         let (name, pid, netns) = (&pod.name, pod.node().pid(), pod.netns());
         show.text(&format!(
-            "enter {name}:\n  nsenter -t {pid} -m -n -r nsenter --net={netns}"
+            "enter {name}:\n  nsenter -t {pid} -m -n -r -w nsenter --net={netns}"
         ));
     }
     let pids = agents
