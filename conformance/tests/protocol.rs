@@ -132,10 +132,14 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
     );
     assert_eq!(
         reply.json,
-        json!({"cniVersion": "0.4.0", "code": 2, "msg": r#"vlan: "5" is not supported"#})
+        json!({"cniVersion": "0.4.0", "code": 2, "msg": "vlan: 5 is not supported"})
     );
     for (change, code, said) in [
-        (json!({"ipam": {"type": "dhcp"}}), 2, r#"ipam.type: "dhcp""#),
+        (
+            json!({"ipam": {"type": "dhcp"}}),
+            2,
+            "ipam.type: dhcp is not supported",
+        ),
         (json!({"macspoofchk": true}), 2, "macspoofchk"),
         (
             json!({"mtu": 67}),
@@ -166,6 +170,11 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
             json!({"ipam": {"subnet": "10.10.1.0/24", "gateway": "fd00::1"}}),
             7,
             "gateway fd00::1 is not of the family of network 10.10.1.0/24",
+        ),
+        (
+            json!({"ipam": {"rangeStart": "10.10.1.9"}}),
+            7,
+            "rangeStart, rangeEnd and gateway belong to a subnet",
         ),
         (
             json!({"ipam": {"subnet": "10.10.1.0/24", "resolvConf": "/etc/resolv.conf"}}),
@@ -272,6 +281,33 @@ fn addresses_and_hardware_addresses_are_asked_for_in_three_ways() {
 }
 
 #[test]
+fn what_asks_for_nothing_is_nothing() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let mut conf = bridge_form("1.0.0", &[V4]);
+    for (key, nothing) in [
+        ("vlan", json!(0)),
+        ("vlanTrunk", json!([])),
+        ("ipMasqBackend", json!("")),
+        ("macspoofchk", json!(false)),
+        ("subnetFile", json!("")),
+        (
+            "runtimeConfig",
+            json!({"portMappings": [], "bandwidth": {}, "mac": ""}),
+        ),
+        ("args", json!({"cni": {"ips": []}})),
+    ] {
+        conf[key] = nothing;
+    }
+    conf["ipam"]["dataDir"] = json!("");
+    conf["ipam"]["resolvConf"] = json!("");
+    conf["mtu"] = json!(0);
+    let reply = Plugin::ours(&lab).add(&node.pod("a"), &conf);
+    assert_eq!(reply.addresses(), ["10.10.1.2"]);
+    assert!(node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists());
+}
+
+#[test]
 fn both_forms_mean_the_same() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
@@ -341,7 +377,6 @@ fn check_finds_what_is_not_as_it_was() {
         ),
     ] {
         let mut conf = bridge_form("1.0.0", &[V4]);
-        conf["ipam"]["rangeEnd"] = json!("10.10.1.2");
         node.sh("rm -rf /var/lib/cni/networks").ok();
         let pod = node.pod("a");
         conf["prevResult"] = plugin.add(&pod, &conf).ok();

@@ -11,6 +11,7 @@ use host_local::{Boot, RangeSets, RangeSpec, Store};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
 use serde::Deserialize;
+use serde_json::Value;
 use subnet_env::SubnetEnv;
 
 use crate::error::Error;
@@ -59,9 +60,26 @@ impl Config {
         version: Version,
         args: &str,
     ) -> Result<Self, Error> {
-        let conf = NetConf::from_json(json)?;
+        let mut conf = NetConf::from_json(json)?;
+        conf.subnet_file = not_empty(conf.subnet_file);
         let args = CniArgs::parse(args)?;
         refuse_unsupported(&conf)?;
+        let Ipam {
+            subnet,
+            range_start,
+            range_end,
+            gateway,
+            ..
+        } = conf.ipam;
+        if let (None, Some(address)) = (subnet, range_start.or(range_end).or(gateway)) {
+            let source = "rangeStart, rangeEnd and gateway belong to a subnet".into();
+            let value = format!("missing, with {address}");
+            return Err(Error::Config {
+                key: "ipam.subnet",
+                value,
+                source,
+            });
+        }
         let mut ranges = explicit_ranges(&conf);
         let subnet = if conf.has_delegate || conf.subnet_file.is_some() || ranges.is_empty() {
             let path = conf
@@ -119,7 +137,7 @@ impl Config {
             mac: mac(&conf, &args)?,
             routes: checked_routes(routes)?,
             dns: conf.dns,
-            data_dir: data_dir(&conf.ipam),
+            data_dir: data_dir(conf.ipam.data_dir),
         })
     }
 
@@ -140,10 +158,7 @@ pub(crate) fn store_of(network: &NetworkName, json: &Json) -> Result<Store, Erro
         .object("ipam")
         .and_then(|ipam| ipam.to::<Where>().ok())
         .unwrap_or_default();
-    open_store(
-        &ipam.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
-        network,
-    )
+    open_store(&data_dir(ipam.data_dir), network)
 }
 
 fn open_store(data_dir: &Path, network: &NetworkName) -> Result<Store, Error> {
@@ -176,17 +191,22 @@ fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
         }
     }
     if let Some(backend) = &conf.bridge.ip_masq_backend
-        && backend != "nftables"
+        && !matches!(backend.as_str(), "" | "nftables")
     {
         return Err(Error::Unsupported("ipMasqBackend", backend.clone()));
     }
     if let Some(vlan) = vlan.filter(|vlan| *vlan != 0) {
         return Err(Error::Unsupported("vlan", vlan.to_string()));
     }
-    if let Some(trunk) = vlan_trunk {
+    if let Some(trunk) = vlan_trunk.as_ref().filter(|trunk| !is_nothing(trunk)) {
         return Err(Error::Unsupported("vlanTrunk", trunk.to_string()));
     }
-    if let Some(path) = &conf.ipam.resolv_conf {
+    if let Some(path) = conf
+        .ipam
+        .resolv_conf
+        .as_ref()
+        .filter(|path| !path.is_empty())
+    {
         return Err(Error::Unsupported("ipam.resolvConf", path.clone()));
     }
     let runtime = &conf.runtime_config;
@@ -194,7 +214,11 @@ fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
         let value = serde_json::json!(runtime.port_mappings).to_string();
         return Err(Error::Unsupported("runtimeConfig.portMappings", value));
     }
-    if let Some(bandwidth) = &runtime.bandwidth {
+    if let Some(bandwidth) = runtime
+        .bandwidth
+        .as_ref()
+        .filter(|value| !is_nothing(value))
+    {
         return Err(Error::Unsupported(
             "runtimeConfig.bandwidth",
             bandwidth.to_string(),
@@ -208,6 +232,15 @@ fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
             Err(Error::Unsupported("ipam.type", kind.clone()))
         }
         _ => Ok(()),
+    }
+}
+
+/// An empty list or object asks for nothing.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        _ => false,
     }
 }
 
@@ -388,8 +421,11 @@ fn checked_routes(routes: Vec<RouteConf>) -> Result<Vec<RouteConf>, Error> {
     Ok(routes)
 }
 
-fn data_dir(ipam: &Ipam) -> PathBuf {
-    ipam.data_dir
-        .clone()
-        .unwrap_or_else(|| DEFAULT_DATA_DIR.into())
+fn data_dir(configured: Option<PathBuf>) -> PathBuf {
+    not_empty(configured).unwrap_or_else(|| DEFAULT_DATA_DIR.into())
+}
+
+/// An empty path is no path: it would mean wherever the runtime happens to stand.
+fn not_empty(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| !path.as_os_str().is_empty())
 }

@@ -20,7 +20,7 @@ const DIFFERENT: Code = Code(102);
 pub(crate) enum Error {
     #[error(transparent)]
     Protocol(#[from] Protocol),
-    #[error("{0}: {1:?} is not supported")]
+    #[error("{0}: {1} is not supported")]
     Unsupported(&'static str, String),
     #[error("{key}: {value}")]
     Config {

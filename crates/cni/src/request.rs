@@ -95,11 +95,8 @@ impl Request {
                 return Ok(verb);
             }
             let msg = format!("config version does not allow {command}");
-            Err(
-                Error::new(Code::INCOMPATIBLE_VERSION, msg).with_details(format!(
-                    "cniVersion is {version:?}, {command} needs {since:?}"
-                )),
-            )
+            Err(Error::new(Code::INCOMPATIBLE_VERSION, msg)
+                .with_details(format!("cniVersion is {version}, {command} needs {since}")))
         };
         let verb = match (command.as_str(), attached) {
             ("ADD", Some(attached)) => Ok(Verb::Add(attached)),

@@ -135,7 +135,7 @@ impl Range {
         IpNetwork::new(address, self.subnet.prefix()).expect("the subnet has that prefix length")
     }
 
-    /// Whether `address` may be given out of this range, the gateway's apart.
+    /// Whether `address` may be given out of this range, gateways apart.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.subnet.is_ipv4()
@@ -150,10 +150,7 @@ impl Range {
 
     fn addresses(&self, from: u128) -> impl Iterator<Item = IpAddr> + use<> {
         let subnet = self.subnet;
-        let gateway = self.gateway;
-        (from..=self.end)
-            .map(move |n| address(subnet, n))
-            .filter(move |a| *a != gateway)
+        (from..=self.end).map(move |n| address(subnet, n))
     }
 }
 
@@ -216,7 +213,8 @@ impl RangeSet {
         let others = others.flat_map(|range| range.addresses(range.start));
         let before = range.addresses(range.start);
         let before = before.take_while(move |address| last.is_some_and(|l| number(*address) <= l));
-        rest.chain(others).chain(before)
+        let all = rest.chain(others).chain(before);
+        all.filter(|address| !self.is_gateway(*address))
     }
 }
 
@@ -324,6 +322,16 @@ mod tests {
             walk(&set, "10.9.9.9"),
             ["10.1.1.5", "10.1.1.6", "10.1.2.2", "10.1.2.3"]
         );
+    }
+
+    #[test]
+    fn no_ranges_gateway_is_given_out_of_another() {
+        let second = RangeSpec {
+            gateway: "10.1.1.2".parse().ok(),
+            ..spec("10.1.2.0/30", "", "")
+        };
+        let set = RangeSet::new(&[spec("10.1.1.0/29", "", "10.1.1.3"), second]).expect("valid");
+        assert_eq!(walk(&set, ""), ["10.1.1.3", "10.1.2.1", "10.1.2.2"]);
     }
 
     #[test]

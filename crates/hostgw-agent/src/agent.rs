@@ -149,8 +149,7 @@ impl Agent {
     /// Takes the store's latest snapshot for the good one, if it is good and has this node.
     async fn adopt(&mut self) -> Result<(), String> {
         let snapshot = self.latest.as_ref().map_err(|error| chain(error))?;
-        let known = self.adopted.as_ref().map(|(_, node)| node.link.index);
-        let node = self.identity.find(&self.kernel, snapshot, known).await;
+        let node = self.identity.find(&self.kernel, snapshot).await;
         let node = node.map_err(|error| chain(&error))?;
         if self
             .adopted
@@ -166,7 +165,7 @@ impl Agent {
             let (name, link) = (&node.lease.node, &node.link.name);
             let subnets = subnets.join(", ");
             info!(
-                "{} nodes; this is {name} with {subnets} on {link}",
+                "the cluster has {} node(s); this is {name} with {subnets} on {link}",
                 snapshot.leases.len()
             );
             self.adopted = Some((snapshot.clone(), node));

@@ -29,67 +29,41 @@ pub(crate) enum Error {
     #[error("no node is named {0:?} (--node-name)")]
     NoSuchName(String),
     #[error(
-        "no node has an address of interface {0} as its public address: it has {1}; name the node with --node-name"
+        "no node has one of this node's addresses ({0}) as its public address; name the node with --node-name"
     )]
-    NoSuchAddress(String, String),
+    NoSuchAddress(String),
     #[error("no interface is named {0:?} or has that address (--iface)")]
     NoSuchInterface(String),
     #[error(
         "no interface has an address of node {0}, and there is no default route; name one with --iface"
     )]
     NoInterface(String),
-    #[error(
-        "there is no default route to tell the interface by; name it with --iface, or the node with --node-name"
-    )]
-    NoDefaultRoute,
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
 }
 
 impl Identity {
-    /// Finds this node in `snapshot`, by the interfaces as they are now. `known` is the number
-    /// of the interface that it was found by before: a link that goes down takes the default
-    /// route with it, and must not take the node's identity.
-    pub(crate) async fn find(
-        &self,
-        kernel: &Rtnl,
-        snapshot: &Snapshot,
-        known: Option<u32>,
-    ) -> Result<Node, Error> {
+    /// Finds this node in `snapshot`, by the interfaces as they are now: by the default route's
+    /// first, then by any, because a link that goes down takes the default route with it.
+    pub(crate) async fn find(&self, kernel: &Rtnl, snapshot: &Snapshot) -> Result<Node, Error> {
         let interfaces = Interfaces::list(kernel).await?;
         let named = self
             .iface
             .as_deref()
             .map(|iface| interfaces.named(iface))
             .transpose()?;
-        if let Some(name) = &self.name {
+        let default = interfaces.of_default_route(kernel).await?;
+        let (lease, link) = if let Some(name) = &self.name {
             let lease = snapshot.leases.iter().find(|lease| lease.node == *name);
             let lease = lease.ok_or_else(|| Error::NoSuchName(name.clone()))?;
-            let link = match named.or_else(|| interfaces.of_lease(lease)) {
-                Some(link) => Some(link),
-                None => interfaces.of_default_route(kernel).await?,
-            };
-            let link = link.ok_or_else(|| Error::NoInterface(name.clone()))?;
-            return Ok(Node {
-                lease: lease.clone(),
-                link: link.clone(),
-            });
-        }
-        let link = match named.or_else(|| interfaces.numbered(known)) {
-            Some(link) => link,
-            None => interfaces
-                .of_default_route(kernel)
-                .await?
-                .ok_or(Error::NoDefaultRoute)?,
-        };
-        let addresses = interfaces.addresses_of(link);
-        let ours = |lease: &&Lease| lease.hops.iter().any(|hop| addresses.contains(&hop.via));
-        let Some(lease) = snapshot.leases.iter().find(ours) else {
-            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            return Err(Error::NoSuchAddress(
-                link.name.clone(),
-                addresses.join(", "),
-            ));
+            let link = named.or_else(|| interfaces.of_lease(lease)).or(default);
+            (lease, link.ok_or_else(|| Error::NoInterface(name.clone()))?)
+        } else {
+            match named {
+                Some(link) => interfaces.find_lease(snapshot, [link])?,
+                None => interfaces
+                    .find_lease(snapshot, default.into_iter().chain(interfaces.links()))?,
+            }
         };
         Ok(Node {
             lease: lease.clone(),
@@ -126,11 +100,33 @@ impl Interfaces {
             .ok_or_else(|| Error::NoSuchInterface(iface.to_owned()))
     }
 
-    fn numbered(&self, index: Option<u32>) -> Option<&Link> {
-        self.0
-            .iter()
-            .map(|(link, _)| link)
-            .find(|link| Some(link.index) == index)
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        self.0.iter().map(|(link, _)| link)
+    }
+
+    /// The first of `candidates` that has a lease's address, and that lease.
+    fn find_lease<'a, 'b>(
+        &self,
+        snapshot: &'a Snapshot,
+        candidates: impl IntoIterator<Item = &'b Link>,
+    ) -> Result<(&'a Lease, &'b Link), Error> {
+        let mut seen = Vec::new();
+        for link in candidates {
+            let addresses = self.addresses_of(link);
+            let ours = |lease: &&Lease| lease.hops.iter().any(|hop| addresses.contains(&hop.via));
+            if let Some(lease) = snapshot.leases.iter().find(ours) {
+                return Ok((lease, link));
+            }
+            seen.extend(addresses.iter().map(ToString::to_string));
+        }
+        seen.sort();
+        seen.dedup();
+        let seen = if seen.is_empty() {
+            "none".to_owned()
+        } else {
+            seen.join(", ")
+        };
+        Err(Error::NoSuchAddress(seen))
     }
 
     fn of_lease(&self, lease: &Lease) -> Option<&Link> {
@@ -149,7 +145,7 @@ impl Interfaces {
         // IPv4 before IPv6, and the one that counts.
         let best = defaults.min_by_key(|route| (route.to.is_ipv6(), route.metric));
         let index = best.map(|route| route.dev);
-        Ok(self.numbered(index))
+        Ok(self.links().find(|link| Some(link.index) == index))
     }
 
     fn addresses_of(&self, link: &Link) -> &[IpAddr] {

@@ -14,7 +14,8 @@ pub struct Mac([u8; 6]);
 pub struct InvalidMac(String);
 
 impl Mac {
-    /// The address that goes with `ip`: locally administered, `0a:58` and the last four bytes.
+    /// The address that goes with `ip`: locally administered, `0a:58` and the four bytes of an
+    /// IPv4 address, or four bytes of a hash over all of an IPv6 address.
     ///
     /// Whoever gets `ip` next gets the same hardware address, so no neighbour's entry for it
     /// is ever wrong.

@@ -7,7 +7,7 @@
 //! FLANNEL_IPMASQ=true
 //! ```
 //!
-//! The agent writes it once the node's lease is confirmed; the plugin reads it at each ADD;
+//! The agent writes it once it knows the node's subnet; the plugin reads it at each ADD;
 //! shell scripts source it. So it is written without quotes or spaces, in flannel's order of
 //! keys, and replaced in one step; and it is read as tolerantly as flannel's readers do.
 
@@ -27,11 +27,12 @@ pub const DEFAULT_PATH: &str = "/run/flannel/subnet.env";
 pub struct SubnetEnv {
     /// `FLANNEL_NETWORK`: the cluster's IPv4 networks, usually one.
     pub network: Vec<Ipv4Network>,
-    /// `FLANNEL_SUBNET`: the node's IPv4 subnet; its address is the bridge's.
+    /// `FLANNEL_SUBNET`: the node's IPv4 subnet, written with its first address, which is the
+    /// bridge's.
     pub subnet: Option<Ipv4Network>,
     /// `FLANNEL_IPV6_NETWORK`: the cluster's IPv6 networks, usually one.
     pub ipv6_network: Vec<Ipv6Network>,
-    /// `FLANNEL_IPV6_SUBNET`: the node's IPv6 subnet; its address is the bridge's.
+    /// `FLANNEL_IPV6_SUBNET`: the same in IPv6.
     pub ipv6_subnet: Option<Ipv6Network>,
     /// `FLANNEL_MTU`: the pods' MTU in bytes.
     pub mtu: u32,
@@ -90,6 +91,9 @@ const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
 const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
+/// The kernel takes nothing less for IPv4, and nothing more for a veth.
+const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
+
 impl SubnetEnv {
     /// The content for a node that holds `subnets`, one of a family, in the cluster's
     /// `networks`. The subnet's first address is the bridge's. Errors name the subnet.
@@ -124,8 +128,7 @@ impl SubnetEnv {
             if !networks.iter().any(around) {
                 return wrong("lies in none of the networks");
             }
-            // Network, gateway, one pod and, in IPv4, broadcast.
-            if subnet.prefix() > if subnet.is_ipv4() { 30 } else { 126 } {
+            if is_too_small(*subnet) {
                 return wrong("is too small for a gateway and a pod");
             }
             let twice = match subnet {
@@ -148,6 +151,17 @@ impl SubnetEnv {
                 return wrong("is the second of its family, and a node has one");
             }
         }
+        for network in networks {
+            if !subnets
+                .iter()
+                .any(|subnet| subnet.is_ipv4() == network.is_ipv4())
+            {
+                return Err(Error::Subnet {
+                    subnet: *network,
+                    reason: "is a network without a subnet",
+                });
+            }
+        }
         Ok(env)
     }
 
@@ -166,13 +180,24 @@ impl SubnetEnv {
                 }
                 IPV6_SUBNET => ipv6_subnet = one(IPV6_SUBNET, value, "an IPv6 subnet")?,
                 MTU => {
-                    let number = value.parse().ok().filter(|mtu| *mtu > 0);
-                    mtu = Some(number.ok_or_else(|| invalid(MTU, value, "a number of bytes"))?);
+                    let number = value.parse().ok().filter(|mtu| MTU_RANGE.contains(mtu));
+                    mtu = Some(number.ok_or_else(|| {
+                        invalid(MTU, value, "a number of bytes from 68 to 65535")
+                    })?);
                 }
                 // Only `true` is true to flannel's readers.
                 IPMASQ => ip_masq = Some(value == "true"),
                 _ => {}
             }
+        }
+        let subnets = [subnet.map(IpNetwork::V4), ipv6_subnet.map(IpNetwork::V6)];
+        if let Some(subnet) = subnets
+            .into_iter()
+            .flatten()
+            .find(|subnet| is_too_small(*subnet))
+        {
+            let reason = "is too small for a gateway and a pod";
+            return Err(Error::Subnet { subnet, reason });
         }
         let mut missing = Vec::new();
         if network.is_empty() && ipv6_network.is_empty() {
@@ -253,6 +278,11 @@ impl fmt::Display for SubnetEnv {
         writeln!(f, "{MTU}={}", self.mtu)?;
         writeln!(f, "{IPMASQ}={}", self.ip_masq)
     }
+}
+
+/// Room is needed for the network, the gateway, one pod and, in IPv4, broadcast.
+fn is_too_small(subnet: IpNetwork) -> bool {
+    subnet.prefix() > if subnet.is_ipv4() { 30 } else { 126 }
 }
 
 fn join<T: fmt::Display>(list: &[T]) -> String {
@@ -379,12 +409,48 @@ mod tests {
             ),
             (
                 "FLANNEL_MTU=0",
-                r#"FLANNEL_MTU is "0", which is not a number of bytes"#,
+                r#"FLANNEL_MTU is "0", which is not a number of bytes from 68 to 65535"#,
             ),
         ] {
             let error = SubnetEnv::parse(&format!("{DUAL}{line}\n")).expect_err(line);
             assert_eq!(error.to_string(), said);
         }
+    }
+
+    #[test]
+    fn what_no_pod_could_use_is_refused() {
+        let networks = |list: &[&str]| -> Vec<IpNetwork> {
+            list.iter()
+                .map(|text| text.parse().expect("a network"))
+                .collect()
+        };
+        for (of, subnets, said) in [
+            (
+                &["10.10.0.0/16"][..],
+                &["10.11.1.0/24"][..],
+                "subnet 10.11.1.0/24 lies in none of the networks",
+            ),
+            (
+                &["10.10.0.0/16"],
+                &["10.10.1.0/31"],
+                "subnet 10.10.1.0/31 is too small for a gateway and a pod",
+            ),
+            (
+                &["10.10.0.0/16"],
+                &["10.10.1.0/24", "10.10.2.0/24"],
+                "subnet 10.10.2.0/24 is the second of its family, and a node has one",
+            ),
+            (
+                &["10.10.0.0/16", "fd00::/48"],
+                &["10.10.1.0/24"],
+                "subnet fd00::/48 is a network without a subnet",
+            ),
+        ] {
+            let error = SubnetEnv::new(&networks(of), &networks(subnets), 1500, true);
+            assert_eq!(error.expect_err(said).to_string(), said);
+        }
+        let text = DUAL.replace("10.10.1.1/24", "10.10.1.1/32");
+        assert!(SubnetEnv::parse(&text).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::{fmt, fs, io};
 
@@ -114,26 +115,53 @@ struct Cluster {
 #[serde(deny_unknown_fields)]
 struct Node {
     name: String,
-    #[serde(rename = "publicIP")]
+    #[serde(default, rename = "publicIP", deserialize_with = "value")]
     public_ip: Option<Ipv4Addr>,
-    #[serde(rename = "publicIPv6")]
+    #[serde(default, rename = "publicIPv6", deserialize_with = "value")]
     public_ipv6: Option<Ipv6Addr>,
-    #[serde(default, deserialize_with = "subnet")]
+    #[serde(default, deserialize_with = "value")]
     subnet: Option<Ipv4Network>,
-    #[serde(default, rename = "ipv6Subnet", deserialize_with = "subnet")]
+    #[serde(default, rename = "ipv6Subnet", deserialize_with = "value")]
     ipv6_subnet: Option<Ipv6Network>,
 }
 
-fn subnet<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
+/// An address or a subnet, with the text in the error.
+fn value<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
-    T: std::str::FromStr,
+    T: Value,
 {
-    let text = String::deserialize(from)?;
-    let subnet = text.contains('/').then(|| text.parse().ok()).flatten();
-    let reason =
-        || serde::de::Error::custom(format!("{text:?} is not a subnet such as 10.10.1.0/24"));
-    subnet.map(Some).ok_or_else(reason)
+    let Some(text) = Option::<String>::deserialize(from)? else {
+        return Ok(None);
+    };
+    // A subnet's parser takes an address alone for a subnet of one.
+    let value = (text.contains('/') == T::EXAMPLE.contains('/')).then(|| text.parse().ok());
+    let reason = || format!("{text:?} is not such as {}", T::EXAMPLE);
+    value
+        .flatten()
+        .map(Some)
+        .ok_or_else(|| serde::de::Error::custom(reason()))
+}
+
+/// What a node's entry holds, and how people write it.
+trait Value: FromStr {
+    const EXAMPLE: &str;
+}
+
+impl Value for Ipv4Addr {
+    const EXAMPLE: &str = "192.168.2.16";
+}
+
+impl Value for Ipv6Addr {
+    const EXAMPLE: &str = "fd00:192:168:2::16";
+}
+
+impl Value for Ipv4Network {
+    const EXAMPLE: &str = "10.10.1.0/24";
+}
+
+impl Value for Ipv6Network {
+    const EXAMPLE: &str = "fd00:10:10:1::/64";
 }
 
 /// Reads a cluster. What is wrong is named by its path and its value.
@@ -161,7 +189,12 @@ fn parse(text: &str) -> Result<Snapshot, String> {
                 if overlap(hop.subnet, other.subnet) {
                     let (subnet, other, node) = (hop.subnet, other.subnet, &lease.node);
                     let reason = format!("{subnet} overlaps {other} of node {node}");
-                    return Err(wrong("subnet", reason));
+                    let key = if subnet.is_ipv4() {
+                        "subnet"
+                    } else {
+                        "ipv6Subnet"
+                    };
+                    return Err(wrong(key, reason));
                 }
             }
         }
@@ -184,6 +217,7 @@ fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, Strin
             .public_ip
             .ok_or(("publicIP", "is missing".to_owned()))?;
         let subnet = node.subnet.ok_or(("subnet", "is missing".to_owned()))?;
+        check_address("publicIP", via.into())?;
         hops.push(hop("subnet", network.into(), subnet.into(), via.into())?);
     }
     if let Some(network) = network.ipv6 {
@@ -201,6 +235,14 @@ fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, Strin
         )?);
     }
     Ok(hops)
+}
+
+/// A next hop is one other machine.
+fn check_address(key: &'static str, via: IpAddr) -> Result<(), (&'static str, String)> {
+    if via.is_unspecified() || via.is_loopback() || via.is_multicast() {
+        return Err((key, format!("{via} is no address of a node")));
+    }
+    Ok(())
 }
 
 fn hop(
@@ -315,11 +357,15 @@ mod tests {
             ),
             (
                 node("worker2", "x", "10.10.2.0/24"),
-                "nodes[1].publicIP: invalid IPv4 address syntax",
+                "nodes[1].publicIP: \"x\" is not such as 192.168.2.16",
             ),
             (
                 node("worker2", "192.168.2.15", "10.10.2.0"),
-                r#"nodes[1].subnet: "10.10.2.0" is not a subnet such as 10.10.1.0/24"#,
+                r#"nodes[1].subnet: "10.10.2.0" is not such as 10.10.1.0/24"#,
+            ),
+            (
+                node("worker2", "0.0.0.0", "10.10.2.0/24"),
+                "nodes[1].publicIP: 0.0.0.0 is no address of a node",
             ),
             (
                 r#"{"name": "a", "subnet": "10.10.1.0/24"}"#.to_owned(),
