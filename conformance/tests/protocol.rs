@@ -308,6 +308,34 @@ fn what_asks_for_nothing_is_nothing() {
 }
 
 #[test]
+fn explicit_ranges_win_and_may_be_of_fewer_families_than_the_cluster() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
+    node.sh(
+        "/mnt/bin/subnet-env write --network 10.10.0.0/16 --subnet 10.10.1.0/24 \
+         --network fd00:10:10::/48 --subnet fd00:10:10:1::/64 --mtu 1400",
+    )
+    .ok();
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw",
+        "delegate": {"isDefaultGateway": true},
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24", "rangeStart": "10.10.1.100"}]]},
+    });
+    let pod = node.pod("a");
+    assert_eq!(
+        Plugin::ours(&lab).add(&pod, &conf).addresses(),
+        ["10.10.1.100"]
+    );
+    assert!(
+        pod.sh("busybox ip route")
+            .ok()
+            .contains("10.10.0.0/16 via 10.10.1.1")
+    );
+    assert!(pod.sh("ip link show eth0").ok().contains("mtu 1400"));
+}
+
+#[test]
 fn both_forms_mean_the_same() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);

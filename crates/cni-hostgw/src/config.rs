@@ -11,10 +11,10 @@ use host_local::{Boot, RangeSets, RangeSpec, Store};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
 use serde::Deserialize;
-use serde_json::Value;
 use subnet_env::SubnetEnv;
 
 use crate::error::Error;
+use crate::unsupported;
 
 const DEFAULT_BRIDGE: &str = "cni0";
 const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
@@ -63,65 +63,38 @@ impl Config {
         let mut conf = NetConf::from_json(json)?;
         conf.subnet_file = not_empty(conf.subnet_file);
         let args = CniArgs::parse(args)?;
-        refuse_unsupported(&conf)?;
-        let Ipam {
-            subnet,
-            range_start,
-            range_end,
-            gateway,
-            ..
-        } = conf.ipam;
-        if let (None, Some(address)) = (subnet, range_start.or(range_end).or(gateway)) {
-            let source = "rangeStart, rangeEnd and gateway belong to a subnet".into();
-            let value = format!("missing, with {address}");
-            return Err(Error::Config {
-                key: "ipam.subnet",
-                value,
-                source,
-            });
-        }
-        let mut ranges = explicit_ranges(&conf);
+        unsupported::refuse(&conf)?;
+        let mut ranges = explicit_ranges(&conf)?;
         let subnet = if conf.has_delegate || conf.subnet_file.is_some() || ranges.is_empty() {
-            let path = conf
-                .subnet_file
-                .as_deref()
-                .unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
-            let subnet = SubnetEnv::read(path).map_err(|source| Error::Subnet {
-                path: path.to_owned(),
-                source,
-            })?;
-            Some(subnet)
+            Some(read_subnet(conf.subnet_file.as_deref())?)
         } else {
             None
         };
-        let mut routes = conf.ipam.routes.clone();
-        if let Some(subnet) = &subnet {
-            if ranges.is_empty() {
-                ranges = subnet
-                    .subnets()
-                    .map(|subnet| vec![of_subnet(subnet)])
-                    .collect();
-            }
-            routes.extend(subnet.networks().map(to_network));
+        if let (Some(subnet), true) = (&subnet, ranges.is_empty()) {
+            ranges = subnet
+                .subnets()
+                .map(|subnet| vec![of_subnet(subnet)])
+                .collect();
         }
+        let networks: Vec<_> = subnet.iter().flat_map(SubnetEnv::networks).collect();
+        let mut routes = conf.ipam.routes.clone();
+        // Explicit ranges may be of fewer families than the cluster.
+        let has_range = |network: &&IpNetwork| {
+            let mut specs = ranges.iter().flatten();
+            specs.any(|range| range.subnet.is_ipv4() == network.is_ipv4())
+        };
+        routes.extend(
+            networks
+                .iter()
+                .filter(has_range)
+                .map(|network| to_network(*network)),
+        );
         let keys = &conf.bridge;
         let is_default_gateway = keys.is_default_gateway.unwrap_or(false);
-        let mtu = match keys.mtu {
-            Some(0) | None => subnet.as_ref().map(|subnet| subnet.mtu),
-            Some(mtu) => Some(mtu),
-        };
-        if let Some(mtu) = mtu.filter(|mtu| !MTU.contains(mtu)) {
-            let source = format!("must be from {} to {} bytes", MTU.start(), MTU.end());
-            return Err(Error::Config {
-                key: "mtu",
-                value: mtu.to_string(),
-                source: source.into(),
-            });
-        }
         Ok(Self {
             network,
             bridge: bridge_name(keys)?,
-            mtu,
+            mtu: mtu(keys, subnet.as_ref())?,
             hairpin: keys.hairpin_mode.unwrap_or(false),
             isolated: keys.port_isolation.unwrap_or(false),
             is_gateway: is_default_gateway || keys.is_gateway.unwrap_or(subnet.is_some()),
@@ -130,7 +103,7 @@ impl Config {
             masquerade: keys
                 .ip_masq
                 .unwrap_or(subnet.as_ref().is_some_and(|s| !s.ip_masq)),
-            networks: subnet.iter().flat_map(SubnetEnv::networks).collect(),
+            networks,
             force_address: keys.force_address.unwrap_or(false),
             ranges: range_sets(&ranges, version)?,
             requested: requested(&conf, &args)?,
@@ -166,84 +139,6 @@ fn open_store(data_dir: &Path, network: &NetworkName) -> Result<Store, Error> {
     Ok(Store::new(data_dir, network.as_str(), boot))
 }
 
-/// Keys that ask for what we do not do. Unknown keys pass, but these would be missed.
-fn refuse_unsupported(conf: &NetConf) -> Result<(), Error> {
-    let BridgeKeys {
-        promisc_mode,
-        enabledad,
-        macspoofchk,
-        ..
-    } = conf.bridge;
-    let BridgeKeys {
-        disable_container_interface,
-        vlan,
-        ref vlan_trunk,
-        ..
-    } = conf.bridge;
-    for (key, value) in [
-        ("promiscMode", promisc_mode),
-        ("enabledad", enabledad),
-        ("macspoofchk", macspoofchk),
-        ("disableContainerInterface", disable_container_interface),
-    ] {
-        if value == Some(true) {
-            return Err(Error::Unsupported(key, "true".to_owned()));
-        }
-    }
-    if let Some(backend) = &conf.bridge.ip_masq_backend
-        && !matches!(backend.as_str(), "" | "nftables")
-    {
-        return Err(Error::Unsupported("ipMasqBackend", backend.clone()));
-    }
-    if let Some(vlan) = vlan.filter(|vlan| *vlan != 0) {
-        return Err(Error::Unsupported("vlan", vlan.to_string()));
-    }
-    if let Some(trunk) = vlan_trunk.as_ref().filter(|trunk| !is_nothing(trunk)) {
-        return Err(Error::Unsupported("vlanTrunk", trunk.to_string()));
-    }
-    if let Some(path) = conf
-        .ipam
-        .resolv_conf
-        .as_ref()
-        .filter(|path| !path.is_empty())
-    {
-        return Err(Error::Unsupported("ipam.resolvConf", path.clone()));
-    }
-    let runtime = &conf.runtime_config;
-    if !runtime.port_mappings.is_empty() {
-        let value = serde_json::json!(runtime.port_mappings).to_string();
-        return Err(Error::Unsupported("runtimeConfig.portMappings", value));
-    }
-    if let Some(bandwidth) = runtime
-        .bandwidth
-        .as_ref()
-        .filter(|value| !is_nothing(value))
-    {
-        return Err(Error::Unsupported(
-            "runtimeConfig.bandwidth",
-            bandwidth.to_string(),
-        ));
-    }
-    match (&conf.bridge.kind, &conf.ipam.kind) {
-        (Some(kind), _) if conf.has_delegate && kind != "bridge" => {
-            Err(Error::Unsupported("delegate.type", kind.clone()))
-        }
-        (_, Some(kind)) if !kind.is_empty() && kind != "host-local" => {
-            Err(Error::Unsupported("ipam.type", kind.clone()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// An empty list or object asks for nothing.
-fn is_nothing(value: &Value) -> bool {
-    match value {
-        Value::Array(list) => list.is_empty(),
-        Value::Object(object) => object.is_empty(),
-        _ => false,
-    }
-}
-
 fn bridge_name(keys: &BridgeKeys) -> Result<String, Error> {
     let name = keys
         .bridge
@@ -264,9 +159,30 @@ fn bridge_name(keys: &BridgeKeys) -> Result<String, Error> {
     }
 }
 
+fn read_subnet(file: Option<&Path>) -> Result<SubnetEnv, Error> {
+    let path = file.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
+    SubnetEnv::read(path).map_err(|source| Error::Subnet {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn mtu(keys: &BridgeKeys, subnet: Option<&SubnetEnv>) -> Result<Option<u32>, Error> {
+    let explicit = keys.mtu.filter(|mtu| *mtu != 0);
+    if let Some(mtu) = explicit.filter(|mtu| !MTU.contains(mtu)) {
+        let source = format!("must be from {} to {} bytes", MTU.start(), MTU.end());
+        return Err(Error::Config {
+            key: "mtu",
+            value: mtu.to_string(),
+            source: source.into(),
+        });
+    }
+    Ok(explicit.or(subnet.map(|subnet| subnet.mtu)))
+}
+
 /// The ranges that the configuration names, in host-local's order: the runtime's, the older
 /// form's single one, the list's.
-fn explicit_ranges(conf: &NetConf) -> Vec<Vec<RangeSpec>> {
+fn explicit_ranges(conf: &NetConf) -> Result<Vec<Vec<RangeSpec>>, Error> {
     let Ipam {
         subnet,
         range_start,
@@ -275,6 +191,15 @@ fn explicit_ranges(conf: &NetConf) -> Vec<Vec<RangeSpec>> {
         ref ranges,
         ..
     } = conf.ipam;
+    if let (None, Some(address)) = (subnet, range_start.or(range_end).or(gateway)) {
+        let source = "rangeStart, rangeEnd and gateway belong to a subnet".into();
+        let value = format!("missing, with {address}");
+        return Err(Error::Config {
+            key: "ipam.subnet",
+            value,
+            source,
+        });
+    }
     let single = subnet.map(|subnet| {
         vec![RangeConf {
             subnet,
@@ -295,7 +220,7 @@ fn explicit_ranges(conf: &NetConf) -> Vec<Vec<RangeSpec>> {
         .iter()
         .chain(&single)
         .chain(ranges);
-    sets.map(|set| set.iter().map(spec).collect()).collect()
+    Ok(sets.map(|set| set.iter().map(spec).collect()).collect())
 }
 
 /// The subnet file gives the gateway's address with the subnet; a range is the whole of it.

@@ -10,6 +10,7 @@ mod del;
 mod error;
 mod names;
 mod status;
+mod unsupported;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;

@@ -46,44 +46,30 @@ impl Store {
     ) -> Result<Reservation<'_>, StoreError> {
         let locked = self.lock()?;
         let held = locked.held(attachment)?;
-        let requests = place(sets, requested)?;
         let mut addresses = Vec::new();
         let mut fresh = Vec::new();
-        for (i, (set, request)) in sets.iter().zip(requests).enumerate() {
-            let address = match (held.iter().find(|a| set.range_of(**a).is_some()), request) {
+        for (i, (set, request)) in sets.iter().zip(place(sets, requested)?).enumerate() {
+            let held = held
+                .iter()
+                .find(|address| set.range_of(**address).is_some());
+            let address = match (held, request) {
                 (Some(held), None) => *held,
                 (Some(held), Some(request)) if *held == request => request,
-                (_, request) => {
-                    let address = match request {
-                        Some(address) => locked.request(set, address)?,
-                        None => locked.next(i, set)?,
-                    };
-                    fresh.push((i, address));
-                    address
-                }
+                (_, Some(request)) => locked.request(set, request)?,
+                (None, None) => locked.next(i, set)?,
             };
+            if held != Some(&address) {
+                fresh.push((i, address));
+            }
             let range = set.range_of(address).expect("chosen from the set");
             addresses.push((address, range.clone()));
         }
-        // The index first: a crash in between leaves an entry that names nothing. What is taken
-        // up again is written again, because its entry's time says that an ADD is in flight.
-        let fresh_addresses: Vec<_> = fresh.iter().map(|(_, address)| *address).collect();
-        let all = [&held[..], &fresh_addresses].concat();
-        let indexed = locked.files.index(attachment, &all);
-        indexed.map_err(self.io("write the index"))?;
-        for (i, address) in fresh {
-            let written = locked.files.reserve(address, attachment);
-            let written = written.and_then(|()| locked.files.set_last_reserved(i, address));
-            if let Err(error) = written {
-                drop(locked.give_back(attachment, &fresh_addresses, &held));
-                return Err(self.io("write a reservation")(error));
-            }
-        }
+        locked.write(attachment, &fresh, &held)?;
         Ok(Reservation {
             store: self,
             attachment: attachment.clone(),
             addresses,
-            fresh: fresh_addresses,
+            fresh: fresh.into_iter().map(|(_, address)| address).collect(),
             held,
         })
     }
@@ -95,14 +81,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let locked = self.lock()?;
-        let mut held = locked.held(attachment)?;
-        if held.is_empty() {
-            let found = locked.files.search(attachment);
-            held = found
-                .map_err(self.io("search for reservations"))?
-                .into_iter()
-                .collect();
-        }
+        let held = locked.held_or_found(attachment)?;
         locked.give_back(attachment, &held, &[])?;
         Ok(held)
     }
@@ -112,16 +91,7 @@ impl Store {
         if !self.dir.exists() {
             return Ok(Vec::new());
         }
-        let locked = self.lock()?;
-        let held = locked.held(attachment)?;
-        if !held.is_empty() {
-            return Ok(held);
-        }
-        let found = locked
-            .files
-            .search(attachment)
-            .map_err(self.io("search for reservations"))?;
-        Ok(found.into_iter().collect())
+        self.lock()?.held_or_found(attachment)
     }
 
     /// Gives back what attachments hold that `is_gone` says are no more, and says how many
@@ -259,6 +229,17 @@ impl Locked<'_> {
         Ok(held)
     }
 
+    /// The same, or what the search of all address files finds: host-local knows no index.
+    fn held_or_found(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
+        let held = self.held(attachment)?;
+        if !held.is_empty() {
+            return Ok(held);
+        }
+        let found = self.files.search(attachment);
+        let found = found.map_err(self.store.io("search for reservations"))?;
+        Ok(found.into_iter().collect())
+    }
+
     fn request(&self, set: &RangeSet, address: IpAddr) -> Result<IpAddr, StoreError> {
         let refuse = |reason| StoreError::Unavailable { address, reason };
         if set.is_gateway(address) {
@@ -293,6 +274,29 @@ impl Locked<'_> {
             dir: self.store.dir.clone(),
             held,
         })
+    }
+
+    /// Writes down `fresh` addresses, each with its set's position, beside those `held`.
+    fn write(
+        &self,
+        attachment: &Attachment,
+        fresh: &[(usize, IpAddr)],
+        held: &[IpAddr],
+    ) -> Result<(), StoreError> {
+        // The index first: a crash in between leaves an entry that names nothing. What is taken
+        // up again is written again, because its entry's time says that an ADD is in flight.
+        let addresses: Vec<_> = fresh.iter().map(|(_, address)| *address).collect();
+        let indexed = self.files.index(attachment, &[held, &addresses].concat());
+        indexed.map_err(self.store.io("write the index"))?;
+        for (set, address) in fresh {
+            let written = self.files.reserve(*address, attachment);
+            let written = written.and_then(|()| self.files.set_last_reserved(*set, *address));
+            if let Err(error) = written {
+                drop(self.give_back(attachment, &addresses, held));
+                return Err(self.store.io("write a reservation")(error));
+            }
+        }
+        Ok(())
     }
 
     /// Frees those of `addresses` that are the attachment's, and leaves `rest` in its index
