@@ -17,6 +17,16 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Runs `test` when it is its turn, on the picture's nodes with an agent on each.
+fn in_cluster(family: Family, test: impl FnOnce(&Lab, &[Node<'_>], Vec<Agent>)) {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, family);
+    lab.write("cluster.json", cluster(family, &[]));
+    let agents = agents(&nodes, Agent::start);
+    test(&lab, &nodes, agents);
+}
+
 /// The node's route to `subnet`, as `ip route` shows it with its protocol.
 fn route(node: &Node<'_>, subnet: &str) -> String {
     node.sh(&format!("ip route show {subnet}"))
@@ -81,98 +91,92 @@ fn median_of_one(node: &Node<'_>, has_route: bool, again: impl FnOnce()) -> Dura
 
 #[test]
 fn a_broken_edit_is_reported_and_the_last_good_one_stays() {
-    let _turn = turn();
-    let lab = Lab::new();
-    let nodes = nodes(&lab, Family::Ipv4);
-    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let agents = agents(&nodes, Agent::start);
-    let before: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
-    lab.write("cluster.json", "{");
-    agents[1].wait_for_log("cluster.json: EOF while parsing");
-    let mut overlap: serde_json::Value =
-        serde_json::from_str(&cluster(Family::Ipv4, &[])).expect("just written");
-    let entry = node_entry(Family::Ipv4, "worker3", 14, 1);
-    overlap["nodes"].as_array_mut().expect("a list").push(entry);
-    lab.write("cluster.json", overlap.to_string());
-    agents[1].wait_for_log("nodes[3].subnet: 10.10.1.0/24 overlaps 10.10.1.0/24 of node worker1");
-    let after: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
-    assert_eq!(after, before);
-    lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
-    wait_for("the next good edit counts", || {
-        route(&nodes[1], "10.10.2.0/24").is_empty()
+    in_cluster(Family::Ipv4, |lab, nodes, agents| {
+        let before: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
+        lab.write("cluster.json", "{");
+        agents[1].wait_for_log("cluster.json: EOF while parsing");
+        let mut overlap: serde_json::Value =
+            serde_json::from_str(&cluster(Family::Ipv4, &[])).expect("just written");
+        let entry = node_entry(Family::Ipv4, "worker3", 14, 1);
+        overlap["nodes"].as_array_mut().expect("a list").push(entry);
+        lab.write("cluster.json", overlap.to_string());
+        agents[1]
+            .wait_for_log("nodes[3].subnet: 10.10.1.0/24 overlaps 10.10.1.0/24 of node worker1");
+        let after: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
+        assert_eq!(after, before);
+        lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
+        wait_for("the next good edit counts", || {
+            route(&nodes[1], "10.10.2.0/24").is_empty()
+        });
+        agents[1].wait_for_log("all is well again");
     });
-    agents[1].wait_for_log("all is well again");
 }
 
 #[test]
 fn what_happens_to_routes_is_mended_at_once() {
-    let _turn = turn();
-    let lab = Lab::new();
-    let nodes = nodes(&lab, Family::Ipv4);
-    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let agents = agents(&nodes, Agent::start);
-    let worker1 = &nodes[1];
-    wait_for("the first route", || {
-        route(worker1, "10.10.2.0/24") == TO_WORKER2
-    });
-    let sh = |script: &str| drop(worker1.sh(script).ok());
-    let deleted = median(worker1, true, || sh("ip route delete 10.10.2.0/24"));
-    let flapped = median(worker1, true, || {
-        sh("ip link set enp0s5 down && ip link set enp0s5 up");
-    });
-    let readdressed = median(worker1, true, || {
-        sh("ip addr delete 192.168.2.16/24 dev enp0s5 && ip addr add 192.168.2.16/24 dev enp0s5");
-    });
-    let replaced = median(worker1, true, || {
-        sh("ip route replace 10.10.2.0/24 via 192.168.2.1");
-    });
-    let times = [deleted, flapped, readdressed, replaced];
-    assert!(times.iter().all(|time| *time < SOON), "{times:?}");
-    agents[1].wait_for_log("replace route 10.10.2.0/24 via 192.168.2.1 proto 3");
-    assert!(
-        agents[1].log().contains("WARN"),
-        "a foreign route that goes is a warning"
-    );
-    // Put in front of ours, where a replace does not reach it.
-    sh("ip route prepend 10.10.2.0/24 via 192.168.2.1");
-    wait_for("the foreign route goes", || {
-        route(worker1, "10.10.2.0/24") == TO_WORKER2
-    });
-    // One that leads the node's own subnet away.
-    sh("ip route add 10.10.1.0/24 via 192.168.2.1");
-    wait_for("the hijack goes", || {
-        route(worker1, "10.10.1.0/24").is_empty()
+    in_cluster(Family::Ipv4, |_lab, nodes, agents| {
+        let worker1 = &nodes[1];
+        wait_for("the first route", || {
+            route(worker1, "10.10.2.0/24") == TO_WORKER2
+        });
+        let sh = |script: &str| drop(worker1.sh(script).ok());
+        let deleted = median(worker1, true, || sh("ip route delete 10.10.2.0/24"));
+        let flapped = median(worker1, true, || {
+            sh("ip link set enp0s5 down && ip link set enp0s5 up");
+        });
+        let readdressed = median(worker1, true, || {
+            sh(
+                "ip addr delete 192.168.2.16/24 dev enp0s5 && ip addr add 192.168.2.16/24 dev enp0s5",
+            );
+        });
+        let replaced = median(worker1, true, || {
+            sh("ip route replace 10.10.2.0/24 via 192.168.2.1");
+        });
+        let times = [deleted, flapped, readdressed, replaced];
+        assert!(times.iter().all(|time| *time < SOON), "{times:?}");
+        agents[1].wait_for_log("replace route 10.10.2.0/24 via 192.168.2.1 proto 3");
+        assert!(
+            agents[1].log().contains("WARN"),
+            "a foreign route that goes is a warning"
+        );
+        // Put in front of ours, where a replace does not reach it.
+        sh("ip route prepend 10.10.2.0/24 via 192.168.2.1");
+        wait_for("the foreign route goes", || {
+            route(worker1, "10.10.2.0/24") == TO_WORKER2
+        });
+        // One that leads the node's own subnet away.
+        sh("ip route add 10.10.1.0/24 via 192.168.2.1");
+        wait_for("the hijack goes", || {
+            route(worker1, "10.10.1.0/24").is_empty()
+        });
     });
 }
 
 #[test]
 fn ipv6_is_mended_at_once_too() {
-    let _turn = turn();
-    let lab = Lab::new();
-    let nodes = nodes(&lab, Family::Ipv6);
-    lab.write("cluster.json", cluster(Family::Ipv6, &[]));
-    let _agents = agents(&nodes, Agent::start);
-    let worker1 = &nodes[1];
-    let is_there = || {
-        worker1.sh("ip -6 route show fd00:10:10:2::/64").ok().trim()
-            == "fd00:10:10:2::/64 via fd00:192:168:2::15 dev enp0s5 proto 104 metric 1024 pref medium"
-    };
-    wait_for("the first route", is_there);
-    for harm in [
-        "ip -6 route delete fd00:10:10:2::/64",
-        "ip link set enp0s5 down && ip link set enp0s5 up",
-        "ip -6 route replace fd00:10:10:2::/64 via fd00:192:168:2::1 metric 1024",
-        "ip -6 route add fd00:10:10:2::/64 via fd00:192:168:2::1 metric 5",
-    ] {
-        let mut times: Vec<_> = (0..5)
-            .map(|_| {
-                worker1.sh(harm).ok();
-                wait_for("the route is as it should be", is_there)
-            })
-            .collect();
-        times.sort();
-        assert!(times[2] < SOON, "{harm}: {times:?}");
-    }
+    in_cluster(Family::Ipv6, |_lab, nodes, _agents| {
+        let worker1 = &nodes[1];
+        let is_there = || {
+            worker1.sh("ip -6 route show fd00:10:10:2::/64").ok().trim()
+                == "fd00:10:10:2::/64 via fd00:192:168:2::15 dev enp0s5 proto 104 metric 1024 pref medium"
+        };
+        wait_for("the first route", is_there);
+        for harm in [
+            "ip -6 route delete fd00:10:10:2::/64",
+            "ip link set enp0s5 down && ip link set enp0s5 up",
+            "ip -6 route replace fd00:10:10:2::/64 via fd00:192:168:2::1 metric 1024",
+            "ip -6 route add fd00:10:10:2::/64 via fd00:192:168:2::1 metric 5",
+        ] {
+            let mut times: Vec<_> = (0..5)
+                .map(|_| {
+                    worker1.sh(harm).ok();
+                    wait_for("the route is as it should be", is_there)
+                })
+                .collect();
+            times.sort();
+            assert!(times[2] < SOON, "{harm}: {times:?}");
+        }
+    });
 }
 
 /// How often the process was scheduled.
@@ -191,36 +195,30 @@ fn switches(pid: u32) -> u64 {
 
 #[test]
 fn an_idle_agent_sleeps() {
-    let _turn = turn();
-    let lab = Lab::new();
-    let nodes = nodes(&lab, Family::Ipv4);
-    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let agents = agents(&nodes, Agent::start);
-    std::thread::sleep(Duration::from_millis(500));
-    let before = switches(agents[1].pid());
-    std::thread::sleep(Duration::from_secs(3));
-    let woken = switches(agents[1].pid()) - before;
-    assert!(woken < 30, "woken {woken} times in three seconds");
+    in_cluster(Family::Ipv4, |_lab, _nodes, agents| {
+        std::thread::sleep(Duration::from_millis(500));
+        let before = switches(agents[1].pid());
+        std::thread::sleep(Duration::from_secs(3));
+        let woken = switches(agents[1].pid()) - before;
+        assert!(woken < 30, "woken {woken} times in three seconds");
+    });
 }
 
 #[test]
 fn a_flap_that_takes_the_default_route_does_not_take_the_nodes_identity() {
-    let _turn = turn();
-    let lab = Lab::new();
-    let nodes = nodes(&lab, Family::Ipv4);
-    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let _agents = agents(&nodes, Agent::start);
-    let worker1 = &nodes[1];
-    worker1
-        .sh("ip link set enp0s5 down && ip link set enp0s5 up")
-        .ok();
-    assert!(!worker1.sh("ip route").ok().contains("default"));
-    wait_for("the routes are back", || {
-        route(worker1, "10.10.2.0/24") == TO_WORKER2
-    });
-    lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
-    wait_for("an edit still counts", || {
-        route(worker1, "10.10.2.0/24").is_empty()
+    in_cluster(Family::Ipv4, |lab, nodes, _agents| {
+        let worker1 = &nodes[1];
+        worker1
+            .sh("ip link set enp0s5 down && ip link set enp0s5 up")
+            .ok();
+        assert!(!worker1.sh("ip route").ok().contains("default"));
+        wait_for("the routes are back", || {
+            route(worker1, "10.10.2.0/24") == TO_WORKER2
+        });
+        lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
+        wait_for("an edit still counts", || {
+            route(worker1, "10.10.2.0/24").is_empty()
+        });
     });
 }
 
@@ -260,42 +258,40 @@ fn routes_of_an_earlier_run_go_at_start_and_foreign_ones_stay() {
 
 #[test]
 fn routes_and_subnet_file_stay_when_the_agent_stops() {
-    let _turn = turn();
-    let lab = Lab::new();
-    let nodes = nodes(&lab, Family::Dual);
-    lab.write("cluster.json", cluster(Family::Dual, &[]));
-    let agents = agents(&nodes, Agent::start);
-    wait_for("the route", || {
-        route(&nodes[1], "10.10.2.0/24") == TO_WORKER2
-    });
-    let listing = |node: &Node<'_>| routes(&node.sh("ip route; ip -6 route").ok());
-    let before: Vec<_> = nodes.iter().map(listing).collect();
-    let file = std::fs::read_to_string(nodes[1].path("/run/flannel/subnet.env")).expect("written");
-    assert_eq!(
-        file,
-        "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
+    in_cluster(Family::Dual, |_lab, nodes, agents| {
+        wait_for("the route", || {
+            route(&nodes[1], "10.10.2.0/24") == TO_WORKER2
+        });
+        let listing = |node: &Node<'_>| routes(&node.sh("ip route; ip -6 route").ok());
+        let before: Vec<_> = nodes.iter().map(listing).collect();
+        let file =
+            std::fs::read_to_string(nodes[1].path("/run/flannel/subnet.env")).expect("written");
+        assert_eq!(
+            file,
+            "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
          FLANNEL_IPV6_NETWORK=fd00:10:10::/48\nFLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\n\
          FLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n"
-    );
-    for agent in agents {
-        assert!(agent.stop(), "SIGTERM ends it with 0");
-    }
-    assert_eq!(nodes.iter().map(listing).collect::<Vec<_>>(), before);
-    assert_eq!(nodes[1].sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
-    assert_eq!(
-        nodes[1]
-            .sh("cat /proc/sys/net/ipv6/conf/all/forwarding")
-            .ok(),
-        "1\n"
-    );
-    // A router's advertisements still count on a node that forwards.
-    assert_eq!(
-        nodes[1]
-            .sh("cat /proc/sys/net/ipv6/conf/enp0s5/accept_ra")
-            .ok(),
-        "2\n"
-    );
-    assert!(nodes[1].path("/run/flannel/subnet.env").exists());
+        );
+        for agent in agents {
+            assert!(agent.stop(), "SIGTERM ends it with 0");
+        }
+        assert_eq!(nodes.iter().map(listing).collect::<Vec<_>>(), before);
+        assert_eq!(nodes[1].sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
+        assert_eq!(
+            nodes[1]
+                .sh("cat /proc/sys/net/ipv6/conf/all/forwarding")
+                .ok(),
+            "1\n"
+        );
+        // A router's advertisements still count on a node that forwards.
+        assert_eq!(
+            nodes[1]
+                .sh("cat /proc/sys/net/ipv6/conf/enp0s5/accept_ra")
+                .ok(),
+            "2\n"
+        );
+        assert!(nodes[1].path("/run/flannel/subnet.env").exists());
+    });
 }
 
 #[test]
@@ -365,26 +361,23 @@ fn a_cluster_file_that_comes_late_counts_when_it_comes() {
 
 #[test]
 fn what_is_damaged_beside_the_routes_is_mended_too() {
-    let _turn = turn();
-    let lab = Lab::new();
-    let nodes = nodes(&lab, Family::Ipv4);
-    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let _agents = agents(&nodes, Agent::start);
-    let worker1 = &nodes[1];
-    let file = worker1.path("/run/flannel/subnet.env");
-    let written = std::fs::read_to_string(&file).expect("written");
-    // An interface whose MTU changes is an event; the file follows.
-    worker1.sh("ip link set enp0s5 mtu 1400").ok();
-    wait_for("the subnet file has the MTU", || {
-        let text = std::fs::read_to_string(&file).expect("always there");
-        text == written.replace("1500", "1400")
+    in_cluster(Family::Ipv4, |_lab, nodes, _agents| {
+        let worker1 = &nodes[1];
+        let file = worker1.path("/run/flannel/subnet.env");
+        let written = std::fs::read_to_string(&file).expect("written");
+        // An interface whose MTU changes is an event; the file follows.
+        worker1.sh("ip link set enp0s5 mtu 1400").ok();
+        wait_for("the subnet file has the MTU", || {
+            let text = std::fs::read_to_string(&file).expect("always there");
+            text == written.replace("1500", "1400")
+        });
+        assert_eq!(json!(worker1.ip("link show enp0s5")[0]["mtu"]), json!(1400));
+        // What makes no event is put right with the next one, or within ten seconds.
+        worker1
+            .sh("rm /run/flannel/subnet.env; echo 0 > /proc/sys/net/ipv4/ip_forward")
+            .ok();
+        worker1.sh("ip addr add 127.1.1.1/32 dev lo").ok();
+        wait_for("the file is back", || file.exists());
+        assert_eq!(worker1.sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
     });
-    assert_eq!(json!(worker1.ip("link show enp0s5")[0]["mtu"]), json!(1400));
-    // What makes no event is put right with the next one, or within ten seconds.
-    worker1
-        .sh("rm /run/flannel/subnet.env; echo 0 > /proc/sys/net/ipv4/ip_forward")
-        .ok();
-    worker1.sh("ip addr add 127.1.1.1/32 dev lo").ok();
-    wait_for("the file is back", || file.exists());
-    assert_eq!(worker1.sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
 }
