@@ -70,6 +70,12 @@ fn a_second_add_fails_and_leaves_the_first_alone() {
     assert!(b.pings(&first[0]));
     let ports = node.sh("ip -d link show type bridge_slave").ok();
     assert_eq!(ports.matches("hairpin on").count(), 2, "{ports}");
+    // The same with a store that knows nothing of it.
+    node.sh("rm -r /var/lib/cni/networks").ok();
+    let (code, text) = plugin.call(&node, "ADD", &elsewhere, &other).error();
+    assert_eq!(code, 4, "{text}");
+    let ports = node.sh("ip -d link show type bridge_slave").ok();
+    assert_eq!(ports.matches("hairpin on").count(), 2, "{ports}");
     node.sh(&format!("busybox ping -c 1 -W 1 {}", first[0]))
         .ok();
 }
@@ -438,7 +444,7 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
     let mut second = bridge_form("cni-hostgw");
     second["name"] = json!("second");
     second["bridge"] = json!("cni1");
-    second["ipam"]["ranges"] = json!([[{"subnet": "10.20.1.0/24"}]]);
+    second["ipam"]["ranges"] = json!([[{"subnet": "10.20.1.0/24"}], [{"subnet": "fd00:20::/64"}]]);
     let mut attachment = Attachment::of(&pod);
     attachment.ifname = "net1".to_owned();
     plugin.call(&node, "ADD", &attachment, &second).ok();
@@ -446,6 +452,17 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
     let first = routes.lines().next().unwrap_or_default().trim();
     assert_eq!(first, "default via 10.10.1.1 dev eth0", "{routes}");
     assert!(!routes.contains("10.10.1.0/24 via"), "{routes}");
+    // A third, so that IPv6 has two as well.
+    second["name"] = json!("third");
+    second["bridge"] = json!("cni2");
+    second["ipam"]["ranges"] = json!([[{"subnet": "fd00:30::/64"}]]);
+    attachment.ifname = "net2".to_owned();
+    plugin.call(&node, "ADD", &attachment, &second).ok();
+    let routes = pod.sh("ip -6 route show default").ok();
+    assert_eq!(
+        routes.trim(),
+        "default via fd00:20::1 dev net1 metric 1024 pref medium"
+    );
 }
 
 #[test]

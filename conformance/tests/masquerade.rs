@@ -66,6 +66,17 @@ fn ip_masq_masquerades_both_families_with_one_chain_for_a_subnet() {
         rules,
         "the next pod finds them there"
     );
+    // And what somebody emptied is filled again.
+    node.sh("nft flush chain ip cni-hostgw-cbr0 masquerade-10.10.1.0-24")
+        .ok();
+    plugin.add(&node.pod("d"), &conf(Some(true))).ok();
+    assert_eq!(
+        node.sh("nft list table ip cni-hostgw-cbr0")
+            .ok()
+            .matches(" masquerade\n")
+            .count(),
+        1
+    );
     // Another idea of the cluster's network takes the place of the one before.
     node.sh("mkdir -p /run/flannel").ok();
     let mut conf = conf(Some(true));

@@ -446,6 +446,9 @@ fn status_says_whether_an_add_would_find_its_subnet() {
     let (code, text) = status().error();
     assert_eq!(code, 50);
     assert!(text.contains("10.77.9.1/24"), "{text}");
+    // Beside the gateway's, another address is somebody's business.
+    node.sh("ip addr add 10.10.1.1/24 dev cni0").ok();
+    assert_eq!(status().ok(), Value::Null);
 }
 
 #[test]

@@ -25,9 +25,6 @@ pub(crate) async fn add(attached: &Attached, config: &Config) -> Result<AddResul
     let store = config.store()?;
     let reservation = reserve(&host, &store, attached, config).await?;
     let names = Names::of(&config.network, attached);
-    if reservation.is_taken_up() {
-        refuse_live(&host, &names).await?;
-    }
     let addresses = reservation.addresses();
     let bridge = ensure_bridge(&host, addresses, config).await?;
     masquerade(addresses, config)?;
@@ -45,7 +42,14 @@ pub(crate) async fn add(attached: &Attached, config: &Config) -> Result<AddResul
         alias: &names.alias,
         addresses: &ips,
     };
-    host.add_veth(&veth).await?;
+    host.add_veth(&veth).await.map_err(|error| {
+        // The container's name is free, so it is the host's: the attachment lives elsewhere.
+        if error.is_exists() {
+            Error::Live(names.veth.clone())
+        } else {
+            error.into()
+        }
+    })?;
     let routes = with_default_routes(addresses, config);
     match furnish(&container, &veth, addresses, &routes).await {
         Ok(link) => {
@@ -80,14 +84,6 @@ async fn refuse_taken(container: &Rtnl, attached: &Attached) -> Result<(), Error
     let ifname = attached.ifname.as_str();
     match container.link(ifname).await? {
         Some(_) => Err(Error::NameTaken(ifname.to_owned())),
-        None => Ok(()),
-    }
-}
-
-/// The attachment may live in another namespace; what stands there is left alone too.
-async fn refuse_live(host: &Rtnl, names: &Names) -> Result<(), Error> {
-    match host.link(&names.veth).await? {
-        Some(_) => Err(Error::Live(names.veth.clone())),
         None => Ok(()),
     }
 }
@@ -184,11 +180,14 @@ fn masquerade(addresses: &[(IpAddr, Range)], config: &Config) -> Result<(), Erro
     Ok(())
 }
 
-/// The addresses on the bridge that stand in the way of a gateway's.
+/// The addresses on the bridge that stand in the way of a gateway's; none once all are there.
 pub(crate) fn conflicts(
     gateways: &[IpNetwork],
     present: &[IpNetwork],
 ) -> Vec<(IpNetwork, IpNetwork)> {
+    if gateways.iter().all(|gateway| present.contains(gateway)) {
+        return Vec::new();
+    }
     let foreign = present.iter().filter(|address| !gateways.contains(address));
     let with_gateway = |foreign: &IpNetwork| {
         let gateway = gateways

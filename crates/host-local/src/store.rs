@@ -351,12 +351,6 @@ impl Reservation<'_> {
         &self.addresses
     }
 
-    /// Whether the attachment held addresses before: it may be live.
-    #[must_use]
-    pub fn is_taken_up(&self) -> bool {
-        !self.held.is_empty()
-    }
-
     /// Makes the reservation outlive this process.
     pub fn keep(mut self) {
         self.fresh.clear();

@@ -40,8 +40,9 @@ struct RunArgs {
     /// the interface has.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
-    /// The interface to the other nodes, by name or by address. Without it, the one with the
-    /// node's public address, or else the default route's.
+    /// The interface to the other nodes, by name or by address. Without it, the one with a
+    /// node's public address, the default route's first; with --node-name, the default route's
+    /// if none has it.
     #[arg(long, value_name = "NAME|ADDRESS")]
     iface: Option<String>,
     /// The node's subnet file, for the CNI plugin to read.

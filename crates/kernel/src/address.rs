@@ -62,7 +62,8 @@ impl Rtnl {
     }
 
     /// Gives a link that is down its addresses, sets it up and adds its routes: in this order,
-    /// in one send. A route to where another one leads already comes after that one.
+    /// in one send. A route to where another one leads already comes after that one, or, in IPv6,
+    /// not at all.
     pub async fn bring_up(
         &self,
         link: &Link,
@@ -73,7 +74,15 @@ impl Rtnl {
             .iter()
             .map(|address| new_address(link.index, *address));
         let changes = changes.chain([set_up(link.index)]);
-        let changes = changes.chain(routes.iter().map(|route| new_route(route, NLM_F_APPEND)));
+        // IPv6 would join an appended route with the one before, and use both.
+        let behind = |route: &Route| {
+            if route.to.is_ipv4() {
+                NLM_F_APPEND
+            } else {
+                NLM_F_EXCL
+            }
+        };
+        let changes = changes.chain(routes.iter().map(|route| new_route(route, behind(route))));
         let outcomes = self.changes(changes).await;
         for (i, outcome) in outcomes.into_iter().enumerate() {
             if let Err(error) = outcome {
@@ -84,7 +93,10 @@ impl Rtnl {
                 } else {
                     format!("add route {}", routes[i - addresses.len() - 1])
                 };
-                return Err(Error::new(doing, error));
+                let error = Error::new(doing, error);
+                if !(i > addresses.len() && error.is_exists()) {
+                    return Err(error);
+                }
             }
         }
         Ok(())

@@ -157,26 +157,23 @@ impl Rtnl {
         let Veth {
             host, container, ..
         } = veth;
-        // The creating message ignores a port's settings without a word, so they follow in a
-        // second one, by name, in the same send.
-        let pair = [new_veth(veth), set_port(veth)];
+        let doing = || format!("create veth {host} with peer {container}");
+        self.change(new_veth(veth), doing).await?;
+        // The creating message ignores a port's settings without a word, so they follow by name:
+        // in a send of their own, for a name that was taken is not ours to set up.
         let neighbour = |ip: &IpAddr| new_neighbour(veth.bridge.index, veth.container_mac, *ip);
-        let changes = pair.into_iter().chain(veth.addresses.iter().map(neighbour));
+        let changes = [set_port(veth)]
+            .into_iter()
+            .chain(veth.addresses.iter().map(neighbour));
         for (i, outcome) in self.changes(changes).await.into_iter().enumerate() {
-            let Err(error) = outcome else { continue };
-            if i == 0 {
-                // Nothing was made, and what has the name is not ours to delete.
-                return Err(Error::new(
-                    format!("create veth {host} with peer {container}"),
-                    error,
-                ));
+            if let Err(error) = outcome {
+                let doing = match i {
+                    0 => format!("set up bridge port {host}"),
+                    _ => format!("set neighbour {}", veth.addresses[i - 1]),
+                };
+                self.delete_link(host).await?;
+                return Err(Error::new(doing, error));
             }
-            let error = match i {
-                1 => Error::new(format!("set up bridge port {host}"), error),
-                _ => Error::new(format!("set neighbour {}", veth.addresses[i - 2]), error),
-            };
-            self.delete_link(host).await?;
-            return Err(error);
         }
         Ok(())
     }

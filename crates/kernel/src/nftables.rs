@@ -7,6 +7,7 @@ use std::io;
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
+use rtnetlink::packet_core::NlasIterator;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use crate::Error;
@@ -20,17 +21,22 @@ const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
 const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 
+const USER_DATA: u16 = 12;
+
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
+/// How often others may get in between.
+const TRIES: usize = 8;
+
 /// Has what leaves `subnet` masqueraded, but for what goes to one of `except` or to many.
 ///
 /// The rules of one subnet are one chain of `table`, whose comment says what it excepts. Where
-/// it is there and right this is one request, and where it says otherwise it is replaced, in
-/// one transaction. The thread's namespace is meant.
+/// it is there with as many rules as it should have, this is one request, and where it is not
+/// it is made anew, in one transaction. The thread's namespace is meant.
 pub fn ensure_masquerade(
     table: &str,
     subnet: IpNetwork,
@@ -44,21 +50,30 @@ pub fn ensure_masquerade(
         subnet,
         except,
     };
-    let chain = exchange(&socket, &rules.get_chain()).map_err(failed)?;
-    let is_there = match chain.refusal {
-        None if chain.holds(&rules.comment()) => return Ok(()),
-        None => true,
-        Some(Errno::ENOENT) => false,
-        Some(errno) => return Err(Error::new(doing(), errno)),
-    };
-    match exchange(&socket, &rules.batch(is_there))
-        .map_err(failed)?
-        .refusal
-    {
-        // Another process was faster; of one batch all or nothing is done.
-        None | Some(Errno::EEXIST | Errno::ENOENT) => Ok(()),
-        Some(errno) => Err(Error::new(doing(), errno)),
+    for _ in 0..TRIES {
+        let chain = exchange(&socket, &rules.get_chain()).map_err(failed)?;
+        let is_there = match chain.refusal {
+            None if rules.are_in(&chain.text) => return Ok(()),
+            None => true,
+            Some(Errno::ENOENT) => false,
+            Some(errno) => return Err(Error::new(doing(), errno)),
+        };
+        match exchange(&socket, &rules.batch(is_there))
+            .map_err(failed)?
+            .refusal
+        {
+            None => return Ok(()),
+            // Another process made it, or took it away, in between: look again. Of one batch
+            // all or nothing is done.
+            Some(Errno::EEXIST) if !is_there => {}
+            Some(Errno::ENOENT) if is_there => {}
+            Some(errno) => return Err(Error::new(doing(), errno)),
+        }
     }
+    Err(Error::new(
+        doing(),
+        "other processes change it all the time",
+    ))
 }
 
 struct Masquerade<'a> {
@@ -89,6 +104,29 @@ impl Masquerade<'_> {
         format!("but for {} networks ({hash:016x})", list.len())
     }
 
+    /// Whether the kernel's `answer` about the chain is what it should be.
+    fn are_in(&self, answer: &[u8]) -> bool {
+        const USE: u16 = 6;
+        const HEADERS: usize = 20;
+        let rules = self.exceptions().count() + 2;
+        let rules = u32::try_from(rules).expect("fewer").to_be_bytes();
+        let attributes = NlasIterator::new(answer.get(HEADERS..).unwrap_or_default());
+        // Behind the chain comes the acknowledgement, which is no list of attributes.
+        let (mut has_rules, mut has_comment) = (false, false);
+        for attribute in attributes.map_while(Result::ok) {
+            has_rules |= attribute.kind() == USE && attribute.value() == rules;
+            has_comment |= attribute.kind() == USER_DATA && attribute.value() == self.user_data();
+        }
+        has_rules && has_comment
+    }
+
+    /// A comment (0), its length, its text.
+    fn user_data(&self) -> Vec<u8> {
+        let comment = self.comment() + "\0";
+        let length = u8::try_from(comment.len()).expect("kept short");
+        [&[0, length], comment.as_bytes()].concat()
+    }
+
     fn exceptions(&self) -> impl Iterator<Item = IpNetwork> {
         let of_family = |other: &&IpNetwork| other.is_ipv4() == self.subnet.is_ipv4();
         self.except.iter().filter(of_family).copied()
@@ -115,10 +153,7 @@ impl Masquerade<'_> {
             number(hook, 2, 100);
         });
         text(&mut chain, 7, "nat");
-        // User data: a comment (0), its length, its text.
-        let comment = self.comment() + "\0";
-        let length = u8::try_from(comment.len()).expect("kept short");
-        attribute(&mut chain, 12, &[&[0, length], comment.as_bytes()].concat());
+        attribute(&mut chain, USER_DATA, &self.user_data());
         let mut batch = message(BATCH_BEGIN, 0, &[0, 0, 0, SUBSYSTEM.to_be_bytes()[1]]);
         batch.extend(message(NEW_TABLE, CREATE | ACK, &table));
         if is_there {
@@ -261,15 +296,6 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 struct Answer {
     refusal: Option<Errno>,
     text: Vec<u8>,
-}
-
-impl Answer {
-    fn holds(&self, comment: &str) -> bool {
-        let comment = [comment.as_bytes(), b"\0"].concat();
-        self.text
-            .windows(comment.len())
-            .any(|window| window == comment)
-    }
 }
 
 /// Sends messages and reads what the kernel says: the first refusal, if any, and all its words.

@@ -91,6 +91,7 @@ const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
 const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
+const MTU_EXPECTED: &str = "a number of bytes from 68 to 65535";
 /// The kernel takes nothing less for IPv4, and nothing more for a veth.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
 
@@ -103,6 +104,9 @@ impl SubnetEnv {
         mtu: u32,
         ip_masq: bool,
     ) -> Result<Self, Error> {
+        if !MTU_RANGE.contains(&mtu) {
+            return Err(invalid(MTU, &mtu.to_string(), MTU_EXPECTED));
+        }
         let mut env = Self {
             network: Vec::new(),
             subnet: None,
@@ -181,9 +185,7 @@ impl SubnetEnv {
                 IPV6_SUBNET => ipv6_subnet = one(IPV6_SUBNET, value, "an IPv6 subnet")?,
                 MTU => {
                     let number = value.parse().ok().filter(|mtu| MTU_RANGE.contains(mtu));
-                    mtu = Some(number.ok_or_else(|| {
-                        invalid(MTU, value, "a number of bytes from 68 to 65535")
-                    })?);
+                    mtu = Some(number.ok_or_else(|| invalid(MTU, value, MTU_EXPECTED))?);
                 }
                 // Only `true` is true to flannel's readers.
                 IPMASQ => ip_masq = Some(value == "true"),

@@ -227,6 +227,7 @@ fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, Strin
         let subnet = node
             .ipv6_subnet
             .ok_or(("ipv6Subnet", "is missing".to_owned()))?;
+        check_address("publicIPv6", via.into())?;
         hops.push(hop(
             "ipv6Subnet",
             network.into(),
@@ -239,7 +240,11 @@ fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, Strin
 
 /// A next hop is one other machine.
 fn check_address(key: &'static str, via: IpAddr) -> Result<(), (&'static str, String)> {
-    if via.is_unspecified() || via.is_loopback() || via.is_multicast() {
+    if via.is_unspecified()
+        || via.is_loopback()
+        || via.is_multicast()
+        || via == IpAddr::V4(Ipv4Addr::BROADCAST)
+    {
         return Err((key, format!("{via} is no address of a node")));
     }
     Ok(())
@@ -319,6 +324,38 @@ mod tests {
             format!("{} via {}", hop.subnet, hop.via),
             "10.10.1.0/24 via 192.168.2.16"
         );
+    }
+
+    #[test]
+    fn a_next_hop_is_another_machine() {
+        for (family, via) in [
+            ("", "0.0.0.0"),
+            ("", "127.0.0.1"),
+            ("", "224.0.0.1"),
+            ("", "255.255.255.255"),
+            ("v6", "::"),
+            ("v6", "::1"),
+            ("v6", "ff02::1"),
+        ] {
+            let (network, node) = if family == "v6" {
+                (
+                    r#""EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48""#,
+                    format!(r#""publicIPv6": "{via}", "ipv6Subnet": "fd00::/64""#),
+                )
+            } else {
+                (
+                    r#""Network": "10.10.0.0/16""#,
+                    format!(r#""publicIP": "{via}", "subnet": "10.10.1.0/24""#),
+                )
+            };
+            let text =
+                format!(r#"{{"network": {{{network}}}, "nodes": [{{"name": "a", {node}}}]}}"#);
+            let error = parse(&text).expect_err(via);
+            assert!(
+                error.ends_with(&format!("{via} is no address of a node")),
+                "{error}"
+            );
+        }
     }
 
     #[test]
