@@ -13,12 +13,14 @@
 
 mod agent;
 pub mod clients;
+mod holder;
 mod lab;
 mod plugin;
 pub mod reference_picture;
 
 pub use agent::Agent;
-pub use lab::{Lab, Node, Output, Pod, Server, wait_for};
+pub use holder::Output;
+pub use lab::{Lab, Node, Pod, Server, wait_for};
 pub use plugin::{Attachment, Chain, Plugin, Reply, Running};
 
 use std::path::{Path, PathBuf};
