@@ -143,7 +143,7 @@ fn subnet_env_writes_and_shows_the_file() {
         ),
         (
             "write --network 10.10.0.0/16 --subnet 10.10.1.0/24 --mtu 10",
-            "10 is not in 68..=65535",
+            r#"FLANNEL_MTU is "10", which is not a number of bytes from 68 to 65535"#,
         ),
         (
             "show --file /run/none",

@@ -11,15 +11,13 @@ use host_local::{Boot, RangeSets, RangeSpec, Store};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
 use serde::Deserialize;
-use subnet_env::SubnetEnv;
+use subnet_env::{MTU_RANGE, SubnetEnv};
 
 use crate::error::Error;
 use crate::unsupported;
 
 const DEFAULT_BRIDGE: &str = "cni0";
 const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
-/// The smallest MTU that the kernel takes for IPv4, and the largest for a veth.
-const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 
 /// What ADD and CHECK need to know. Both forms of configuration come to the same.
 #[derive(Debug)]
@@ -169,8 +167,12 @@ fn read_subnet(file: Option<&Path>) -> Result<SubnetEnv, Error> {
 
 fn mtu(keys: &BridgeKeys, subnet: Option<&SubnetEnv>) -> Result<Option<u32>, Error> {
     let explicit = keys.mtu.filter(|mtu| *mtu != 0);
-    if let Some(mtu) = explicit.filter(|mtu| !MTU.contains(mtu)) {
-        let source = format!("must be from {} to {} bytes", MTU.start(), MTU.end());
+    if let Some(mtu) = explicit.filter(|mtu| !MTU_RANGE.contains(mtu)) {
+        let source = format!(
+            "must be from {} to {} bytes",
+            MTU_RANGE.start(),
+            MTU_RANGE.end()
+        );
         return Err(Error::Config {
             key: "mtu",
             value: mtu.to_string(),

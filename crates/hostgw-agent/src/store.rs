@@ -1,3 +1,4 @@
 //! Where leases come from.
 
+mod cluster;
 pub(crate) mod file;

@@ -92,8 +92,9 @@ const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
 const MTU_EXPECTED: &str = "a number of bytes from 68 to 65535";
-/// The kernel takes nothing less for IPv4, and nothing more for a veth.
-const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
+/// MTUs in bytes that pods can have: the kernel takes nothing less for IPv4, and nothing more
+/// for a veth.
+pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
 
 impl SubnetEnv {
     /// The content for a node that holds `subnets`, one of a family, in the cluster's
@@ -282,8 +283,9 @@ impl fmt::Display for SubnetEnv {
     }
 }
 
-/// Room is needed for the network, the gateway, one pod and, in IPv4, broadcast.
-fn is_too_small(subnet: IpNetwork) -> bool {
+/// Whether a subnet lacks room for the network, the gateway, one pod and, in IPv4, broadcast.
+#[must_use]
+pub fn is_too_small(subnet: IpNetwork) -> bool {
     subnet.prefix() > if subnet.is_ipv4() { 30 } else { 126 }
 }
 
@@ -365,130 +367,4 @@ fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DUAL: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
-        FLANNEL_IPV6_NETWORK=fd00:10:10::/48\nFLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\n\
-        FLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
-
-    #[test]
-    fn what_flannel_writes_is_read_and_written_to_the_byte() {
-        assert_eq!(SubnetEnv::parse(DUAL).expect("flannel's").to_string(), DUAL);
-    }
-
-    #[test]
-    fn readers_are_tolerant() {
-        let text = "# written by hand\r\nexport FLANNEL_NETWORK=\"10.10.0.0/16, 10.11.0.0/16,10.10.0.0/16\"\r\n\
-            FLANNEL_SUBNET='10.10.1.1/24' # mine\r\nFLANNEL_SUBNET\r\nFLANNEL_MTU = 1450 # bytes\r\n\
-            FLANNEL_IPMASQ=TRUE\r\nHOSTGW_BOOT_ID=1\r\nFLANNEL_IPV6_SUBNET=\r\n=\r\n";
-        let env = SubnetEnv::parse(text).expect("tolerable");
-        assert_eq!(
-            env.to_string(),
-            "FLANNEL_NETWORK=10.10.0.0/16,10.11.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
-        );
-    }
-
-    #[test]
-    fn every_missing_key_is_named() {
-        let error = SubnetEnv::parse("FLANNEL_NETWORK=10.10.0.0/16\n").expect_err("incomplete");
-        assert_eq!(
-            error.to_string(),
-            "is missing FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ"
-        );
-    }
-
-    #[test]
-    fn a_bad_value_is_named_with_its_key() {
-        for (line, said) in [
-            (
-                "FLANNEL_SUBNET=10.10.1.1",
-                r#"FLANNEL_SUBNET is "10.10.1.1", which is not an IPv4 subnet"#,
-            ),
-            (
-                "FLANNEL_NETWORK=fd00::/48",
-                r#"FLANNEL_NETWORK is "fd00::/48", which is not a list of IPv4 networks"#,
-            ),
-            (
-                "FLANNEL_MTU=0",
-                r#"FLANNEL_MTU is "0", which is not a number of bytes from 68 to 65535"#,
-            ),
-        ] {
-            let error = SubnetEnv::parse(&format!("{DUAL}{line}\n")).expect_err(line);
-            assert_eq!(error.to_string(), said);
-        }
-    }
-
-    #[test]
-    fn what_no_pod_could_use_is_refused() {
-        let networks = |list: &[&str]| -> Vec<IpNetwork> {
-            list.iter()
-                .map(|text| text.parse().expect("a network"))
-                .collect()
-        };
-        for (of, subnets, said) in [
-            (
-                &["10.10.0.0/16"][..],
-                &["10.11.1.0/24"][..],
-                "subnet 10.11.1.0/24 lies in none of the networks",
-            ),
-            (
-                &["10.10.0.0/16"],
-                &["10.10.1.0/31"],
-                "subnet 10.10.1.0/31 is too small for a gateway and a pod",
-            ),
-            (
-                &["10.10.0.0/16"],
-                &["10.10.1.0/24", "10.10.2.0/24"],
-                "subnet 10.10.2.0/24 is the second of its family, and a node has one",
-            ),
-            (
-                &["10.10.0.0/16", "fd00::/48"],
-                &["10.10.1.0/24"],
-                "subnet fd00::/48 is a network without a subnet",
-            ),
-        ] {
-            let error = SubnetEnv::new(&networks(of), &networks(subnets), 1500, true);
-            assert_eq!(error.expect_err(said).to_string(), said);
-        }
-        let text = DUAL.replace("10.10.1.1/24", "10.10.1.1/32");
-        assert!(SubnetEnv::parse(&text).is_err());
-    }
-
-    #[test]
-    fn no_text_makes_the_parser_panic() {
-        for text in [
-            "",
-            "=",
-            "FLANNEL_NETWORK",
-            "FLANNEL_MTU=\"",
-            "export ",
-            "\"=\"",
-            "FLANNEL_IPMASQ='",
-            "\0=\u{fffd}",
-            "é=é'\"",
-        ] {
-            assert!(SubnetEnv::parse(text).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_write_replaces_the_file_and_makes_its_folder() {
-        let folder = tempfile::tempdir().expect("a temporary directory");
-        let path = folder.path().join("run/flannel/subnet.env");
-        let env = SubnetEnv::parse(DUAL).expect("flannel's");
-        env.write(&path).expect("writes");
-        env.write(&path).expect("replaces");
-        assert_eq!(SubnetEnv::read(&path).expect("just written"), env);
-        assert_eq!(
-            fs::metadata(&path).expect("is there").permissions().mode() & 0o777,
-            0o644
-        );
-        let folder = path.parent().expect("has one");
-        assert_eq!(
-            fs::read_dir(folder).expect("readable").count(),
-            1,
-            "no temporary file stays"
-        );
-    }
-}
+mod tests;

@@ -38,7 +38,7 @@ struct WriteArgs {
     #[arg(long, required = true, value_parser = network)]
     subnet: Vec<IpNetwork>,
     /// The pods' MTU in bytes.
-    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(68..=65535))]
+    #[arg(long, default_value_t = 1500)]
     mtu: u32,
     /// Say that somebody else masquerades what leaves the network, so that the plugin does not.
     #[arg(long)]
