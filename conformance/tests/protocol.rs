@@ -136,9 +136,9 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
     );
     for (change, code, said) in [
         (
-            json!({"ipam": {"type": "dhcp"}}),
-            2,
-            "ipam.type: dhcp is not supported",
+            json!({"ipam": {"type": "nobody"}}),
+            7,
+            r#"ipam.type: "nobody"; no executable of that name in CNI_PATH (/mnt/bin:"#,
         ),
         (json!({"macspoofchk": true}), 2, "macspoofchk"),
         (
@@ -177,9 +177,9 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
             "rangeStart, rangeEnd and gateway belong to a subnet",
         ),
         (
-            json!({"ipam": {"subnet": "10.10.1.0/24", "resolvConf": "/etc/resolv.conf"}}),
-            2,
-            "ipam.resolvConf",
+            json!({"ipam": {"subnet": "10.10.1.0/24", "resolvConf": "/run/none"}}),
+            7,
+            "ipam.resolvConf: /run/none; No such file",
         ),
         (
             json!({"runtimeConfig": {"mac": "zz"}}),
@@ -442,6 +442,9 @@ fn status_says_whether_an_add_would_find_its_subnet() {
         .ok();
     assert_eq!(status().ok(), Value::Null);
     node.sh("ip link add cni0 type bridge && ip addr add 10.77.9.1/24 dev cni0")
+        .ok();
+    assert_eq!(status().ok(), Value::Null, "ADD will put it right");
+    node.sh("ip link add tap type veth peer name pat && ip link set tap master cni0")
         .ok();
     let (code, text) = status().error();
     assert_eq!(code, 50);

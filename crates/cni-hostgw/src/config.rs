@@ -1,50 +1,76 @@
 //! The network configuration once it is checked and complete, with subnet.env merged in.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use cni::{
-    BridgeKeys, CniArgs, Dns, Ipam, Json, NetConf, NetworkName, RangeConf, RouteConf, Version,
-};
-use host_local::{Boot, RangeSets, RangeSpec, Store};
+use cni::{BridgeKeys, Call, CniArgs, Dns, Json, NetConf};
+use host_local::Store;
 use ipnetwork::IpNetwork;
-use kernel::Mac;
-use serde::Deserialize;
+use kernel::{Mac, Port};
 use subnet_env::{MTU_RANGE, SubnetEnv};
 
 use crate::error::Error;
-use crate::unsupported;
+use crate::ipam::{self, Ipam};
+use crate::masquerade::{Backend, Masquerade};
+use crate::{routes, unsupported};
 
 const DEFAULT_BRIDGE: &str = "cni0";
-const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
+
+/// How long ADD waits for the subnet file where `subnetFileWait` does not say.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// The longest wait that may be asked for: runtimes give up after a few minutes.
+const LONGEST_WAIT: f64 = 60.0;
 
 /// What ADD and CHECK need to know. Both forms of configuration come to the same.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of its own")]
 pub(crate) struct Config {
-    pub(crate) network: NetworkName,
     pub(crate) bridge: String,
     /// In bytes; by default the kernel's.
     pub(crate) mtu: Option<u32>,
-    pub(crate) hairpin: bool,
-    pub(crate) isolated: bool,
+    pub(crate) port: Port,
+    /// Whether the bridge takes every frame.
+    pub(crate) promiscuous: bool,
     /// Whether the bridge has the gateways' addresses and the node forwards.
     pub(crate) is_gateway: bool,
     /// Whether containers get a default route by the gateway.
     pub(crate) is_default_gateway: bool,
-    /// Whether what leaves its network is masqueraded by the plugin.
-    pub(crate) masquerade: bool,
-    /// The cluster's networks, as far as they are known.
-    pub(crate) networks: Vec<IpNetwork>,
     /// Whether another address on the bridge makes way for the gateway's.
     pub(crate) force_address: bool,
-    pub(crate) ranges: RangeSets,
-    pub(crate) requested: Vec<IpAddr>,
+    /// Whether the container's interface is set up.
+    pub(crate) is_up: bool,
+    /// Whether an IPv6 address waits for duplicate address detection.
+    pub(crate) detect_duplicates: bool,
+    /// By what, and but for what, packets that leave the subnet are masqueraded.
+    pub(crate) masquerade: Option<Masquerade>,
+    pub(crate) ipam: Ipam,
+    pub(crate) store: Store,
     pub(crate) mac: Option<Mac>,
-    pub(crate) routes: Vec<RouteConf>,
     pub(crate) dns: Dns,
-    pub(crate) data_dir: PathBuf,
+    /// The pod's name, where the runtime gives one.
+    pub(crate) pod: Option<String>,
+}
+
+/// What a configuration is read from.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) call: &'a Call,
+    pub(crate) conf: NetConf,
+    pub(crate) args: CniArgs,
+    /// Whether containers get any.
+    pub(crate) has_addresses: bool,
+    /// The node's subnets, without host bits; nothing where the subnet file is not needed.
+    pub(crate) subnets: Vec<IpNetwork>,
+    /// The cluster's networks, as far as they are known.
+    pub(crate) networks: Vec<IpNetwork>,
+}
+
+/// Whether a subnet file that is not right yet is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    AsConfigured,
+    None,
 }
 
 impl Config {
@@ -52,89 +78,137 @@ impl Config {
     ///
     /// Explicit ranges are taken as they are. Without them, and always in flannel's form, the
     /// node's subnet file is read, and flannel's defaults hold.
-    pub(crate) fn read(
-        network: NetworkName,
-        json: &Json,
-        version: Version,
-        args: &str,
-    ) -> Result<Self, Error> {
-        let mut conf = NetConf::from_json(json)?;
-        conf.subnet_file = not_empty(conf.subnet_file);
+    pub(crate) fn read(call: &Call, args: &str, patience: Patience) -> Result<Self, Error> {
+        let conf = NetConf::from_json(&call.config)?;
         let args = CniArgs::parse(args)?;
         unsupported::refuse(&conf)?;
-        let mut ranges = explicit_ranges(&conf)?;
-        let subnet = if conf.has_delegate || conf.subnet_file.is_some() || ranges.is_empty() {
-            Some(read_subnet(conf.subnet_file.as_deref())?)
-        } else {
-            None
-        };
-        if let (Some(subnet), true) = (&subnet, ranges.is_empty()) {
-            ranges = subnet
-                .subnets()
-                .map(|subnet| vec![of_subnet(subnet)])
-                .collect();
-        }
-        let networks: Vec<_> = subnet.iter().flat_map(SubnetEnv::networks).collect();
-        let mut routes = conf.ipam.routes.clone();
-        // Explicit ranges may be of fewer families than the cluster.
-        let has_range = |network: &&IpNetwork| {
-            let mut specs = ranges.iter().flatten();
-            specs.any(|range| range.subnet.is_ipv4() == network.is_ipv4())
-        };
-        routes.extend(
-            networks
+        let has_addresses = has_addresses(call, &conf)?;
+        let subnet = subnet(&conf, call, has_addresses, patience)?;
+        let source = Source {
+            has_addresses,
+            subnets: subnet
                 .iter()
-                .filter(has_range)
-                .map(|network| to_network(*network)),
-        );
+                .flat_map(SubnetEnv::subnets)
+                .map(whole)
+                .collect(),
+            networks: subnet
+                .iter()
+                .flat_map(SubnetEnv::networks)
+                .map(whole)
+                .collect(),
+            call,
+            conf,
+            args,
+        };
+        let Source { conf, args, .. } = &source;
         let keys = &conf.bridge;
         let is_default_gateway = keys.is_default_gateway.unwrap_or(false);
+        let hairpin = keys.hairpin_mode.unwrap_or(false);
+        let promiscuous = keys.promisc_mode.unwrap_or(false);
+        if hairpin && promiscuous {
+            let both = "cannot set hairpin mode and promiscuous mode at the same time";
+            return Err(Error::Conflict(both));
+        }
+        // Without a word, the plugin masquerades where the agent does not, as in flannel.
+        let is_masqueraded = keys
+            .ip_masq
+            .unwrap_or(subnet.as_ref().is_some_and(|s| !s.ip_masq));
+        let backend = Backend::read(keys.ip_masq_backend.as_deref())?;
+        routes::check(conf.ipam.iter().flat_map(|ipam| &ipam.routes))?;
+        let data_dir = conf.ipam.as_ref().and_then(|ipam| ipam.data_dir.clone());
         Ok(Self {
-            network,
             bridge: bridge_name(keys)?,
             mtu: mtu(keys, subnet.as_ref())?,
-            hairpin: keys.hairpin_mode.unwrap_or(false),
-            isolated: keys.port_isolation.unwrap_or(false),
+            port: Port {
+                hairpin,
+                isolated: keys.port_isolation.unwrap_or(false),
+            },
+            promiscuous,
             is_gateway: is_default_gateway || keys.is_gateway.unwrap_or(subnet.is_some()),
             is_default_gateway,
-            // Without a word, the plugin masquerades where the agent does not, as in flannel.
-            masquerade: keys
-                .ip_masq
-                .unwrap_or(subnet.as_ref().is_some_and(|s| !s.ip_masq)),
-            networks,
             force_address: keys.force_address.unwrap_or(false),
-            ranges: range_sets(&ranges, version)?,
-            requested: requested(&conf, &args)?,
-            mac: mac(&conf, &args)?,
-            routes: checked_routes(routes)?,
-            dns: conf.dns,
-            data_dir: data_dir(conf.ipam.data_dir),
+            is_up: !keys.disable_container_interface.unwrap_or(false),
+            detect_duplicates: keys.enabledad.unwrap_or(false),
+            masquerade: is_masqueraded
+                .then(|| Masquerade::new(&call.network, backend, &source.networks)),
+            ipam: Ipam::read(&source)?,
+            store: ipam::open_store(data_dir, &call.network)?,
+            mac: mac(conf, args)?,
+            dns: conf.dns.clone(),
+            pod: args.pod.clone(),
         })
     }
+}
 
-    pub(crate) fn store(&self) -> Result<Store, Error> {
-        open_store(&self.data_dir, &self.network)
+/// Whether containers get addresses: not with an `ipam` that the bridge's form leaves empty on
+/// purpose, and not on an interface that stays down.
+fn has_addresses(call: &Call, conf: &NetConf) -> Result<bool, Error> {
+    let ipam = call.config.get("ipam").and_then(|ipam| ipam.as_object());
+    let kind = ipam.and_then(|ipam| ipam.get("type")?.as_str());
+    let kind = kind.filter(|kind| !kind.is_empty());
+    if conf.bridge.disable_container_interface == Some(true) {
+        if kind.is_some() || conf.has_delegate {
+            let both = "cannot use IPAM when DisableContainerInterface flag is set";
+            return Err(Error::Conflict(both));
+        }
+        return Ok(false);
+    }
+    let is_empty = ipam.is_some_and(|ipam| ipam.keys().all(|key| key == "type"));
+    Ok(conf.has_delegate || kind.is_some() || !is_empty)
+}
+
+/// The node's subnet file, where it is needed.
+fn subnet(
+    conf: &NetConf,
+    call: &Call,
+    has_addresses: bool,
+    patience: Patience,
+) -> Result<Option<SubnetEnv>, Error> {
+    let named = not_empty(conf.subnet_file.as_deref());
+    let is_ours = ipam::Delegate::named_in(call).is_none() && !ipam::has_ranges(conf);
+    if !conf.has_delegate && named.is_none() && !(has_addresses && is_ours) {
+        return Ok(None);
+    }
+    let path = named.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
+    let wait = match patience {
+        Patience::AsConfigured => wait(conf)?,
+        Patience::None => Duration::ZERO,
+    };
+    read_subnet(path, wait).map(Some)
+}
+
+/// Reads the subnet file, again and again while it is missing or not right: the agent may be
+/// about to write it, and no runtime tries again because it was told to.
+fn read_subnet(path: &Path, wait: Duration) -> Result<SubnetEnv, Error> {
+    const STEP: Duration = Duration::from_millis(20);
+    let until = Instant::now() + wait;
+    loop {
+        match SubnetEnv::read(path) {
+            Ok(subnet) => return Ok(subnet),
+            Err(source) if Instant::now() >= until => {
+                return Err(Error::Subnet {
+                    path: path.to_owned(),
+                    waited: wait,
+                    source,
+                });
+            }
+            Err(_) => std::thread::sleep(STEP),
+        }
     }
 }
 
-/// The store of `network`, as DEL finds it: with the one key that says where it is. Whatever
-/// else became of the configuration since ADD does not matter.
-pub(crate) fn store_of(network: &NetworkName, json: &Json) -> Result<Store, Error> {
-    #[derive(Default, Deserialize)]
-    #[serde(default, rename_all = "camelCase")]
-    struct Where {
-        data_dir: Option<PathBuf>,
+fn wait(conf: &NetConf) -> Result<Duration, Error> {
+    let Some(seconds) = conf.subnet_file_wait else {
+        return Ok(WAIT);
+    };
+    if !(0.0..=LONGEST_WAIT).contains(&seconds) {
+        return Err(Error::Config {
+            key: "subnetFileWait",
+            value: seconds.to_string(),
+            source: format!("must be from 0 to {LONGEST_WAIT} seconds").into(),
+        });
     }
-    let ipam = json
-        .object("ipam")
-        .and_then(|ipam| ipam.to::<Where>().ok())
-        .unwrap_or_default();
-    open_store(&data_dir(ipam.data_dir), network)
-}
-
-fn open_store(data_dir: &Path, network: &NetworkName) -> Result<Store, Error> {
-    let boot = Boot::current().map_err(Error::Boot)?;
-    Ok(Store::new(data_dir, network.as_str(), boot))
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 fn bridge_name(keys: &BridgeKeys) -> Result<String, Error> {
@@ -157,14 +231,6 @@ fn bridge_name(keys: &BridgeKeys) -> Result<String, Error> {
     }
 }
 
-fn read_subnet(file: Option<&Path>) -> Result<SubnetEnv, Error> {
-    let path = file.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
-    SubnetEnv::read(path).map_err(|source| Error::Subnet {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 fn mtu(keys: &BridgeKeys, subnet: Option<&SubnetEnv>) -> Result<Option<u32>, Error> {
     let explicit = keys.mtu.filter(|mtu| *mtu != 0);
     if let Some(mtu) = explicit.filter(|mtu| !MTU_RANGE.contains(mtu)) {
@@ -180,117 +246,6 @@ fn mtu(keys: &BridgeKeys, subnet: Option<&SubnetEnv>) -> Result<Option<u32>, Err
         });
     }
     Ok(explicit.or(subnet.map(|subnet| subnet.mtu)))
-}
-
-/// The ranges that the configuration names, in host-local's order: the runtime's, the older
-/// form's single one, the list's.
-fn explicit_ranges(conf: &NetConf) -> Result<Vec<Vec<RangeSpec>>, Error> {
-    let Ipam {
-        subnet,
-        range_start,
-        range_end,
-        gateway,
-        ref ranges,
-        ..
-    } = conf.ipam;
-    if let (None, Some(address)) = (subnet, range_start.or(range_end).or(gateway)) {
-        let source = "rangeStart, rangeEnd and gateway belong to a subnet".into();
-        let value = format!("missing, with {address}");
-        return Err(Error::Config {
-            key: "ipam.subnet",
-            value,
-            source,
-        });
-    }
-    let single = subnet.map(|subnet| {
-        vec![RangeConf {
-            subnet,
-            range_start,
-            range_end,
-            gateway,
-        }]
-    });
-    let spec = |range: &RangeConf| RangeSpec {
-        subnet: range.subnet,
-        start: range.range_start,
-        end: range.range_end,
-        gateway: range.gateway,
-    };
-    let sets = conf
-        .runtime_config
-        .ip_ranges
-        .iter()
-        .chain(&single)
-        .chain(ranges);
-    Ok(sets.map(|set| set.iter().map(spec).collect()).collect())
-}
-
-/// The subnet file gives the gateway's address with the subnet; a range is the whole of it.
-fn of_subnet(subnet: IpNetwork) -> RangeSpec {
-    let network = IpNetwork::new(subnet.network(), subnet.prefix());
-    RangeSpec::from(network.expect("it has that prefix length already"))
-}
-
-fn to_network(dst: IpNetwork) -> RouteConf {
-    let dst = IpNetwork::new(dst.network(), dst.prefix()).expect("it has that prefix already");
-    RouteConf {
-        dst,
-        gw: None,
-        mtu: None,
-        advmss: None,
-        priority: None,
-        table: None,
-        scope: None,
-    }
-}
-
-fn range_sets(specs: &[Vec<RangeSpec>], version: Version) -> Result<RangeSets, Error> {
-    let sets = RangeSets::new(specs)?;
-    let families = specs
-        .iter()
-        .filter_map(|set| set.first())
-        .map(|range| range.subnet.is_ipv4());
-    let (v4, v6): (Vec<bool>, Vec<bool>) = families.partition(|is_ipv4| *is_ipv4);
-    if version < Version::V0_3_0 && (v4.len() > 1 || v6.len() > 1) {
-        let source =
-            format!("CNI version {version} does not support more than 1 address per family");
-        let value = format!("{} range sets", specs.len());
-        return Err(Error::Config {
-            key: "ipam.ranges",
-            value,
-            source: source.into(),
-        });
-    }
-    Ok(sets)
-}
-
-/// Requested addresses: the runtime's capability, `args.cni`, `CNI_ARGS`, each once.
-fn requested(conf: &NetConf, args: &CniArgs) -> Result<Vec<IpAddr>, Error> {
-    let keyed = |key| move |text| (key, text);
-    let all = conf
-        .runtime_config
-        .ips
-        .iter()
-        .map(keyed("runtimeConfig.ips"));
-    let all = all.chain(conf.args.ips.iter().map(keyed("args.cni.ips")));
-    let all = all.chain(args.ip.iter().map(keyed("CNI_ARGS IP")));
-    let mut seen = BTreeSet::new();
-    let mut requested = Vec::new();
-    for (key, text) in all {
-        // The prefix length is the range's; what is asked for is an address.
-        let address = text.split('/').next().unwrap_or_default();
-        let address = address
-            .parse()
-            .map_err(|source: std::net::AddrParseError| Error::Config {
-                key,
-                value: format!("{text:?}"),
-                source: source.into(),
-            })?;
-        if seen.insert(address) {
-            requested.push(address);
-        }
-    }
-    Ok(requested)
 }
 
 /// The container's hardware address, if asked for: the runtime's capability before
@@ -316,43 +271,21 @@ fn mac(conf: &NetConf, args: &CniArgs) -> Result<Option<Mac>, Error> {
     Ok(None)
 }
 
-fn checked_routes(routes: Vec<RouteConf>) -> Result<Vec<RouteConf>, Error> {
-    for route in &routes {
-        let dst = route.dst;
-        let refuse = |reason: &str| {
-            let value = format!("dst {dst}");
-            Error::Config {
-                key: "ipam.routes",
-                value,
-                source: reason.into(),
-            }
-        };
-        if dst.ip() != dst.network() {
-            return Err(refuse("has host bits set"));
-        }
-        if route.gw.is_some_and(|gw| gw.is_ipv4() != dst.is_ipv4()) {
-            return Err(refuse("its gw is of the other family"));
-        }
-        for (key, value) in [
-            ("ipam.routes mtu", route.mtu),
-            ("ipam.routes advmss", route.advmss),
-            ("ipam.routes priority", route.priority),
-            ("ipam.routes table", route.table),
-            ("ipam.routes scope", route.scope.map(u32::from)),
-        ] {
-            if let Some(value) = value.filter(|value| *value != 0) {
-                return Err(Error::Unsupported(key, value.to_string()));
-            }
-        }
-    }
-    Ok(routes)
-}
-
-fn data_dir(configured: Option<PathBuf>) -> PathBuf {
-    not_empty(configured).unwrap_or_else(|| DEFAULT_DATA_DIR.into())
+/// The subnet file gives the gateway's address with the subnet; a range is the whole of it.
+fn whole(subnet: IpNetwork) -> IpNetwork {
+    IpNetwork::new(subnet.network(), subnet.prefix()).expect("it has that prefix length already")
 }
 
 /// An empty path is no path: it would mean wherever the runtime happens to stand.
-fn not_empty(path: Option<PathBuf>) -> Option<PathBuf> {
+fn not_empty(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Where the request's line is logged: the configuration's word comes before the environment's.
+pub(crate) fn log_file(config: &Json, environment: Option<String>) -> Option<PathBuf> {
+    let configured = config.get("logFile").and_then(|path| path.as_str());
+    let path = configured
+        .map(PathBuf::from)
+        .or(environment.map(PathBuf::from));
     path.filter(|path| !path.as_os_str().is_empty())
 }

@@ -1,71 +1,83 @@
 //! DEL: takes an attachment away, as far as there is one.
 
-use cni::{Attached, Json, NetworkName};
+use cni::{Attached, Call};
 use host_local::Attachment;
-use kernel::{Kind, Link, Netns, Rtnl};
+use kernel::{Home, Kind, Link, Netns, Rtnl};
 
-use crate::config::store_of;
 use crate::error::Error;
-use crate::names::{ALIAS, Names};
+use crate::ipam::{Delegate, store_of};
+use crate::log::Steps;
+use crate::names::{Names, Owner};
+use crate::{iptables, masquerade, scratch};
 
 /// Deletes the veth pair, then gives the addresses back: in this order, so that nobody gets an
-/// address that still has traffic.
+/// address that still has traffic. With the network's last attachment goes what the network had
+/// on the node.
 ///
 /// What is gone already is fine, and so are a namespace, a subnet file or a configuration that
 /// are not what they were at ADD.
-pub(crate) async fn del(
-    attached: &Attached,
-    network: &NetworkName,
-    json: &Json,
-) -> Result<(), Error> {
+pub(crate) fn del(call: &Call, attached: &Attached, steps: &mut Steps) -> Result<(), Error> {
+    let Call { network, .. } = call;
+    let home = Home::current()?;
     // A namespace that cannot be opened is gone, and its links with it.
     let netns = attached
         .netns
         .as_deref()
         .and_then(|path| Netns::open(path).ok());
-    if let Some(netns) = &netns
-        && netns.is(&Netns::current()?)
-    {
+    if netns.as_ref().is_some_and(|netns| home.is(netns)) {
         return Err(Error::OwnNetns);
     }
     let names = Names::of(network, attached);
     let host = Rtnl::connect()?;
-    if !host.delete_link(&names.veth).await?
+    steps.done("netns");
+    if !host.delete_link(&names.veth)?
         && let Some(netns) = netns
     {
-        delete_foreign(&host, &netns, attached.ifname.as_str()).await?;
+        delete_foreign(&host, &home, &netns, attached.ifname.as_str())?;
     }
+    steps.done("veth");
     let id = attached.container_id.as_str();
-    store_of(network, json)?.release(&Attachment::new(id, attached.ifname.as_str()))?;
+    let store = store_of(network, &call.config)?;
+    let released = store.release(&Attachment::new(id, attached.ifname.as_str()))?;
+    steps.done("ipam");
+    if released.is_foreign {
+        // As far as it goes: neither ours nor asked for, and nothing that would fail the next pod.
+        drop(iptables::remove_bridges(network, &[id]));
+    }
+    scratch::remove(call, id)?;
+    let delegate = Delegate::named_in(call);
+    // Another IPAM plugin does not tell us whose address was the last.
+    if let (None, Some(vacant)) = (&delegate, released.vacant) {
+        masquerade::leave(network, vacant)?;
+        steps.done("masquerade");
+    }
+    if let Some(delegate) = delegate {
+        delegate.run("DEL")?;
+        steps.done("delegate");
+    }
     Ok(())
 }
 
 /// An attachment that the `bridge` plugin made has a host veth of any name, but its container
 /// end is where the runtime says. What is there may also be of another attachment of ours, whose
 /// namespace this one was to share.
-async fn delete_foreign(host: &Rtnl, netns: &Netns, ifname: &str) -> Result<(), Error> {
+fn delete_foreign(host: &Rtnl, home: &Home, netns: &Netns, ifname: &str) -> Result<(), Error> {
     // What is no network namespace after all has no links.
-    let Ok(container) = Rtnl::connect_in(netns) else {
+    let Ok(container) = Rtnl::connect_in(home, netns) else {
         return Ok(());
     };
     let Some(Link {
         kind: Kind::Veth,
         peer: Some(peer),
         ..
-    }) = container.link(ifname).await?
+    }) = container.link(ifname)?
     else {
         return Ok(());
     };
-    let links = host.links().await?;
-    let is_ours = |link: &Link| {
-        link.index == peer
-            && link
-                .alias
-                .as_deref()
-                .is_some_and(|alias| alias.starts_with(ALIAS))
-    };
+    let links = host.links()?;
+    let is_ours = |link: &Link| link.index == peer && Owner::of(link).is_some();
     if !links.iter().any(is_ours) {
-        container.delete_link(ifname).await?;
+        container.delete_link(ifname)?;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! What can go wrong, and the number that the runtime is told.
 
-use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cni::Code;
 use host_local::{RangeError, StoreError};
@@ -32,9 +32,14 @@ pub(crate) enum Error {
     Conflict(&'static str),
     #[error("ipam.ranges")]
     Ranges(#[from] RangeError),
-    #[error("read the node's subnet from {path}; is hostgw-agent or flanneld running on this node?", path = .path.display())]
+    #[error(
+        "read the node's subnet from {path}, waited {waited:?}; is the service hostgw-agent \
+         (or flanneld) running on this node?",
+        path = .path.display()
+    )]
     Subnet {
         path: PathBuf,
+        waited: Duration,
         source: subnet_env::Error,
     },
     #[error("open CNI_NETNS")]
@@ -47,8 +52,30 @@ pub(crate) enum Error {
         "the attachment lives in another network namespace: its host veth {0} exists; DEL it first"
     )]
     Live(String),
-    #[error("{0:?} already has an IP address different from {1}: {2}")]
-    BridgeAddress(String, IpNetwork, IpNetwork),
+    #[error(
+        "{bridge:?} already has an IP address different from {gateway}: {address}, and these pods \
+         use it: {}; delete them (or drain the node), and the next ADD gives the bridge its \
+         address; or put subnet {} back",
+        .pods.join(", "), network(.address)
+    )]
+    BridgeAddress {
+        bridge: String,
+        gateway: IpNetwork,
+        address: IpNetwork,
+        pods: Vec<String>,
+    },
+    #[error("{program}: {verb}")]
+    Delegate {
+        program: String,
+        verb: String,
+        source: io::Error,
+    },
+    #[error("masquerade by {0}")]
+    Iptables(String, #[source] io::Error),
+    #[error("{} of the things to be collected could not be", .0.len())]
+    Collect(Vec<String>),
+    #[error("{0} already exists but is not a bridge")]
+    NoBridge(String),
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
     #[error(transparent)]
@@ -57,8 +84,8 @@ pub(crate) enum Error {
     Different(String),
     #[error("tell this boot of the machine from others")]
     Boot(#[source] io::Error),
-    #[error("start the runtime")]
-    Runtime(#[source] io::Error),
+    #[error("remove flannel's scratch file {path}", path = .0.display())]
+    Scratch(PathBuf, #[source] io::Error),
 }
 
 /// An error of the protocol itself, with its number.
@@ -82,28 +109,54 @@ impl Error {
             Self::Subnet { .. } | Self::Store(StoreError::Locked { .. }) => Code::TRY_AGAIN_LATER,
             Self::Netns(_) | Self::NameTaken(_) | Self::Live(_) => Code::INVALID_ENVIRONMENT,
             Self::OwnNetns => Code::OWN_NETNS,
-            Self::BridgeAddress(..) | Self::Kernel(_) => KERNEL,
+            Self::BridgeAddress { .. }
+            | Self::NoBridge(_)
+            | Self::Kernel(_)
+            | Self::Iptables(..)
+            | Self::Delegate { .. }
+            | Self::Collect(_) => KERNEL,
             Self::Store(StoreError::Exhausted { .. }) => EXHAUSTED,
-            Self::Store(StoreError::Io { .. }) | Self::Boot(_) => Code::IO,
+            Self::Store(StoreError::Io { .. }) | Self::Boot(_) | Self::Scratch(..) => Code::IO,
             Self::Config { .. } | Self::Conflict(_) | Self::Ranges(_) | Self::Store(_) => {
                 Code::INVALID_CONFIG
             }
             Self::Different(_) => DIFFERENT,
-            Self::Runtime(_) => Code::INTERNAL,
         }
     }
 
     /// The error object for the runtime.
     pub(crate) fn into_cni(self) -> cni::Error {
-        if let Self::Protocol(Protocol(error)) = self {
-            return error;
+        let causes = match &self {
+            Self::Collect(errors) => errors.join("; "),
+            other => causes(other),
+        };
+        match self {
+            Self::Protocol(Protocol(error)) => error,
+            other => cni::Error::new(other.code(), other.to_string()).with_details(causes),
         }
-        let mut causes = Vec::new();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            causes.push(error.to_string());
-            cause = error.source();
-        }
-        cni::Error::new(self.code(), self.to_string()).with_details(causes.join(": "))
     }
+
+    /// The same in one line, for a list of several.
+    pub(crate) fn into_line(self) -> String {
+        let cni::Error { msg, details, .. } = self.into_cni();
+        if details.is_empty() {
+            msg
+        } else {
+            format!("{msg}: {details}")
+        }
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut causes = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        causes.push(error.to_string());
+        cause = error.source();
+    }
+    causes.join(": ")
+}
+
+fn network(address: &IpNetwork) -> String {
+    format!("{}/{}", address.network(), address.prefix())
 }

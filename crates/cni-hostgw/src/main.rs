@@ -4,25 +4,44 @@
 //! standard input, does it in one straight line, and answers on standard output.
 
 mod add;
+mod bridge;
 mod check;
 mod config;
 mod del;
 mod error;
+mod gc;
+mod ipam;
+mod iptables;
+mod log;
+mod masquerade;
 mod names;
+mod routes;
+mod scratch;
 mod status;
 mod unsupported;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
-use cni::{Refused, Request, Verb, Version};
+use cni::{Call, Refused, Request, Verb, Version};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::config::{Config, Patience};
 use crate::error::Error;
+use crate::log::Steps;
+
+const HELP: &str = "\
+Runtimes (containerd, CRI-O, cnitool) start it with CNI_COMMAND and the other variables of the
+CNI SPEC, and with the network configuration on standard input. A person may give
+
+  --help       this text
+  --version    its version and those of the protocol";
 
 fn main() -> ExitCode {
+    if let Some(argument) = std::env::args().nth(1) {
+        return for_a_person(&argument);
+    }
     let (answer, code) = match serve() {
         Ok(answer) => (answer, ExitCode::SUCCESS),
         Err(Refused { version, error }) => (Some(error.to_json(version)), ExitCode::FAILURE),
@@ -38,45 +57,46 @@ fn main() -> ExitCode {
 
 /// Answers one request; nothing is the answer of a verb without a result.
 fn serve() -> Result<Option<Value>, Refused> {
-    let (verb, version, network, json) = match Request::read(env, stdin)? {
+    let mut steps = Steps::begin();
+    let call = match Request::read(env, stdin)? {
         Request::About => {
-            about();
+            eprintln!("{}", about());
             return Ok(None);
         }
         Request::Version => return Ok(Some(supported())),
-        Request::Call {
-            verb,
-            version,
-            network,
-            config,
-        } => (verb, version, network, config),
+        Request::Call(call) => call,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build();
-    let refuse = |error: Error| Refused {
-        version,
-        error: error.into_cni(),
-    };
-    let runtime = runtime.map_err(|error| refuse(Error::Runtime(error)))?;
-    let answer: Result<Option<Value>, Error> = runtime.block_on(async {
-        match verb {
-            Verb::Add(attached) => {
-                let config = Config::read(network, &json, version, &attached.args)?;
-                Ok(Some(add::add(&attached, &config).await?.to_json(version)?))
-            }
-            Verb::Del(attached) => del::del(&attached, &network, &json).await.map(|()| None),
-            Verb::Check(attached) => {
-                let config = Config::read(network, &json, version, &attached.args)?;
-                check::check(&attached, &config, &json, version)
-                    .await
-                    .map(|()| None)
-            }
-            Verb::Status => status::status(network, &json, version).await.map(|()| None),
-            Verb::Gc => Err(Error::Unsupported("CNI_COMMAND", "GC".to_owned())),
+    steps.done("read");
+    let answer = answer(&call, &mut steps).map_err(Error::into_cni);
+    if let Some(path) = config::log_file(&call.config, env("CNI_HOSTGW_LOG")) {
+        let outcome = answer.as_ref().map(drop);
+        if let Err(error) = log::append(&path, &call, outcome, &steps) {
+            eprintln!("cni-hostgw: write the log {}: {error}", path.display());
         }
-    });
-    answer.map_err(refuse)
+    }
+    answer.map_err(|error| Refused {
+        version: call.version,
+        error,
+    })
+}
+
+fn answer(call: &Call, steps: &mut Steps) -> Result<Option<Value>, Error> {
+    match &call.verb {
+        Verb::Add(attached) => {
+            let config = Config::read(call, &attached.args, Patience::AsConfigured)?;
+            steps.done("config");
+            let result = add::add(call, attached, &config, steps)?;
+            return Ok(Some(result.to_json(call.version)?));
+        }
+        Verb::Del(attached) => del::del(call, attached, steps)?,
+        Verb::Check(attached) => {
+            let config = Config::read(call, &attached.args, Patience::None)?;
+            check::check(call, attached, &config)?;
+        }
+        Verb::Status => status::status(call)?,
+        Verb::Gc => gc::gc(call, steps)?,
+    }
+    Ok(None)
 }
 
 fn env(name: &str) -> Option<String> {
@@ -84,19 +104,36 @@ fn env(name: &str) -> Option<String> {
 }
 
 fn stdin() -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
+    // More than most configurations have, so that it is read at once.
+    let mut text = Vec::with_capacity(8192);
     io::stdin().read_to_end(&mut text)?;
     Ok(text)
 }
 
 /// For the person who runs the plugin to see what it is.
-fn about() {
+fn for_a_person(argument: &str) -> ExitCode {
+    let text = match argument {
+        "--help" | "-h" => format!("{}\n\n{HELP}\n", about()),
+        "--version" | "-V" => format!("{}\n", about()),
+        other => {
+            eprintln!("cni-hostgw: unknown argument {other:?}; --help says what there is");
+            return ExitCode::FAILURE;
+        }
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn about() -> String {
     let versions: Vec<_> = Version::ALL.map(Version::as_str).into();
-    eprintln!(
-        "cni-hostgw {}: the CNI plugin of the host-gw pod network.",
-        env!("CARGO_PKG_VERSION")
-    );
-    eprintln!("CNI protocol versions supported: {}", versions.join(", "));
+    format!(
+        "cni-hostgw {}: the CNI plugin of the host-gw pod network.\n\
+         CNI protocol versions supported: {}",
+        env!("CARGO_PKG_VERSION"),
+        versions.join(", ")
+    )
 }
 
 fn supported() -> Value {

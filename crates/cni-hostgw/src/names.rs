@@ -4,11 +4,11 @@
 
 use cni::{Attached, NetworkName};
 use host_local::Attachment;
-use kernel::Mac;
+use kernel::{Link, Mac};
 use sha2::{Digest, Sha256};
 
 /// What the alias of every host veth of ours begins with.
-pub(crate) const ALIAS: &str = "cni-hostgw ";
+const ALIAS: &str = "cni-hostgw ";
 
 /// What an attachment's host end is called.
 pub(crate) struct Names {
@@ -16,8 +16,7 @@ pub(crate) struct Names {
     pub(crate) veth: String,
     /// The host veth's hardware address, apart from any container's.
     pub(crate) mac: Mac,
-    /// The host veth's alias: network, container id and interface.
-    pub(crate) alias: String,
+    key: String,
 }
 
 impl Names {
@@ -36,21 +35,49 @@ impl Names {
 
     fn hash(network: &NetworkName, container_id: &str, ifname: &str) -> Self {
         const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        // The kernel's limit for an alias.
-        const ALIAS_MAX: usize = 255;
         // None of the three can hold a slash.
         let key = format!("{network}/{container_id}/{ifname}");
         let hash: [u8; 32] = Sha256::digest(&key).into();
         let digit = |byte: &u8| char::from(DIGITS[usize::from(byte & 31)]);
-        let mut alias = format!("{ALIAS}{key}");
-        while alias.len() > ALIAS_MAX {
-            alias.pop();
-        }
         Self {
             veth: "veth".chars().chain(hash[..11].iter().map(digit)).collect(),
             mac: Mac::local(0x59, [hash[28], hash[29], hash[30], hash[31]]),
-            alias,
+            key,
         }
+    }
+
+    /// The host veth's alias: network, container id and interface, and the pod where its name is
+    /// known, for the people who read `ip link`.
+    pub(crate) fn alias(&self, pod: Option<&str>) -> String {
+        // The kernel's limit for an alias.
+        const ALIAS_MAX: usize = 255;
+        let pod = pod.map(|pod| format!(" {pod}")).unwrap_or_default();
+        let mut alias = format!("{ALIAS}{}{pod}", self.key);
+        while alias.len() > ALIAS_MAX {
+            alias.pop();
+        }
+        alias
+    }
+}
+
+/// Whom a host veth is of, according to its alias; nothing where it is none of ours.
+pub(crate) struct Owner<'a> {
+    /// The network.
+    pub(crate) network: &'a str,
+    /// The pod, or where its name is not known the container's id.
+    pub(crate) pod: &'a str,
+}
+
+impl<'a> Owner<'a> {
+    pub(crate) fn of(link: &'a Link) -> Option<Self> {
+        let key = link.alias.as_deref()?.strip_prefix(ALIAS)?;
+        let (network, rest) = key.split_once('/')?;
+        let container_id = rest.split('/').next()?;
+        let pod = rest.split_once(' ').map(|(_, pod)| pod);
+        Some(Self {
+            network,
+            pod: pod.unwrap_or(container_id),
+        })
     }
 }
 
@@ -74,7 +101,9 @@ mod tests {
     fn names_are_stable_and_tell_attachments_apart() {
         let one = names("cbr0", "pod1", "eth0");
         assert_eq!(one.veth, "veths4w6iapwsjz");
-        assert_eq!(one.alias, "cni-hostgw cbr0/pod1/eth0");
+        assert_eq!(one.alias(None), "cni-hostgw cbr0/pod1/eth0");
+        let with_pod = one.alias(Some("default/web"));
+        assert_eq!(with_pod, "cni-hostgw cbr0/pod1/eth0 default/web");
         for other in [
             names("cbr1", "pod1", "eth0"),
             names("cbr0", "pod2", "eth0"),
@@ -88,6 +117,6 @@ mod tests {
     #[test]
     fn the_longest_names_fit_into_the_kernels() {
         let long = names(&"n".repeat(200), &"c".repeat(200), "fifteen-bytes-x");
-        assert_eq!((long.veth.len(), long.alias.len()), (15, 255));
+        assert_eq!((long.veth.len(), long.alias(None).len()), (15, 255));
     }
 }

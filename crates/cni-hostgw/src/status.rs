@@ -1,47 +1,46 @@
 //! STATUS: whether an ADD would find what it needs.
 
-use cni::{Code, Json, NetworkName, Version};
-use host_local::RangeSet;
+use cni::{Call, Code};
 use kernel::{Kind, Rtnl};
 
-use crate::add::conflicts;
-use crate::config::Config;
+use crate::bridge::obstacles;
+use crate::config::{Config, Patience};
 use crate::error::Error;
+use crate::ipam::Ipam;
 
 /// Answers with code 50 and the reason while ADD could not succeed. A full range is no such
 /// reason: runtimes would take the whole node out of service for it.
-pub(crate) async fn status(
-    network: NetworkName,
-    json: &Json,
-    version: Version,
-) -> Result<(), Error> {
-    let unavailable = |error: Error| {
+pub(crate) fn status(call: &Call) -> Result<(), Error> {
+    look(call).map_err(|error| {
         let cni::Error { msg, details, .. } = error.into_cni();
-        Error::from(cni::Error::new(Code::NOT_AVAILABLE, msg).with_details(details))
-    };
-    let config = Config::read(network, json, version, "").map_err(unavailable)?;
+        cni::Error::new(Code::NOT_AVAILABLE, msg)
+            .with_details(details)
+            .into()
+    })
+}
+
+fn look(call: &Call) -> Result<(), Error> {
+    let config = Config::read(call, "", Patience::None)?;
+    match &config.ipam {
+        Ipam::HostLocal(_) => config.store.is_usable()?,
+        Ipam::Delegate(delegate) => drop(delegate.run("STATUS")?),
+        Ipam::None => {}
+    }
+    if let Some(masquerade) = &config.masquerade {
+        masquerade.is_available()?;
+    }
     let host = Rtnl::connect()?;
-    let Some(bridge) = host.link(&config.bridge).await? else {
+    let Some(bridge) = host.link(&config.bridge)? else {
         // The first ADD makes it.
         return Ok(());
     };
     if bridge.kind != Kind::Bridge {
-        let msg = format!("{} already exists but is not a bridge", config.bridge);
-        return Err(cni::Error::new(Code::NOT_AVAILABLE, msg).into());
+        return Err(Error::NoBridge(config.bridge));
     }
-    if config.is_gateway && !config.force_address {
-        let ranges = config.ranges.iter().flat_map(RangeSet::ranges);
-        let gateways: Vec<_> = ranges
-            .map(|range| range.with_prefix(range.gateway()))
-            .collect();
-        let present = host.addresses(&bridge).await?;
-        if let Some((gateway, foreign)) = conflicts(&gateways, &present).first() {
-            return Err(unavailable(Error::BridgeAddress(
-                bridge.name,
-                *gateway,
-                *foreign,
-            )));
-        }
+    if config.is_gateway {
+        let present = host.addresses(&bridge)?;
+        let gateways = config.ipam.gateways();
+        obstacles(&host, &config, &bridge, &gateways, &present)?;
     }
     Ok(())
 }

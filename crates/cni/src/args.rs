@@ -2,21 +2,15 @@
 
 use crate::{Code, Error};
 
-/// Keys that Kubernetes' runtimes send about the pod. They change nothing here.
-const KUBERNETES: [&str; 4] = [
-    "K8S_POD_NAMESPACE",
-    "K8S_POD_NAME",
-    "K8S_POD_INFRA_CONTAINER_ID",
-    "K8S_POD_UID",
-];
-
-/// What `CNI_ARGS` asks for.
+/// What `CNI_ARGS` asks for, and whom it names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CniArgs {
     /// `IP`: a requested address, perhaps with a prefix length.
     pub ip: Option<String>,
     /// `MAC`: the container interface's hardware address.
     pub mac: Option<String>,
+    /// The pod: `K8S_POD_NAMESPACE` and `K8S_POD_NAME` with a slash between, or the name alone.
+    pub pod: Option<String>,
 }
 
 impl CniArgs {
@@ -28,6 +22,7 @@ impl CniArgs {
         let mut args = Self::default();
         let mut ignore_unknown = false;
         let mut unknown = Vec::new();
+        let (mut namespace, mut name) = (None, None);
         for pair in text.split(';').filter(|pair| !pair.is_empty()) {
             let (key, value) = match pair.split_once('=') {
                 Some((key, value)) if !value.contains('=') => (key, value),
@@ -46,10 +41,16 @@ impl CniArgs {
                 }
                 "IP" => args.ip = Some(value.to_owned()),
                 "MAC" => args.mac = Some(value.to_owned()),
-                key if KUBERNETES.contains(&key) => {}
+                "K8S_POD_NAMESPACE" => namespace = Some(value),
+                "K8S_POD_NAME" => name = Some(value),
+                "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
                 _ => unknown.push(pair),
             }
         }
+        args.pod = name.map(|name| match namespace {
+            Some(namespace) => format!("{namespace}/{name}"),
+            None => name.to_owned(),
+        });
         if unknown.is_empty() || ignore_unknown {
             Ok(args)
         } else {
@@ -69,8 +70,12 @@ mod tests {
 
     #[test]
     fn pairs_come_in_any_order() {
-        let args = CniArgs::parse("IP=10.10.1.6;K8S_POD_NAME=a;Other=1;IgnoreUnknown=TRUE");
-        assert_eq!(args.expect("valid").ip.as_deref(), Some("10.10.1.6"));
+        let args = CniArgs::parse(
+            "IP=10.10.1.6;K8S_POD_NAME=a;Other=1;IgnoreUnknown=TRUE;K8S_POD_NAMESPACE=n",
+        );
+        let args = args.expect("valid");
+        assert_eq!(args.ip.as_deref(), Some("10.10.1.6"));
+        assert_eq!(args.pod.as_deref(), Some("n/a"));
         assert_eq!(
             CniArgs::parse("").expect("nothing asked for"),
             CniArgs::default()

@@ -18,8 +18,12 @@ const KEYS: &[&str] = &[
     "args",
     "bandwidth",
     "bridge",
+    "capabilities",
     "cni",
+    "cni.dev/attachments",
+    "cni.dev/valid-attachments",
     "cniVersion",
+    "containerID",
     "dataDir",
     "delegate",
     "disableContainerInterface",
@@ -31,6 +35,7 @@ const KEYS: &[&str] = &[
     "gateway",
     "gw",
     "hairpinMode",
+    "ifname",
     "interface",
     "interfaces",
     "ip",
@@ -43,12 +48,14 @@ const KEYS: &[&str] = &[
     "ips",
     "isDefaultGateway",
     "isGateway",
+    "logFile",
     "mac",
     "macspoofchk",
     "mtu",
     "name",
     "nameservers",
     "options",
+    "pciID",
     "portIsolation",
     "portMappings",
     "prevResult",
@@ -63,14 +70,20 @@ const KEYS: &[&str] = &[
     "sandbox",
     "scope",
     "search",
+    "socketPath",
     "subnet",
     "subnetFile",
+    "subnetFileWait",
     "table",
     "type",
     "version",
     "vlan",
     "vlanTrunk",
 ];
+
+/// What begins the keys that belong to the protocol. There `null` is an empty list and not an
+/// absent one: CRI-O sends it where no attachment is left.
+const PROTOCOL: &str = "cni.dev/";
 
 /// A JSON document with keys in the spelling that we know and without nulls.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +100,27 @@ impl Json {
     /// was expected: ``ipam.ranges[0][0].subnet: invalid type: integer `5`, expected a string``.
     pub fn to<T: DeserializeOwned>(&self) -> Result<T, String> {
         serde_path_to_error::deserialize(&self.0).map_err(|error| error.to_string())
+    }
+
+    /// The document as text.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        self.0.to_string()
+    }
+
+    /// The document with `value` under `key`, instead of what stood there.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: Value) -> Self {
+        if let Value::Object(object) = &mut self.0 {
+            object.insert(key.to_owned(), value);
+        }
+        self
+    }
+
+    /// The value under `key`, if there is one.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key)
     }
 
     /// The object under `key`, if there is one.
@@ -133,12 +167,12 @@ impl<'de> Visitor<'de> for Folding {
         let mut object = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             let known = KEYS.iter().find(|known| known.eq_ignore_ascii_case(&key));
-            match access.next_value_seed(Self)? {
-                Value::Null => {}
-                value => {
-                    object.insert(known.map_or(key, |known| (*known).to_owned()), value);
-                }
-            }
+            let value = match access.next_value_seed(Self)? {
+                Value::Null if key.starts_with(PROTOCOL) => Value::Array(Vec::new()),
+                Value::Null => continue,
+                value => value,
+            };
+            object.insert(known.map_or(key, |known| (*known).to_owned()), value);
         }
         Ok(Value::Object(object))
     }
@@ -199,6 +233,12 @@ mod tests {
     fn the_last_of_two_equal_keys_counts() {
         let json = Json::parse(br#"{"mtu": 1, "MTU": 2}"#).expect("valid");
         assert_eq!(json.0, json!({"mtu": 2}));
+    }
+
+    #[test]
+    fn no_attachments_are_not_unknown_attachments() {
+        let json = Json::parse(br#"{"cni.dev/valid-attachments": null}"#).expect("valid");
+        assert_eq!(json.0, json!({"cni.dev/valid-attachments": []}));
     }
 
     #[test]

@@ -19,7 +19,10 @@ pub use args::CniArgs;
 pub use error::{Code, Error};
 pub use id::{ContainerId, IfName, NetworkName};
 pub use json::Json;
-pub use netconf::{BridgeKeys, CniKeys, Dns, Ipam, NetConf, RangeConf, RouteConf, RuntimeConfig};
-pub use request::{Attached, Refused, Request, Verb};
+pub use netconf::{
+    BridgeKeys, Capabilities, CniKeys, Dns, HOST_LOCAL, Ipam, NetConf, RangeConf, RouteConf,
+    RuntimeConfig, ValidAttachment,
+};
+pub use request::{Attached, Call, Refused, Request, Verb};
 pub use result::{AddResult, Interface, Ip, Route};
 pub use version::Version;

@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::{Code, Error, Json};
 
+/// The IPAM plugin whose work is done here: any other is a program of its own.
+pub const HOST_LOCAL: &str = "host-local";
+
 /// A network configuration in either of its two forms: flannel's, which puts the bridge's
 /// keys under `delegate`, or bridge's, which has them at the top.
 #[derive(Clone, Debug, Default)]
@@ -20,8 +23,14 @@ pub struct NetConf {
     pub bridge: BridgeKeys,
     /// `subnetFile`: the node's subnet file.
     pub subnet_file: Option<PathBuf>,
-    /// `ipam`.
-    pub ipam: Ipam,
+    /// `subnetFileWait`: seconds for which ADD waits for it.
+    pub subnet_file_wait: Option<f64>,
+    /// `dataDir`: where the `flannel` plugin keeps its scratch files.
+    pub data_dir: Option<PathBuf>,
+    /// `ipam`, where it is there.
+    pub ipam: Option<Ipam>,
+    /// `capabilities`: what this entry of the list declares.
+    pub capabilities: Capabilities,
     /// `runtimeConfig`: what the runtime supplies for declared capabilities.
     pub runtime_config: RuntimeConfig,
     /// `args.cni`.
@@ -35,7 +44,10 @@ pub struct NetConf {
 #[derive(Default)]
 struct Top {
     subnet_file: Option<PathBuf>,
-    ipam: Ipam,
+    subnet_file_wait: Option<f64>,
+    data_dir: Option<PathBuf>,
+    ipam: Option<Ipam>,
+    capabilities: Capabilities,
     runtime_config: RuntimeConfig,
     args: Args,
     dns: Dns,
@@ -51,6 +63,15 @@ impl NetConf {
     /// Gives the document its types. Errors with code 6 naming the key by its path, and
     /// with code 7 when `delegate` holds a key that flannel's form forbids there.
     pub fn from_json(json: &Json) -> Result<Self, Error> {
+        let mut json = json.clone();
+        // The keys of another IPAM plugin are its own business.
+        if let Some(ipam) = json.object("ipam")
+            && let Some(kind) = ipam.get("type").and_then(Value::as_str)
+            && !matches!(kind, "" | HOST_LOCAL)
+        {
+            let only_type = serde_json::json!({"type": kind});
+            json = json.with("ipam", only_type);
+        }
         let top: Top = json.to().map_err(|error| decode(&error))?;
         let delegate = json.object("delegate");
         if let Some(delegate) = &delegate {
@@ -73,6 +94,9 @@ impl NetConf {
             has_delegate: delegate.is_some(),
             bridge,
             subnet_file: top.subnet_file,
+            subnet_file_wait: top.subnet_file_wait,
+            data_dir: top.data_dir,
+            capabilities: top.capabilities,
             ipam: top.ipam,
             runtime_config: top.runtime_config,
             args: top.args.cni,
@@ -126,7 +150,7 @@ pub struct Ipam {
     /// `dataDir`: where reservations are kept.
     pub data_dir: Option<PathBuf>,
     /// `resolvConf`: a resolver's file to read `dns` from.
-    pub resolv_conf: Option<String>,
+    pub resolv_conf: Option<PathBuf>,
     /// The older form of a single range: `subnet`, `rangeStart`, `rangeEnd`, `gateway`.
     #[serde(deserialize_with = "optional_network")]
     pub subnet: Option<IpNetwork>,
@@ -160,7 +184,7 @@ pub struct RangeConf {
 }
 
 /// One route, as `ipam.routes` and results hold it.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub struct RouteConf {
     /// Destination.
     #[serde(deserialize_with = "network", serialize_with = "as_text")]
@@ -187,6 +211,35 @@ pub struct RouteConf {
     /// Scope, in the kernel's numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<u8>,
+}
+
+impl RouteConf {
+    /// A route to `dst` by `gw`, and nothing else said of it.
+    #[must_use]
+    pub fn new(dst: IpNetwork, gw: Option<IpAddr>) -> Self {
+        Self {
+            dst,
+            gw,
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        }
+    }
+}
+
+/// `capabilities`: what an entry of the list declares that its plugin takes. A runtime supplies
+/// no other.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(
+    missing_docs,
+    reason = "each field is the capability of its name, as the conventions define it"
+)]
+pub struct Capabilities {
+    pub port_mappings: bool,
+    pub bandwidth: bool,
 }
 
 /// `runtimeConfig`: what the runtime supplies for declared capabilities.
@@ -231,6 +284,35 @@ pub struct Dns {
     /// Resolver options.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
+}
+
+/// An attachment that the runtime still knows, as GC names it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct ValidAttachment {
+    /// The container's id.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// The interface's name.
+    pub ifname: String,
+}
+
+impl ValidAttachment {
+    /// What GC names: `cni.dev/valid-attachments`, or `cni.dev/attachments` of the SPEC's first
+    /// 1.1.0. Nothing where neither is there: then it is not known which are valid, which is not
+    /// the same as none.
+    ///
+    /// Errors with code 6 naming the key.
+    pub fn list(json: &Json) -> Result<Option<Vec<Self>>, Error> {
+        #[derive(Deserialize)]
+        struct Lists {
+            #[serde(rename = "cni.dev/valid-attachments")]
+            valid: Option<Vec<ValidAttachment>>,
+            #[serde(rename = "cni.dev/attachments")]
+            old: Option<Vec<ValidAttachment>>,
+        }
+        let lists: Lists = json.to().map_err(|error| decode(&error))?;
+        Ok(lists.valid.or(lists.old))
+    }
 }
 
 pub(crate) fn network<'de, D: Deserializer<'de>>(from: D) -> Result<IpNetwork, D::Error> {

@@ -15,16 +15,45 @@ pub enum Request {
     /// VERSION.
     Version,
     /// Any other verb.
-    Call {
-        /// What to do.
-        verb: Verb,
-        /// The version in whose shape to answer.
-        version: Version,
-        /// The network's name.
-        network: NetworkName,
-        /// The network configuration.
-        config: Json,
-    },
+    Call(Call),
+}
+
+/// A verb and what it is about.
+#[derive(Debug)]
+pub struct Call {
+    /// What to do.
+    pub verb: Verb,
+    /// The version in whose shape to answer.
+    pub version: Version,
+    /// The network's name.
+    pub network: NetworkName,
+    /// The network configuration.
+    pub config: Json,
+    /// `CNI_PATH`: where other plugins are, folders joined by `:`. Only who starts one needs it.
+    pub path: Option<String>,
+}
+
+impl Verb {
+    /// The verb as it stands in `CNI_COMMAND`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Add(_) => "ADD",
+            Self::Del(_) => "DEL",
+            Self::Check(_) => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+        }
+    }
+
+    /// The attachment that it is about, where it is about one.
+    #[must_use]
+    pub fn attached(&self) -> Option<&Attached> {
+        match self {
+            Self::Add(attached) | Self::Del(attached) | Self::Check(attached) => Some(attached),
+            Self::Gc | Self::Status => None,
+        }
+    }
 }
 
 /// A verb, with the parameters that it has.
@@ -110,12 +139,13 @@ impl Request {
             }
         };
         match verb {
-            Ok(verb) => Ok(Self::Call {
+            Ok(verb) => Ok(Self::Call(Call {
                 verb,
                 version,
                 network,
                 config,
-            }),
+                path: env("CNI_PATH"),
+            })),
             Err(error) => Err(Refused { version, error }),
         }
     }
@@ -284,11 +314,11 @@ mod tests {
             ("CNI_NETNS", ""),
             ("CNI_IFNAME", "eth0"),
         ];
-        let Ok(Request::Call {
+        let Ok(Request::Call(Call {
             verb: Verb::Del(attached),
             version,
             ..
-        }) = read("DEL", &vars, r#"{"name": "cbr0"}"#)
+        })) = read("DEL", &vars, r#"{"name": "cbr0"}"#)
         else {
             panic!("DEL without a namespace is a request");
         };

@@ -29,7 +29,7 @@ pub struct AddResult {
 
 /// An interface that ADD made or used.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Interface {
     /// Its name.
     pub name: String,
@@ -42,6 +42,12 @@ pub struct Interface {
     /// `CNI_NETNS` for the container's interface, nothing for the host's.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
+    /// A socket that the interface ends in: not ours, handed on from 1.1.0 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket_path: Option<String>,
+    /// The PCI device that the interface is of: not ours, handed on from 1.1.0 on.
+    #[serde(rename = "pciID", skip_serializing_if = "Option::is_none")]
+    pub pci_id: Option<String>,
 }
 
 /// An address of the container.
@@ -107,6 +113,7 @@ impl AddResult {
         if version < Version::V1_1_0 {
             for interface in &mut interfaces {
                 interface.mtu = None;
+                (interface.socket_path, interface.pci_id) = (None, None);
             }
         }
         if !interfaces.is_empty() {
@@ -168,13 +175,21 @@ impl AddResult {
         let Some(previous) = config.object("prevResult") else {
             return Ok(None);
         };
-        let decode = |reason: &str| {
+        let result = Self::read(&previous, version);
+        let decode = |reason| {
             Error::new(
                 Code::DECODE,
                 format!("could not parse prevResult: {reason}"),
             )
         };
-        let head: Head = previous.to().map_err(|error| decode(&error))?;
+        result.map(Some).map_err(decode)
+    }
+
+    /// A result that was written for a configuration of `version`.
+    ///
+    /// The message says why it is none of the version's family.
+    pub fn read(result: &Json, version: Version) -> Result<Self, String> {
+        let head: Head = result.to()?;
         // Without a version of its own it has the configuration's.
         let its = head
             .version
@@ -182,14 +197,14 @@ impl AddResult {
             .map_or(Some(version), Version::supported);
         if its.map(Version::family) != Some(version.family()) {
             let its = head.version.unwrap_or_default();
-            return Err(decode(&format!(
+            return Err(format!(
                 "its cniVersion is {its:?}, the configuration's {version}"
-            )));
+            ));
         }
         if version.family() != Family::V0_2 {
-            return previous.to().map(Some).map_err(|error| decode(&error));
+            return result.to();
         }
-        let old: OldResult = previous.to().map_err(|error| decode(&error))?;
+        let old: OldResult = result.to()?;
         let mut result = Self {
             dns: old.dns,
             ..Self::default()
@@ -202,7 +217,24 @@ impl AddResult {
             });
             result.routes.extend(ip.routes);
         }
-        Ok(Some(result))
+        Ok(result)
+    }
+
+    /// The result of a chain: this one, and behind it what `next` made. Name resolution is the
+    /// next one's where it says anything about it.
+    #[must_use]
+    pub fn followed_by(mut self, mut next: Self) -> Self {
+        let before = self.interfaces.len();
+        for ip in &mut next.ips {
+            ip.interface = ip.interface.map(|index| index + before);
+        }
+        self.interfaces.append(&mut next.interfaces);
+        self.ips.append(&mut next.ips);
+        self.routes.append(&mut next.routes);
+        if next.dns != Dns::default() {
+            self.dns = next.dns;
+        }
+        self
     }
 }
 
@@ -325,6 +357,14 @@ mod tests {
             assert_eq!(previous.routes, dual().routes, "{version}");
             assert_eq!(previous.ips.len(), 2, "{version}");
         }
+    }
+
+    #[test]
+    fn what_came_before_is_kept_in_a_chain() {
+        let chain = dual().followed_by(dual());
+        assert_eq!(chain.interfaces.len(), 4);
+        let indices: Vec<_> = chain.ips.iter().map(|ip| ip.interface).collect();
+        assert_eq!(indices, [Some(1), Some(1), Some(3), Some(3)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 /// (container id, ifname): what holds addresses within a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Attachment {
     container_id: String,
     ifname: String,
@@ -31,17 +31,49 @@ impl Attachment {
     pub fn ifname(&self) -> &str {
         &self.ifname
     }
+}
 
-    /// Whether an address file's `content` is this attachment's. The oldest host-local wrote
-    /// the container's id alone.
-    pub(crate) fn is_named_by(&self, content: &str) -> bool {
-        let content = content.trim();
-        content == self.container_id
-            || content
-                .strip_prefix(&self.container_id)
-                .and_then(|rest| rest.strip_prefix("\r\n"))
-                == Some(&self.ifname)
+/// Who holds an address, according to its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// An attachment.
+    Attachment(Attachment),
+    /// A container: the oldest host-local wrote its id alone.
+    Container(String),
+}
+
+impl Holder {
+    /// Reads an address file. What names nobody is what a crash leaves: nothing, or half a file,
+    /// or the zeros of a file system that had no time to write it.
+    pub(crate) fn parse(content: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(content).ok()?;
+        match text.split_once("\r\n") {
+            Some((id, ifname)) if is_identifier(id.trim()) && !ifname.trim().is_empty() => Some(
+                Self::Attachment(Attachment::new(id.trim(), ifname.trim_end())),
+            ),
+            None if !text.contains('\r') && is_identifier(text.trim()) => {
+                Some(Self::Container(text.trim().to_owned()))
+            }
+            _ => None,
+        }
     }
+
+    /// Whether that is `who`, or all of the container that `who` is of.
+    #[must_use]
+    pub fn is(&self, who: &Attachment) -> bool {
+        match self {
+            Self::Attachment(attachment) => attachment == who,
+            Self::Container(id) => *id == who.container_id,
+        }
+    }
+}
+
+/// What the protocol allows for a container's id.
+fn is_identifier(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 /// The boot of the machine that we run in. No network namespace survives a boot, so neither

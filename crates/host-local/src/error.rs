@@ -9,22 +9,29 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process holds the lock and does not let go.
-    #[error("lock {path}: held by another process for more than {waited:?}")]
+    #[error("lock {path}: held for more than {waited:?} by {holder}")]
     Locked {
         /// The lock file.
         path: PathBuf,
         /// How long we waited.
         waited: Duration,
+        /// Which process holds it, as far as the kernel tells.
+        holder: String,
     },
     /// Every address of a range set is held.
-    #[error("no IP addresses available in range set {set}: {held} held in {dir}")]
+    #[error(
+        "no IP addresses available in range set {set}: all {size} are held, in {dir}; \
+         {reclaimed} were abandoned and taken back before"
+    )]
     Exhausted {
         /// The range set.
         set: String,
         /// The store's directory.
         dir: PathBuf,
-        /// How many addresses are held there.
-        held: usize,
+        /// How many addresses the set has.
+        size: usize,
+        /// How many addresses were taken back from attachments that are no more.
+        reclaimed: usize,
     },
     /// A requested address is somebody else's, or a gateway.
     #[error("requested IP address {address} is {reason}")]
@@ -47,6 +54,17 @@ pub enum StoreError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+impl StoreError {
+    /// The same after so many addresses were taken back from attachments that are no more.
+    #[must_use]
+    pub fn after_reclaiming(mut self, count: usize) -> Self {
+        if let Self::Exhausted { reclaimed, .. } = &mut self {
+            *reclaimed = count;
+        }
+        self
+    }
 }
 
 fn join(addresses: &[IpAddr]) -> String {

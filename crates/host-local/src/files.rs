@@ -8,6 +8,7 @@
 //!     .attachments/
 //!         <container id>:<ifname>     that attachment's addresses, a line each
 //!         boot_id                     the boot in which the index was last used
+//!         marks                       what the network has on the node beside its attachments
 //! ```
 //!
 //! The index only says where to look: an address is held when its own file names the
@@ -22,10 +23,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Holder};
 
 const INDEX: &str = ".attachments";
 const BOOT_ID: &str = "boot_id";
+const MARKS: &str = "marks";
 
 /// The directory of one network. Every method expects the lock to be held.
 #[derive(Debug)]
@@ -81,20 +83,50 @@ impl<'a> Files<'a> {
         fs::write(self.dir.join(INDEX).join(BOOT_ID), id)
     }
 
-    /// Whether `address` is anybody's. An empty file is what a crash leaves between making
-    /// the file and writing it: under the lock nobody is in between, so it is free.
-    pub(crate) fn is_free(&self, address: IpAddr) -> io::Result<bool> {
-        match fs::metadata(self.address_path(address)) {
-            Ok(metadata) => Ok(metadata.len() == 0),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+    /// What the network has on the node beside its attachments: a word each.
+    pub(crate) fn marks(&self) -> io::Result<Vec<String>> {
+        let marks = read(&self.dir.join(INDEX).join(MARKS))?.unwrap_or_default();
+        Ok(marks.lines().map(str::to_owned).collect())
+    }
+
+    pub(crate) fn set_marks(&self, marks: &[String]) -> io::Result<()> {
+        let path = self.dir.join(INDEX).join(MARKS);
+        if marks.is_empty() {
+            return remove(&path);
+        }
+        fs::write(path, lines(marks))
+    }
+
+    /// Whose `address` is. Under the lock nobody is between making a file and writing it, so a
+    /// file that names nobody is what a crash left, and its address free.
+    pub(crate) fn holder(&self, address: IpAddr) -> io::Result<Option<Holder>> {
+        match fs::read(self.address_path(address)) {
+            Ok(content) => Ok(Holder::parse(&content)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// Whether the file of `address` names `attachment`.
     pub(crate) fn is_held_by(&self, address: IpAddr, who: &Attachment) -> io::Result<bool> {
-        let content = read(&self.address_path(address))?;
-        Ok(content.is_some_and(|content| who.is_named_by(&content)))
+        let holder = self.holder(address)?;
+        Ok(holder.is_some_and(|holder| holder.is(who)))
+    }
+
+    /// Whether any address is held. Looks no further than the first.
+    pub(crate) fn is_vacant(&self) -> io::Result<bool> {
+        let entries = match fs::read_dir(self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+            other => other?,
+        };
+        for entry in entries {
+            if let Some(address) = address_of(&entry?)
+                && self.holder(address)?.is_some()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(crate) fn reserve(&self, address: IpAddr, who: &Attachment) -> io::Result<()> {
@@ -124,15 +156,7 @@ impl<'a> Files<'a> {
         if addresses.is_empty() {
             return remove(&path);
         }
-        let lines: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        fs::write(
-            path,
-            lines.join(
-                "
-",
-            ) + "
-",
-        )
+        fs::write(path, lines(addresses))
     }
 
     /// Every attachment in the index, with the time of its entry.
@@ -153,11 +177,7 @@ impl<'a> Files<'a> {
     pub(crate) fn addresses(&self) -> io::Result<Vec<(IpAddr, SystemTime)>> {
         let mut all = Vec::new();
         for entry in entries(self.dir)? {
-            if let Some(address) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            {
+            if let Some(address) = address_of(&entry) {
                 all.push((address, entry.metadata()?.modified()?));
             }
         }
@@ -208,6 +228,15 @@ impl<'a> Files<'a> {
             .join(INDEX)
             .join(format!("{}:{}", who.container_id(), who.ifname()))
     }
+}
+
+/// The address whose file that is.
+fn address_of(entry: &fs::DirEntry) -> Option<IpAddr> {
+    entry.file_name().to_str()?.parse().ok()
+}
+
+fn lines(items: &[impl ToString]) -> String {
+    items.iter().map(|item| item.to_string() + "\n").collect()
 }
 
 fn read(path: &Path) -> io::Result<Option<String>> {

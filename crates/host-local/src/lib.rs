@@ -7,10 +7,11 @@
 mod attachment;
 mod error;
 mod files;
+mod lock;
 mod range;
 mod store;
 
-pub use attachment::{Attachment, Boot};
+pub use attachment::{Attachment, Boot, Holder};
 pub use error::StoreError;
 pub use range::{Range, RangeError, RangeSet, RangeSets, RangeSpec};
-pub use store::{Reservation, Store};
+pub use store::{Collected, Released, Reservation, Store, Vacant};

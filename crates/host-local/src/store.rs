@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::attachment::{Attachment, Boot};
+use crate::attachment::{Attachment, Boot, Holder};
 use crate::error::StoreError;
 use crate::files::Files;
+use crate::lock;
 use crate::range::{Range, RangeSet, RangeSets};
 
 /// How long to wait for whoever holds the lock. Everything under it takes milliseconds, so a
@@ -74,16 +74,114 @@ impl Store {
         })
     }
 
-    /// Gives back every address that `attachment` holds, and says which. Holding none is
-    /// fine, and so is a store that was never made.
-    pub fn release(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
+    /// Gives back every address that `attachment` holds. Holding none is fine, and so is a
+    /// store that was never made.
+    pub fn release(&self, attachment: &Attachment) -> Result<Released<'_>, StoreError> {
         if !self.dir.exists() {
-            return Ok(Vec::new());
+            return Ok(Released::default());
         }
         let locked = self.lock()?;
-        let held = locked.held_or_found(attachment)?;
-        locked.give_back(attachment, &held, &[])?;
-        Ok(held)
+        let indexed = locked.held(attachment)?;
+        let is_foreign = indexed.is_empty();
+        let addresses = if is_foreign {
+            locked.search(attachment)?
+        } else {
+            indexed
+        };
+        locked.give_back(attachment, &addresses, &[])?;
+        Ok(Released {
+            is_foreign: is_foreign && !addresses.is_empty(),
+            addresses,
+            vacant: locked.into_vacant()?,
+        })
+    }
+
+    /// Notes that the network has something on the node beside its attachments, to be taken
+    /// away with the last of them: a word, to be found by [`Vacant::marks`]. To be noted while
+    /// an address is reserved, before the thing is made.
+    pub fn mark(&self, mark: &str) -> Result<(), StoreError> {
+        let is_known = |marks: &[String]| marks.iter().any(|known| known == mark);
+        if is_known(&self.marks()?) {
+            return Ok(());
+        }
+        let locked = self.lock()?;
+        let mut marks = self.marks()?;
+        if !is_known(&marks) {
+            marks.push(mark.to_owned());
+        }
+        let marked = locked.files.set_marks(&marks);
+        marked.map_err(self.io("write the marks"))
+    }
+
+    /// What was noted by [`Store::mark`].
+    pub fn marks(&self) -> Result<Vec<String>, StoreError> {
+        self.files().marks().map_err(self.io("read the marks"))
+    }
+
+    /// Keeps every other process from the store while the value lives, for what must not be done
+    /// twice at once.
+    pub fn exclusive(&self) -> Result<impl Sized + use<'_>, StoreError> {
+        self.lock()
+    }
+
+    /// Gives back what attachments hold that are not valid, and what files hold that name
+    /// nobody. Goes on after a failure, and tells of all.
+    pub fn collect(&self, is_valid: impl Fn(&Holder) -> bool) -> Result<Collected<'_>, StoreError> {
+        let mut collected = Collected::default();
+        if !self.dir.exists() {
+            return Ok(collected);
+        }
+        let locked = self.lock()?;
+        let files = &locked.files;
+        let addresses = files.addresses().map_err(self.io("list reservations"))?;
+        for (address, _) in addresses {
+            let holder = match files.holder(address) {
+                Ok(Some(holder)) if is_valid(&holder) => {
+                    collected.held.push(address);
+                    continue;
+                }
+                Ok(holder) => holder,
+                Err(error) => {
+                    collected.errors.push(self.io("read a reservation")(error));
+                    continue;
+                }
+            };
+            match files.free(address) {
+                Ok(()) => collected.freed.push((address, holder)),
+                Err(error) => collected
+                    .errors
+                    .push(self.io("remove a reservation")(error)),
+            }
+        }
+        for (attachment, _) in files.attachments().map_err(self.io("read the index"))? {
+            if !is_valid(&Holder::Attachment(attachment.clone()))
+                && let Err(error) = files.index(&attachment, &[])
+            {
+                collected.errors.push(self.io("write the index")(error));
+            }
+        }
+        collected.vacant = locked.into_vacant()?;
+        Ok(collected)
+    }
+
+    /// Whether the store could be written. Writes nothing.
+    ///
+    /// Errors when the directory, or the one that it would be made in, is not a directory or
+    /// lies on a file system that takes no writing.
+    pub fn is_usable(&self) -> Result<(), StoreError> {
+        let mut dir = self.dir.as_path();
+        let failed = |error| self.io("look at the store")(error);
+        loop {
+            match fs::metadata(dir) {
+                Ok(metadata) if metadata.is_dir() => break,
+                Ok(_) => return Err(failed(io::ErrorKind::NotADirectory.into())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+            dir = dir.parent().unwrap_or(Path::new("/"));
+        }
+        let access = rustix::fs::access(dir, rustix::fs::Access::WRITE_OK);
+        access.map_err(|errno| failed(errno.into()))
     }
 
     /// The addresses that `attachment` holds.
@@ -91,7 +189,12 @@ impl Store {
         if !self.dir.exists() {
             return Ok(Vec::new());
         }
-        self.lock()?.held_or_found(attachment)
+        let locked = self.lock()?;
+        let held = locked.held(attachment)?;
+        if held.is_empty() {
+            return locked.search(attachment);
+        }
+        Ok(held)
     }
 
     /// Gives back what attachments hold that `is_gone` says are no more, and says how many
@@ -128,36 +231,20 @@ impl Store {
     fn lock(&self) -> Result<Locked<'_>, StoreError> {
         let files = self.files();
         let file = files.lock_file().map_err(self.io("open the lock"))?;
-        let file = match file.try_lock() {
-            Ok(()) => file,
-            Err(fs::TryLockError::WouldBlock) => self.wait_for(file)?,
-            Err(fs::TryLockError::Error(error)) => return Err(self.io("lock")(error)),
-        };
+        let metadata = file.metadata().map_err(self.io("open the lock"))?;
+        let file = lock::lock(file, LOCK_WAIT).map_err(self.io("lock"))?;
+        let file = file.ok_or_else(|| StoreError::Locked {
+            path: files.lock_path(),
+            waited: LOCK_WAIT,
+            holder: lock::holder(&metadata),
+        })?;
         let locked = Locked {
             store: self,
             files,
-            _file: file,
+            file,
         };
         locked.forget_other_boots()?;
         Ok(locked)
-    }
-
-    /// flock(2) has no time limit, and asking again and again would come last in a queue of
-    /// many; so a thread waits in the kernel's queue, and we wait for the thread. If it does
-    /// not come back in time, the process is about to end, and the thread with it.
-    fn wait_for(&self, file: File) -> Result<File, StoreError> {
-        let (locked, result) = mpsc::channel();
-        std::thread::spawn(move || {
-            let outcome = file.lock().map(|()| file);
-            drop(locked.send(outcome));
-        });
-        match result.recv_timeout(LOCK_WAIT) {
-            Ok(outcome) => outcome.map_err(self.io("lock")),
-            Err(_) => Err(StoreError::Locked {
-                path: self.files().lock_path(),
-                waited: LOCK_WAIT,
-            }),
-        }
     }
 
     fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
@@ -170,10 +257,10 @@ impl Store {
 struct Locked<'a> {
     store: &'a Store,
     files: Files<'a>,
-    _file: File,
+    file: File,
 }
 
-impl Locked<'_> {
+impl<'a> Locked<'a> {
     fn forget_other_boots(&self) -> Result<(), StoreError> {
         let Store { boot, .. } = self.store;
         let then = self
@@ -203,6 +290,7 @@ impl Locked<'_> {
             }
             self.files.index(&attachment, &[])?;
         }
+        self.files.set_marks(&[])?;
         let started = Boot::started()?;
         for (address, since) in self.files.addresses()? {
             if since < started {
@@ -229,15 +317,26 @@ impl Locked<'_> {
         Ok(held)
     }
 
-    /// The same, or what the search of all address files finds: host-local knows no index.
-    fn held_or_found(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
-        let held = self.held(attachment)?;
-        if !held.is_empty() {
-            return Ok(held);
-        }
+    /// What the search of all address files finds: host-local knows no index.
+    fn search(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
         let found = self.files.search(attachment);
         let found = found.map_err(self.store.io("search for reservations"))?;
         Ok(found.into_iter().collect())
+    }
+
+    /// The network without attachments, where it was marked; the lock stays taken.
+    fn into_vacant(self) -> Result<Option<Vacant<'a>>, StoreError> {
+        let marks = self.files.marks();
+        let marks = marks.map_err(self.store.io("read the marks"))?;
+        let is_vacant = || self.files.is_vacant();
+        if marks.is_empty() || !is_vacant().map_err(self.store.io("list reservations"))? {
+            return Ok(None);
+        }
+        Ok(Some(Vacant {
+            store: self.store,
+            marks,
+            _lock: self.file,
+        }))
     }
 
     fn request(&self, set: &RangeSet, address: IpAddr) -> Result<IpAddr, StoreError> {
@@ -245,8 +344,9 @@ impl Locked<'_> {
         if set.is_gateway(address) {
             return Err(refuse("the subnet's gateway".to_owned()));
         }
-        let free = self.files.is_free(address);
-        if free.map_err(self.store.io("look for an address"))? {
+        let holder = self.files.holder(address);
+        let holder = holder.map_err(self.store.io("look for an address"))?;
+        if holder.is_none() {
             Ok(address)
         } else {
             let reason = format!("not available in range set {set}: already reserved");
@@ -255,24 +355,20 @@ impl Locked<'_> {
     }
 
     fn next(&self, i: usize, set: &RangeSet) -> Result<IpAddr, StoreError> {
+        let mut size = 0;
         for address in set.round_robin(self.files.last_reserved(i)) {
-            if self
-                .files
-                .is_free(address)
-                .map_err(self.store.io("look for an address"))?
-            {
+            let holder = self.files.holder(address);
+            let holder = holder.map_err(self.store.io("look for an address"))?;
+            if holder.is_none() {
                 return Ok(address);
             }
+            size += 1;
         }
-        let held = self
-            .files
-            .addresses()
-            .map_err(self.store.io("count addresses"))?
-            .len();
         Err(StoreError::Exhausted {
             set: set.to_string(),
             dir: self.store.dir.clone(),
-            held,
+            size,
+            reclaimed: 0,
         })
     }
 
@@ -365,6 +461,52 @@ impl Drop for Reservation<'_> {
         if let Ok(locked) = self.store.lock() {
             drop(locked.give_back(&self.attachment, &self.fresh, &self.held));
         }
+    }
+}
+
+/// What [`Store::release`] gave back.
+#[derive(Debug, Default)]
+pub struct Released<'a> {
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether they were reserved by host-local and not by us.
+    pub is_foreign: bool,
+    /// The network, when those were its last.
+    pub vacant: Option<Vacant<'a>>,
+}
+
+/// What [`Store::collect`] gave back.
+#[derive(Debug, Default)]
+pub struct Collected<'a> {
+    /// The addresses, each with who held it; nobody where the file named nobody.
+    pub freed: Vec<(IpAddr, Option<Holder>)>,
+    /// The addresses that are held still.
+    pub held: Vec<IpAddr>,
+    /// What could not be done.
+    pub errors: Vec<StoreError>,
+    /// The network, when it holds nothing any more.
+    pub vacant: Option<Vacant<'a>>,
+}
+
+/// A network of which nobody holds an address, and nobody gets one while this value lives.
+#[derive(Debug)]
+pub struct Vacant<'a> {
+    store: &'a Store,
+    marks: Vec<String>,
+    _lock: File,
+}
+
+impl Vacant<'_> {
+    /// What the network has on the node still.
+    #[must_use]
+    pub fn marks(&self) -> &[String] {
+        &self.marks
+    }
+
+    /// Notes that all of it is gone.
+    pub fn unmark(self) -> Result<(), StoreError> {
+        let unmarked = self.store.files().set_marks(&[]);
+        unmarked.map_err(self.store.io("write the marks"))
     }
 }
 

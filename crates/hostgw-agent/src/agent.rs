@@ -79,7 +79,7 @@ impl Agent {
         // Set anew only when it is over: events must not put it off for ever.
         let mut slow = Instant::now() + SLOW;
         loop {
-            self.reconcile().await;
+            self.reconcile();
             if !self.troubles.is_empty() {
                 slow = slow.min(Instant::now() + RETRY);
             }
@@ -118,9 +118,9 @@ impl Agent {
     }
 
     /// Compares everything with what it should be, and puts it right.
-    async fn reconcile(&mut self) {
+    fn reconcile(&mut self) {
         let mut troubles = BTreeSet::new();
-        if let Err(trouble) = self.adopt().await {
+        if let Err(trouble) = self.adopt() {
             let kept = if self.adopted.is_some() {
                 "; the last good state stays"
             } else {
@@ -135,7 +135,7 @@ impl Agent {
             ] {
                 troubles.extend(step.err());
             }
-            troubles.extend(self.route(snapshot, node).await);
+            troubles.extend(self.route(snapshot, node));
         }
         for trouble in troubles.difference(&self.troubles) {
             error!("{trouble}");
@@ -147,9 +147,9 @@ impl Agent {
     }
 
     /// Takes the store's latest snapshot for the good one, if it is good and has this node.
-    async fn adopt(&mut self) -> Result<(), String> {
+    fn adopt(&mut self) -> Result<(), String> {
         let snapshot = self.latest.as_ref().map_err(|error| chain(error))?;
-        let node = self.identity.find(&self.kernel, snapshot).await;
+        let node = self.identity.find(&self.kernel, snapshot);
         let node = node.map_err(|error| chain(&error))?;
         if self
             .adopted
@@ -187,22 +187,20 @@ impl Agent {
     }
 
     /// Makes the kernel's routes the wanted ones. Says what could not be done.
-    async fn route(&self, snapshot: &Snapshot, node: &Node) -> Vec<String> {
-        let present = match self.kernel.routes().await {
+    fn route(&self, snapshot: &Snapshot, node: &Node) -> Vec<String> {
+        let present = match self.kernel.routes() {
             Ok(present) => present,
             Err(error) => return vec![chain(&error)],
         };
         let own: Vec<_> = node.lease.hops.iter().map(|hop| hop.subnet).collect();
         let changes = plan(&wanted(snapshot, node), &present, &own);
         let requests: Vec<_> = changes.iter().map(request).collect();
+        let outcomes = match self.kernel.change_routes(&requests) {
+            Ok(outcomes) => outcomes,
+            Err(error) => return vec![chain(&error)],
+        };
         let mut troubles = Vec::new();
-        for (outcome, change) in self
-            .kernel
-            .change_routes(&requests)
-            .await
-            .into_iter()
-            .zip(&changes)
-        {
+        for (outcome, change) in outcomes.into_iter().zip(&changes) {
             match outcome {
                 Ok(()) if change.is_against_foreign() => warn!("{change}"),
                 Ok(()) => info!("{change}"),

@@ -45,14 +45,14 @@ pub(crate) enum Error {
 impl Identity {
     /// Finds this node in `snapshot`, by the interfaces as they are now: by the default route's
     /// first, then by any, because a link that goes down takes the default route with it.
-    pub(crate) async fn find(&self, kernel: &Rtnl, snapshot: &Snapshot) -> Result<Node, Error> {
-        let interfaces = Interfaces::list(kernel).await?;
+    pub(crate) fn find(&self, kernel: &Rtnl, snapshot: &Snapshot) -> Result<Node, Error> {
+        let interfaces = Interfaces::list(kernel)?;
         let named = self
             .iface
             .as_deref()
             .map(|iface| interfaces.named(iface))
             .transpose()?;
-        let default = interfaces.of_default_route(kernel).await?;
+        let default = interfaces.of_default_route(kernel)?;
         let (lease, link) = if let Some(name) = &self.name {
             let lease = snapshot.leases.iter().find(|lease| lease.node == *name);
             let lease = lease.ok_or_else(|| Error::NoSuchName(name.clone()))?;
@@ -76,12 +76,12 @@ impl Identity {
 struct Interfaces(Vec<(Link, Vec<IpAddr>)>);
 
 impl Interfaces {
-    async fn list(kernel: &Rtnl) -> Result<Self, Error> {
+    fn list(kernel: &Rtnl) -> Result<Self, Error> {
         let mut addresses: HashMap<u32, Vec<IpAddr>> = HashMap::new();
-        for (index, address) in kernel.all_addresses().await? {
+        for (index, address) in kernel.all_addresses()? {
             addresses.entry(index).or_default().push(address.ip());
         }
-        let links = kernel.links().await?.into_iter();
+        let links = kernel.links()?.into_iter();
         let with_its = |link: Link| {
             let its = addresses.remove(&link.index).unwrap_or_default();
             (link, its)
@@ -137,8 +137,8 @@ impl Interfaces {
             .map(|(link, _)| link)
     }
 
-    async fn of_default_route(&self, kernel: &Rtnl) -> Result<Option<&Link>, Error> {
-        let routes = kernel.routes().await?;
+    fn of_default_route(&self, kernel: &Rtnl) -> Result<Option<&Link>, Error> {
+        let routes = kernel.routes()?;
         let defaults = routes
             .iter()
             .filter(|route| route.to.prefix() == 0 && route.dev != 0);

@@ -1,40 +1,65 @@
 //! Addresses of links.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::link::set_up;
-use crate::route::new_route;
+use crate::route::{RouteOptions, new_route};
 use crate::rtnl::Change;
+use crate::watch::Watch;
 use crate::{Error, Link, Route, Rtnl};
+
+/// What a container's interface is given when it goes up.
+#[derive(Clone, Copy, Debug)]
+pub struct Furnishing<'a> {
+    /// Its addresses, with their prefix lengths.
+    pub addresses: &'a [IpNetwork],
+    /// Whether an IPv6 address is held back until no duplicate of it is found.
+    pub detect_duplicates: bool,
+    /// Its routes.
+    pub routes: &'a [(Route, RouteOptions)],
+}
+
+/// One change of a furnishing.
+enum Step<'a> {
+    Announce,
+    Address(IpNetwork),
+    Up,
+    Route(&'a Route, &'a RouteOptions),
+}
 
 impl Rtnl {
     /// The addresses of `link` that are valid beyond it, with their prefix lengths.
-    pub async fn addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
-        let addresses = self.dump_addresses(link.index).await?;
-        Ok(addresses.into_iter().map(|(_, address)| address).collect())
+    pub fn addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
+        let addresses = self.dump_addresses(link.index)?;
+        Ok(addresses.iter().filter_map(address).collect())
     }
 
     /// The same of every link, each with its link's number.
-    pub async fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>, Error> {
-        self.dump_addresses(0).await
+    pub fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>, Error> {
+        let addresses = self.dump_addresses(0)?;
+        let numbered = |message| address(message).map(|address| (message.header.index, address));
+        Ok(addresses.iter().filter_map(numbered).collect())
     }
 
-    async fn dump_addresses(&self, index: u32) -> Result<Vec<(u32, IpNetwork)>, Error> {
+    fn dump_addresses(&self, index: u32) -> Result<Vec<AddressMessage>, Error> {
         let mut request = AddressMessage::default();
         request.header.index = index;
         let message = RouteNetlinkMessage::GetAddress(request);
-        let addresses = self.dump(message, "list addresses").await?;
+        let addresses = self.dump(&message, "list addresses")?;
         let address = |message| match message {
-            RouteNetlinkMessage::NewAddress(message) => {
-                address(&message).map(|address| (message.header.index, address))
-            }
+            RouteNetlinkMessage::NewAddress(message) => Some(message),
             _ => None,
         };
         Ok(addresses.into_iter().filter_map(address).collect())
@@ -42,90 +67,131 @@ impl Rtnl {
 
     /// Adds `address` to `link`. IPv6 is not held back until no duplicate is found. An address
     /// that is there already is fine.
-    pub async fn ensure_address(&self, link: &Link, address: IpNetwork) -> Result<(), Error> {
+    pub fn ensure_address(&self, link: &Link, address: IpNetwork) -> Result<(), Error> {
         let doing = || format!("add address {address} to {}", link.name);
-        match self.change(new_address(link.index, address), doing).await {
+        match self.change(new_address(link, address, false), doing) {
             Err(error) if error.is_exists() => Ok(()),
             other => other,
         }
     }
 
     /// Takes `address` from `link`.
-    pub async fn delete_address(&self, link: &Link, address: IpNetwork) -> Result<(), Error> {
-        let (message, _) = new_address(link.index, address);
-        let RouteNetlinkMessage::NewAddress(message) = message else {
-            unreachable!("new_address makes this message");
-        };
-        let message = RouteNetlinkMessage::DelAddress(message);
+    pub fn delete_address(&self, link: &Link, address: IpNetwork) -> Result<(), Error> {
+        let message = RouteNetlinkMessage::DelAddress(address_message(link, address));
         let doing = || format!("delete address {address} from {}", link.name);
-        self.change((message, 0), doing).await
+        self.change((message, 0), doing)
     }
 
     /// Gives a link that is down its addresses, sets it up and adds its routes: in this order,
-    /// in one send. A route to where another one leads already comes after that one, or, in IPv6,
-    /// not at all.
-    pub async fn bring_up(
-        &self,
-        link: &Link,
-        addresses: &[IpNetwork],
-        routes: &[Route],
-    ) -> Result<(), Error> {
-        let changes = addresses
-            .iter()
-            .map(|address| new_address(link.index, *address));
-        let changes = changes.chain([set_up(link.index)]);
-        // IPv6 would join an appended route with the one before, and use both.
-        let behind = |route: &Route| {
-            if route.to.is_ipv4() {
-                NLM_F_APPEND
-            } else {
-                NLM_F_EXCL
+    /// in one send. Its neighbours are told of its IPv4 addresses. A route to where another one
+    /// leads already comes after that one, or, in IPv6, not at all.
+    pub fn bring_up(&self, link: &Link, furnishing: Furnishing<'_>) -> Result<(), Error> {
+        let Furnishing {
+            addresses, routes, ..
+        } = furnishing;
+        let mut steps = Vec::new();
+        if addresses.iter().any(IpNetwork::is_ipv4) {
+            steps.push(Step::Announce);
+        }
+        steps.extend(addresses.iter().map(|address| Step::Address(*address)));
+        steps.push(Step::Up);
+        steps.extend(
+            routes
+                .iter()
+                .map(|(route, options)| Step::Route(route, options)),
+        );
+        let change = |step: &Step<'_>| match step {
+            Step::Announce => announce(link),
+            Step::Address(address) => new_address(link, *address, furnishing.detect_duplicates),
+            Step::Up => set_up(link),
+            // IPv6 would join an appended route with the one before, and use both.
+            Step::Route(route, options) if route.to.is_ipv4() => {
+                new_route(route, options, NLM_F_APPEND)
             }
+            Step::Route(route, options) => new_route(route, options, NLM_F_EXCL),
         };
-        let changes = changes.chain(routes.iter().map(|route| new_route(route, behind(route))));
-        let outcomes = self.changes(changes).await;
-        for (i, outcome) in outcomes.into_iter().enumerate() {
-            if let Err(error) = outcome {
-                let doing = if let Some(address) = addresses.get(i) {
-                    format!("add address {address} to {}", link.name)
-                } else if i == addresses.len() {
-                    format!("set {} up", link.name)
-                } else {
-                    format!("add route {}", routes[i - addresses.len() - 1])
-                };
-                let error = Error::new(doing, error);
-                if !(i > addresses.len() && error.is_exists()) {
+        let outcomes = self
+            .changes(steps.iter().map(change))
+            .map_err(|error| Error::new(format!("set up {}", link.name), error))?;
+        for (step, outcome) in steps.iter().zip(outcomes) {
+            if let Err(refusal) = outcome {
+                let error = Error::new(format!("{step} on {}", link.name), refusal);
+                if !(matches!(step, Step::Route(..)) && error.is_exists()) {
                     return Err(error);
                 }
             }
         }
         Ok(())
     }
+
+    /// Waits until duplicate address detection is through with every IPv6 address of `link`,
+    /// by the kernel's own notices.
+    ///
+    /// Errors when a duplicate was found, and when it takes longer than `patience`.
+    pub fn wait_for_detection(
+        &self,
+        watch: &Watch,
+        link: &Link,
+        patience: Duration,
+    ) -> Result<(), Error> {
+        let doing = || format!("wait for duplicate address detection on {}", link.name);
+        let until = std::time::Instant::now() + patience;
+        loop {
+            let mut pending = None;
+            for message in self.dump_addresses(link.index)? {
+                let flags = flags(&message);
+                let name = || address_of(&message).map(|ip| ip.to_string());
+                if flags.contains(AddressFlags::Dadfailed) {
+                    let reason = format!("{} is in use elsewhere", name().unwrap_or_default());
+                    return Err(Error::new(doing(), reason));
+                }
+                if flags.contains(AddressFlags::Tentative) && is_global(&message) {
+                    pending = name();
+                }
+            }
+            let Some(pending) = pending else {
+                return Ok(());
+            };
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() {
+                let reason = format!("{pending} is still tentative after {patience:?}");
+                return Err(Error::new(doing(), reason));
+            }
+            watch.wait(left)?;
+        }
+    }
 }
 
-fn new_address(index: u32, address: IpNetwork) -> Change {
-    let mut message = AddressMessage::default();
-    message.header.index = index;
-    message.header.prefix_len = address.prefix();
-    message.header.family = match address {
-        IpNetwork::V4(_) => AddressFamily::Inet,
-        IpNetwork::V6(_) => AddressFamily::Inet6,
-    };
-    message
-        .attributes
-        .push(AddressAttribute::Address(address.ip()));
-    message
-        .attributes
-        .push(AddressAttribute::Local(address.ip()));
-    match address {
-        // A network of two addresses or one has no broadcast address.
-        IpNetwork::V4(v4) if v4.prefix() < 31 => {
-            message
-                .attributes
-                .push(AddressAttribute::Broadcast(v4.broadcast()));
+impl fmt::Display for Step<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Announce => f.write_str("set arp_notify"),
+            Self::Address(address) => write!(f, "add address {address}"),
+            Self::Up => f.write_str("set the link up"),
+            Self::Route(route, _) => write!(f, "add route {route}"),
         }
-        IpNetwork::V4(_) => {}
-        IpNetwork::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
+    }
+}
+
+/// Has the kernel tell the neighbours when the link goes up: whoever had an address before may
+/// have had another hardware address. The same as the setting `arp_notify`, without a visit to
+/// the namespace.
+fn announce(link: &Link) -> Change {
+    let mut conf = InetDevConf::default();
+    conf.arp_notify = 1;
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    let inet = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)]);
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![inet]));
+    (RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn new_address(link: &Link, address: IpNetwork, detect_duplicates: bool) -> Change {
+    let mut message = address_message(link, address);
+    if address.is_ipv6() && !detect_duplicates {
+        message.header.flags = AddressHeaderFlags::Nodad;
     }
     (
         RouteNetlinkMessage::NewAddress(message),
@@ -133,26 +199,62 @@ fn new_address(index: u32, address: IpNetwork) -> Change {
     )
 }
 
+fn address_message(link: &Link, address: IpNetwork) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = link.index;
+    message.header.prefix_len = address.prefix();
+    message.header.family = match address {
+        IpNetwork::V4(_) => AddressFamily::Inet,
+        IpNetwork::V6(_) => AddressFamily::Inet6,
+    };
+    let attributes = &mut message.attributes;
+    attributes.push(AddressAttribute::Address(address.ip()));
+    attributes.push(AddressAttribute::Local(address.ip()));
+    // A network of two addresses or one has no broadcast address.
+    if let IpNetwork::V4(v4) = address
+        && v4.prefix() < 31
+    {
+        attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
+    }
+    message
+}
+
+fn is_global(message: &AddressMessage) -> bool {
+    message.header.scope == AddressScope::Universe
+}
+
+fn flags(message: &AddressMessage) -> AddressFlags {
+    let flags = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    };
+    let flags = message.attributes.iter().find_map(flags);
+    flags.unwrap_or(AddressFlags::empty())
+}
+
+/// The address of a message, where it is valid beyond its link.
 fn address(message: &AddressMessage) -> Option<IpNetwork> {
-    if message.header.scope != AddressScope::Universe {
+    if !is_global(message) {
         return None;
     }
+    IpNetwork::new(address_of(message)?, message.header.prefix_len).ok()
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     // On links with a peer address, the local one is ours; IPv6 often has only the other.
-    let local = message
-        .attributes
+    let local = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    };
+    let any = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    };
+    let attributes = &message.attributes;
+    let ip = attributes
         .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(ip) => Some(*ip),
-            _ => None,
-        });
-    let any = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        });
-    let ip = local.or(any)?;
+        .find_map(local)
+        .or_else(|| attributes.iter().find_map(any))?;
     debug_assert_ne!(ip, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    IpNetwork::new(ip, message.header.prefix_len).ok()
+    Some(ip)
 }

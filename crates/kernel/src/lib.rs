@@ -8,6 +8,7 @@ mod address;
 mod error;
 mod link;
 mod mac;
+#[cfg(feature = "monitor")]
 mod monitor;
 mod neighbour;
 mod netns;
@@ -15,11 +16,15 @@ pub mod nftables;
 mod route;
 mod rtnl;
 pub mod sysctl;
+mod watch;
 
+pub use address::Furnishing;
 pub use error::Error;
-pub use link::{Bridge, Kind, Link, Veth};
+pub use link::{Bridge, Kind, Link, Port, Veth};
 pub use mac::{InvalidMac, Mac};
+#[cfg(feature = "monitor")]
 pub use monitor::Monitor;
-pub use netns::Netns;
-pub use route::{Protocol, Route, RouteChange};
+pub use netns::{Home, Netns};
+pub use route::{Protocol, Route, RouteChange, RouteOptions};
 pub use rtnl::Rtnl;
+pub use watch::Watch;

@@ -7,7 +7,7 @@ use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
     LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 
 use crate::neighbour::new_neighbour;
 use crate::rtnl::Change;
@@ -28,8 +28,12 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up.
     pub is_up: bool,
+    /// Whether it was told to take every frame.
+    pub is_promiscuous: bool,
     /// The number of the bridge that it is a port of.
     pub bridge: Option<u32>,
+    /// How the bridge treats it, where it is a port of one.
+    pub port: Option<Port>,
     /// The number of its peer, in the peer's namespace.
     pub peer: Option<u32>,
     /// What its maker wrote on it.
@@ -47,15 +51,26 @@ pub enum Kind {
     Other,
 }
 
+/// How a bridge treats a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// Whether the bridge sends a frame back through the port that it came from.
+    pub hairpin: bool,
+    /// Whether the port is kept from talking to other isolated ports.
+    pub isolated: bool,
+}
+
 /// A bridge to be there.
 #[derive(Clone, Copy, Debug)]
 pub struct Bridge<'a> {
     /// Its name.
     pub name: &'a str,
     /// Its hardware address, given at creation: from then on neither its ports nor udev move it.
-    pub mac: Mac,
-    /// Its MTU in bytes, given at creation; by default the kernel's.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes; by default what it has, or the kernel's.
     pub mtu: Option<u32>,
+    /// Whether it is told to take every frame. Never taken back.
+    pub promiscuous: bool,
 }
 
 /// A veth pair to be made.
@@ -75,10 +90,8 @@ pub struct Veth<'a> {
     pub mtu: Option<u32>,
     /// The bridge that the host end becomes a port of.
     pub bridge: &'a Link,
-    /// Whether the bridge sends a frame back through the port that it came from.
-    pub hairpin: bool,
-    /// Whether the port is kept from talking to other isolated ports.
-    pub isolated: bool,
+    /// How the bridge treats it.
+    pub port: Port,
     /// What to write on the host end.
     pub alias: &'a str,
     /// The container's addresses.
@@ -87,23 +100,34 @@ pub struct Veth<'a> {
 
 impl Rtnl {
     /// The link called `name`, if there is one.
-    pub async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
-        let attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
-        ];
+    pub fn link(&self, name: &str) -> Result<Option<Link>, Error> {
+        let attributes = vec![LinkAttribute::IfName(name.to_owned()), no_statistics()];
         let message = RouteNetlinkMessage::GetLink(link_message(attributes));
-        match self.get(message, || format!("look up link {name}")).await? {
+        match self.get(message, || format!("look up link {name}"))? {
             Some(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::from(message))),
             _ => Ok(None),
         }
     }
 
     /// Every link.
-    pub async fn links(&self) -> Result<Vec<Link>, Error> {
-        let attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-        let message = RouteNetlinkMessage::GetLink(link_message(attributes));
-        let links = self.dump(message, "list links").await?;
+    pub fn links(&self) -> Result<Vec<Link>, Error> {
+        self.dump_links(vec![no_statistics()], "list links")
+    }
+
+    /// The ports of a bridge.
+    pub fn ports(&self, bridge: &Link) -> Result<Vec<Link>, Error> {
+        let attributes = vec![LinkAttribute::Controller(bridge.index), no_statistics()];
+        let doing = format!("list the ports of {}", bridge.name);
+        let ports = self.dump_links(attributes, &doing)?.into_iter();
+        // The kernel's filter is a recent one.
+        Ok(ports
+            .filter(|link| link.bridge == Some(bridge.index))
+            .collect())
+    }
+
+    fn dump_links(&self, filter: Vec<LinkAttribute>, doing: &str) -> Result<Vec<Link>, Error> {
+        let message = RouteNetlinkMessage::GetLink(link_message(filter));
+        let links = self.dump(&message, doing)?;
         let link = |message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
             _ => None,
@@ -111,87 +135,212 @@ impl Rtnl {
         Ok(links.into_iter().filter_map(link).collect())
     }
 
-    /// Makes sure that the bridge is there and up: one request when it is.
+    /// Makes sure that the bridge is there, up, and with its MTU: one request when it is.
     ///
     /// Errors when something else has its name.
-    pub async fn ensure_bridge(&self, bridge: Bridge<'_>) -> Result<Link, Error> {
+    pub fn ensure_bridge(&self, bridge: Bridge<'_>) -> Result<Link, Error> {
         let Bridge { name, .. } = bridge;
-        if let Some(link) = self.link(name).await? {
-            return self.adopt_bridge(link).await;
+        if let Some(link) = self.link(name)? {
+            return self.adopt_bridge(link, bridge);
         }
-        match self
-            .change(new_bridge(bridge), || format!("create bridge {name}"))
-            .await
-        {
+        match self.change(new_bridge(bridge), || format!("create bridge {name}")) {
             Ok(()) => {}
             // Another process was faster.
             Err(error) if error.is_exists() => {}
             Err(error) => return Err(error),
         }
-        let link = self.link(name).await?.ok_or_else(|| {
+        let link = self.link(name)?.ok_or_else(|| {
             Error::new(
                 format!("create bridge {name}"),
                 "it was deleted at the same moment",
             )
         })?;
-        self.adopt_bridge(link).await
+        self.adopt_bridge(link, bridge)
     }
 
-    async fn adopt_bridge(&self, link: Link) -> Result<Link, Error> {
+    fn adopt_bridge(&self, mut link: Link, bridge: Bridge<'_>) -> Result<Link, Error> {
         let name = &link.name;
         if link.kind != Kind::Bridge {
             let reason = format!("{name} already exists but is not a bridge");
             return Err(Error::new(format!("use {name} as the bridge"), reason));
         }
+        let mut message = change_of(&link);
         if !link.is_up {
-            let up = set_up(link.index);
-            self.change(up, || format!("set bridge {name} up")).await?;
+            set_flag(&mut message, LinkFlags::Up);
+        }
+        if bridge.promiscuous && !link.is_promiscuous {
+            set_flag(&mut message, LinkFlags::Promisc);
+        }
+        if let Some(mtu) = bridge.mtu.filter(|mtu| *mtu != link.mtu) {
+            message.attributes.push(LinkAttribute::Mtu(mtu));
+            link.mtu = mtu;
+        }
+        if message != change_of(&link) {
+            let change = (RouteNetlinkMessage::SetLink(message), 0);
+            self.change(change, || format!("set bridge {name} up, with its MTU"))?;
         }
         Ok(link)
     }
 
-    /// Makes a veth pair where it belongs: both names, hardware addresses, MTU, the host end
-    /// up and on its bridge, the container end in its namespace, and the bridge's neighbours
-    /// told of the container. On failure nothing is left.
-    pub async fn add_veth(&self, veth: &Veth<'_>) -> Result<(), Error> {
-        let Veth {
-            host, container, ..
-        } = veth;
-        let doing = || format!("create veth {host} with peer {container}");
-        self.change(new_veth(veth), doing).await?;
-        // The creating message ignores a port's settings without a word, so they follow by name:
-        // in a send of their own, for a name that was taken is not ours to set up.
-        let neighbour = |ip: &IpAddr| new_neighbour(veth.bridge.index, veth.container_mac, *ip);
-        let changes = [set_port(veth)]
-            .into_iter()
-            .chain(veth.addresses.iter().map(neighbour));
-        for (i, outcome) in self.changes(changes).await.into_iter().enumerate() {
-            if let Err(error) = outcome {
-                let doing = match i {
-                    0 => format!("set up bridge port {host}"),
-                    _ => format!("set neighbour {}", veth.addresses[i - 1]),
-                };
-                self.delete_link(host).await?;
-                return Err(Error::new(doing, error));
-            }
+    /// Has the link keep the hardware address that it has: one that nobody gave to a bridge
+    /// would change with its ports.
+    pub fn pin_mac(&self, link: &Link) -> Result<(), Error> {
+        let Some(mac) = link.mac else {
+            return Ok(());
+        };
+        let mut message = change_of(link);
+        message
+            .attributes
+            .push(LinkAttribute::Address(mac.to_vec()));
+        let change = (RouteNetlinkMessage::SetLink(message), 0);
+        self.change(change, || {
+            format!("keep the hardware address of {}", link.name)
+        })
+    }
+
+    /// Writes on a link.
+    pub fn set_alias(&self, link: &Link, alias: &str) -> Result<(), Error> {
+        let mut message = change_of(link);
+        message
+            .attributes
+            .push(LinkAttribute::IfAlias(alias.to_owned()));
+        let change = (RouteNetlinkMessage::SetLink(message), 0);
+        self.change(change, || format!("set the alias of {}", link.name))
+    }
+
+    /// Has the bridge treat its ports like this. One that is gone meanwhile is fine.
+    pub fn set_ports<'a>(
+        &self,
+        ports: impl Iterator<Item = &'a Link>,
+        port: Port,
+    ) -> Result<(), Error> {
+        let change = |link: &Link| {
+            let mut message = change_of(link);
+            message.attributes.push(port_data(port));
+            (RouteNetlinkMessage::NewLink(message), 0)
+        };
+        let outcomes = self.changes(ports.map(change));
+        for outcome in outcomes.map_err(|error| Error::new("set ports up", error))? {
+            let outcome = outcome.map_err(|refusal| Error::new("set a port up", refusal));
+            outcome.map(drop).or_else(unless_gone)?;
         }
         Ok(())
     }
 
+    /// Makes a veth pair where it belongs: both names, hardware addresses, MTU, the host end
+    /// up and on its bridge, the container end in its namespace, and the bridge's neighbours
+    /// told of the container. Gives the container's end, which `container` is asked for where
+    /// the kernel does not tell (before 6.2). On failure nothing is left.
+    pub fn add_veth(&self, veth: &Veth<'_>, container: &Self) -> Result<Link, Error> {
+        let Veth { host, .. } = veth;
+        let doing = || format!("create veth {host} with peer {}", veth.container);
+        let made = self.change_echoed(new_veth(veth), doing)?;
+        let rest = || -> Result<Link, Error> {
+            // The creating message ignores a port's settings without a word, so they follow by
+            // name: in a send of their own, for a name that was taken is not ours to set up.
+            let neighbour = |ip: &IpAddr| new_neighbour(veth.bridge.index, veth.container_mac, *ip);
+            let changes = [set_port(veth)]
+                .into_iter()
+                .chain(veth.addresses.iter().map(neighbour));
+            let doing = |i| match i {
+                0 => format!("set up veth {host} as a port of {}", veth.bridge.name),
+                _ => format!("set neighbour {}", veth.addresses[i - 1]),
+            };
+            let outcomes = self
+                .changes(changes)
+                .map_err(|error| Error::new(doing(0), error))?;
+            for (i, outcome) in outcomes.into_iter().enumerate() {
+                outcome.map_err(|refusal| Error::new(doing(i), refusal))?;
+            }
+            match peer_of(made, veth) {
+                Some(link) => Ok(link),
+                None => container.link(veth.container)?.ok_or_else(|| {
+                    let doing = format!("look up the container's end {}", veth.container);
+                    Error::new(doing, "it vanished while it was set up")
+                }),
+            }
+        };
+        rest().inspect_err(|_| drop(self.delete_link(host)))
+    }
+
     /// Deletes the link called `name`, and the other end where it is one of a pair. Says
     /// whether there was one.
-    pub async fn delete_link(&self, name: &str) -> Result<bool, Error> {
+    pub fn delete_link(&self, name: &str) -> Result<bool, Error> {
         let attributes = vec![LinkAttribute::IfName(name.to_owned())];
         let message = RouteNetlinkMessage::DelLink(link_message(attributes));
-        match self
-            .change((message, 0), || format!("delete link {name}"))
-            .await
-        {
+        match self.change((message, 0), || format!("delete link {name}")) {
             Ok(()) => Ok(true),
             Err(error) if error.is_gone() => Ok(false),
             Err(error) => Err(error),
         }
     }
+
+    /// Deletes many links, and the other ends of pairs, in one step: each one on its own would
+    /// cost a grace period of the kernel's, some 16 ms.
+    pub fn delete_links(&self, links: &[Link]) -> Result<(), Error> {
+        /// The links' group while they are being deleted; no other link is in it.
+        const DOOMED: u32 = 0x0a58_dead;
+        if links.is_empty() {
+            return Ok(());
+        }
+        let doing = || {
+            let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+            format!("delete links {}", names.join(", "))
+        };
+        let doom = |link: &Link| {
+            let mut message = change_of(link);
+            message.attributes.push(LinkAttribute::Group(DOOMED));
+            (RouteNetlinkMessage::SetLink(message), 0)
+        };
+        let outcomes = self.changes(links.iter().map(doom));
+        for outcome in outcomes.map_err(|error| Error::new(doing(), error))? {
+            let outcome = outcome.map_err(|refusal| Error::new(doing(), refusal));
+            outcome.map(drop).or_else(unless_gone)?;
+        }
+        let message =
+            RouteNetlinkMessage::DelLink(link_message(vec![LinkAttribute::Group(DOOMED)]));
+        // Without any in the group, they all were gone already.
+        self.change((message, 0), doing).or_else(unless_gone)
+    }
+}
+
+fn unless_gone(error: Error) -> Result<(), Error> {
+    if error.is_gone() { Ok(()) } else { Err(error) }
+}
+
+fn no_statistics() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
+/// A message that changes nothing of `link` yet.
+fn change_of(link: &Link) -> LinkMessage {
+    let mut message = link_message(Vec::new());
+    message.header.index = link.index;
+    message
+}
+
+fn set_flag(message: &mut LinkMessage, flag: LinkFlags) {
+    message.header.flags |= flag;
+    message.header.change_mask |= flag;
+}
+
+/// The container's end, from what the kernel echoed of the pair's making.
+fn peer_of(made: Option<RouteNetlinkMessage>, veth: &Veth<'_>) -> Option<Link> {
+    let Some(RouteNetlinkMessage::NewLink(message)) = made else {
+        return None;
+    };
+    let host = Link::from(message);
+    Some(Link {
+        index: host.peer?,
+        name: veth.container.to_owned(),
+        mac: Some(veth.container_mac),
+        is_up: false,
+        bridge: None,
+        port: None,
+        peer: Some(host.index),
+        alias: None,
+        ..host
+    })
 }
 
 fn link_message(attributes: Vec<LinkAttribute>) -> LinkMessage {
@@ -200,25 +349,24 @@ fn link_message(attributes: Vec<LinkAttribute>) -> LinkMessage {
     message
 }
 
-pub(crate) fn set_up(index: u32) -> Change {
-    let mut message = link_message(Vec::new());
-    message.header.index = index;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
+pub(crate) fn set_up(link: &Link) -> Change {
+    let mut message = change_of(link);
+    set_flag(&mut message, LinkFlags::Up);
     (RouteNetlinkMessage::SetLink(message), 0)
 }
 
 fn new_bridge(bridge: Bridge<'_>) -> Change {
     let mut message = link_message(vec![
         LinkAttribute::IfName(bridge.name.to_owned()),
-        LinkAttribute::Address(bridge.mac.to_vec()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
     ]);
-    message
-        .attributes
-        .extend(bridge.mtu.map(LinkAttribute::Mtu));
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
+    let attributes = &mut message.attributes;
+    attributes.extend(bridge.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+    attributes.extend(bridge.mtu.map(LinkAttribute::Mtu));
+    set_flag(&mut message, LinkFlags::Up);
+    if bridge.promiscuous {
+        set_flag(&mut message, LinkFlags::Promisc);
+    }
     (
         RouteNetlinkMessage::NewLink(message),
         NLM_F_CREATE | NLM_F_EXCL,
@@ -243,28 +391,31 @@ fn new_veth(veth: &Veth<'_>) -> Change {
         ]),
     ]);
     message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
+    set_flag(&mut message, LinkFlags::Up);
     (
         RouteNetlinkMessage::NewLink(message),
-        NLM_F_CREATE | NLM_F_EXCL,
+        NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO,
     )
 }
 
 fn set_port(veth: &Veth<'_>) -> Change {
-    let port = vec![
-        InfoBridgePort::HairpinMode(veth.hairpin),
-        InfoBridgePort::Isolated(veth.isolated),
-    ];
     let message = link_message(vec![
         LinkAttribute::IfName(veth.host.to_owned()),
         LinkAttribute::IfAlias(veth.alias.to_owned()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(port)),
-        ]),
+        port_data(veth.port),
     ]);
     (RouteNetlinkMessage::NewLink(message), 0)
+}
+
+fn port_data(port: Port) -> LinkAttribute {
+    let data = vec![
+        InfoBridgePort::HairpinMode(port.hairpin),
+        InfoBridgePort::Isolated(port.isolated),
+    ];
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(data)),
+    ])
 }
 
 impl From<LinkMessage> for Link {
@@ -276,7 +427,9 @@ impl From<LinkMessage> for Link {
             mac: None,
             mtu: 0,
             is_up: message.header.flags.contains(LinkFlags::Up),
+            is_promiscuous: message.header.flags.contains(LinkFlags::Promisc),
             bridge: None,
+            port: None,
             peer: None,
             alias: None,
         };
@@ -293,6 +446,9 @@ impl From<LinkMessage> for Link {
                         match info {
                             LinkInfo::Kind(InfoKind::Bridge) => link.kind = Kind::Bridge,
                             LinkInfo::Kind(InfoKind::Veth) => link.kind = Kind::Veth,
+                            LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
+                                link.port = Some(port(&data));
+                            }
                             _ => {}
                         }
                     }
@@ -302,4 +458,16 @@ impl From<LinkMessage> for Link {
         }
         link
     }
+}
+
+fn port(data: &[InfoBridgePort]) -> Port {
+    let mut port = Port::default();
+    for setting in data {
+        match setting {
+            InfoBridgePort::HairpinMode(is_on) => port.hairpin = *is_on,
+            InfoBridgePort::Isolated(is_on) => port.isolated = *is_on,
+            _ => {}
+        }
+    }
+    port
 }

@@ -9,12 +9,53 @@ use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
-use crate::Mac;
 use crate::rtnl::Change;
+use crate::{Error, Link, Mac, Rtnl};
+
+impl Rtnl {
+    /// The hardware address that `ip` is believed to have on `link`; nothing where none is known.
+    pub fn neighbour(&self, link: &Link, ip: IpAddr) -> Result<Option<Mac>, Error> {
+        let mut request = message(link.index, ip);
+        // The kernel's rule: a question names the interface and the address, and no more.
+        request.header.state = NeighbourState::None;
+        request.header.kind = RouteType::Unspec;
+        let request = RouteNetlinkMessage::GetNeighbour(request);
+        let doing = || format!("look up neighbour {ip} on {}", link.name);
+        let Some(RouteNetlinkMessage::NewNeighbour(found)) = self.get(request, doing)? else {
+            return Ok(None);
+        };
+        let known = [
+            NeighbourState::Reachable,
+            NeighbourState::Stale,
+            NeighbourState::Delay,
+            NeighbourState::Probe,
+            NeighbourState::Permanent,
+        ];
+        if !known.contains(&found.header.state) {
+            return Ok(None);
+        }
+        let mac = |attribute: &NeighbourAttribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => Mac::from_slice(bytes),
+            _ => None,
+        };
+        Ok(found.attributes.iter().find_map(mac))
+    }
+}
 
 /// Says that `ip` is reachable on link `index` at `mac`, whatever was believed before. The
 /// entry ages like a learned one, so nothing is left behind that could become wrong.
 pub(crate) fn new_neighbour(index: u32, mac: Mac, ip: IpAddr) -> Change {
+    let mut message = message(index, ip);
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    (
+        RouteNetlinkMessage::NewNeighbour(message),
+        NLM_F_CREATE | NLM_F_REPLACE,
+    )
+}
+
+fn message(index: u32, ip: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.ifindex = index;
     message.header.state = NeighbourState::Reachable;
@@ -33,10 +74,4 @@ pub(crate) fn new_neighbour(index: u32, mac: Mac, ip: IpAddr) -> Change {
         .attributes
         .push(NeighbourAttribute::Destination(destination));
     message
-        .attributes
-        .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-    (
-        RouteNetlinkMessage::NewNeighbour(message),
-        NLM_F_CREATE | NLM_F_REPLACE,
-    )
 }

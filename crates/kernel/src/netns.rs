@@ -22,12 +22,11 @@ pub struct Netns {
     name: String,
 }
 
-impl Netns {
-    /// The namespace that this thread is in.
-    pub fn current() -> Result<Self, Error> {
-        Self::open(Path::new(CURRENT))
-    }
+/// The namespace that this thread is in, and comes back to.
+#[derive(Debug)]
+pub struct Home(Netns);
 
+impl Netns {
     /// The namespace at `path`: a bind mount, or a process's `/proc/<pid>/ns/net`.
     ///
     /// Whatever is not a namespace is refused by its file system.
@@ -57,37 +56,42 @@ impl Netns {
         })
     }
 
-    /// Whether both are the same namespace.
-    #[must_use]
-    pub fn is(&self, other: &Self) -> bool {
-        self.id == other.id
-    }
-
-    /// Runs `visit` with this thread in the namespace, and comes back whatever happens.
-    ///
-    /// Meant for opening a socket or writing a sysctl. `visit` is no async function on
-    /// purpose: at an await, another task would find itself in a foreign namespace.
-    pub fn enter<T>(&self, visit: impl FnOnce() -> T) -> Result<T, Error> {
-        let home = File::open(CURRENT)
-            .map_err(|error| Error::new("remember the network namespace of this thread", error))?;
-        switch(&self.file).map_err(|error| {
-            Error::new(format!("enter the network namespace {}", self.name), error)
-        })?;
-        let _back = Back(home);
-        Ok(visit())
-    }
-
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 }
 
-struct Back(File);
+impl Home {
+    /// The namespace of this thread, which no other thread is to use.
+    pub fn current() -> Result<Self, Error> {
+        Netns::open(Path::new(CURRENT)).map(Self)
+    }
 
-impl Drop for Back {
+    /// Whether `netns` is this one.
+    #[must_use]
+    pub fn is(&self, netns: &Netns) -> bool {
+        self.0.id == netns.id
+    }
+
+    /// Runs `visit` with this thread in `netns`, and comes back whatever happens.
+    ///
+    /// Meant for opening a socket or writing a sysctl. `visit` is no async function on
+    /// purpose: at an await, another task would find itself in a foreign namespace.
+    pub fn visit<T>(&self, netns: &Netns, visit: impl FnOnce() -> T) -> Result<T, Error> {
+        switch(&netns.file).map_err(|error| {
+            Error::new(format!("enter the network namespace {}", netns.name), error)
+        })?;
+        let _back = Back(&self.0.file);
+        Ok(visit())
+    }
+}
+
+struct Back<'a>(&'a File);
+
+impl Drop for Back<'_> {
     fn drop(&mut self) {
         // In a namespace that is not ours, every further step would do harm.
-        switch(&self.0).expect("a thread may go back to the namespace that it came from");
+        switch(self.0).expect("a thread may go back to the namespace that it came from");
     }
 }
 

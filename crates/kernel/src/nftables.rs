@@ -16,15 +16,18 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
 const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
 
 const USER_DATA: u16 = 12;
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
 const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
@@ -32,60 +35,170 @@ const APPEND: u16 = 0x800;
 /// How often others may get in between.
 const TRIES: usize = 8;
 
+/// The families of tables that addresses of pods are in: `ip` and `ip6`.
+const FAMILIES: [u8; 2] = [IPV4, IPV6];
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+
 /// Has what leaves `subnet` masqueraded, but for what goes to one of `except` or to many.
 ///
-/// The rules of one subnet are one chain of `table`, whose comment says what it excepts. Where
-/// it is there with as many rules as it should have, this is one request, and where it is not
-/// it is made anew, in one transaction. The thread's namespace is meant.
-pub fn ensure_masquerade(
-    table: &str,
-    subnet: IpNetwork,
-    except: &[IpNetwork],
-) -> Result<(), Error> {
-    let doing = || format!("masquerade {subnet} in nf_tables table {table}");
-    let failed = |error: io::Error| Error::new(doing(), error);
+/// The rules of one subnet are one chain of `table`, whose comment says what it excepts. The
+/// namespace of the calling thread is meant.
+#[derive(Clone, Copy, Debug)]
+pub struct Masquerade<'a> {
+    /// The table's name, in the family of the subnet.
+    pub table: &'a str,
+    /// Whose packets are masqueraded.
+    pub subnet: IpNetwork,
+    /// Where they keep their source address; networks of the other family do not matter.
+    pub except: &'a [IpNetwork],
+}
+
+/// Whether the kernel has `nf_tables`.
+pub fn is_available() -> Result<(), Error> {
+    let failed = |error: io::Error| Error::new("talk to nf_tables", error);
     let socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-    let rules = Masquerade {
-        table,
-        subnet,
-        except,
-    };
-    for _ in 0..TRIES {
-        let chain = exchange(&socket, &rules.get_chain()).map_err(failed)?;
-        let is_there = match chain.refusal {
-            None if rules.are_in(&chain.text) => return Ok(()),
-            None => true,
-            Some(Errno::ENOENT) => false,
-            Some(errno) => return Err(Error::new(doing(), errno)),
+    let answer = exchange(&socket, &message(GET_GENERATION, ACK, &[0; 4])).map_err(failed)?;
+    match answer.refusal {
+        None => Ok(()),
+        Some(errno) => Err(Error::new("talk to nf_tables", errno)),
+    }
+}
+
+/// Deletes the chains of `table` whose subnet nobody wants any more, and with the last of them
+/// the table. Says how many went. What is not there is fine.
+pub fn retain_masquerade(
+    table: &str,
+    is_wanted: impl Fn(IpNetwork) -> bool,
+) -> Result<usize, Error> {
+    let failed = |error: io::Error| Error::new(format!("clean up nf_tables table {table}"), error);
+    let socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
+    let mut deleted = 0;
+    for family in FAMILIES {
+        let chains = chains(&socket, family, table).map_err(failed)?;
+        let unwanted: Vec<_> = chains
+            .iter()
+            .filter(|chain| subnet_of(chain).is_some_and(|subnet| !is_wanted(subnet)))
+            .collect();
+        if unwanted.is_empty() {
+            continue;
+        }
+        let name = |chain: Option<&str>| {
+            let mut body = vec![family, 0, 0, 0];
+            text(&mut body, 1, table);
+            if let Some(chain) = chain {
+                text(&mut body, 3, chain);
+            }
+            body
         };
-        match exchange(&socket, &rules.batch(is_there))
-            .map_err(failed)?
-            .refusal
-        {
-            None => return Ok(()),
-            // Another process made it, or took it away, in between: look again. Of one batch
-            // all or nothing is done.
-            Some(Errno::EEXIST) if !is_there => {}
-            Some(Errno::ENOENT) if is_there => {}
-            Some(errno) => return Err(Error::new(doing(), errno)),
+        let mut changes = Vec::new();
+        if unwanted.len() == chains.len() {
+            changes.extend(message(DELETE_TABLE, ACK, &name(None)));
+        } else {
+            for chain in &unwanted {
+                changes.extend(message(DELETE_CHAIN, ACK, &name(Some(chain))));
+            }
+        }
+        let answer = exchange(&socket, &transaction(&changes)).map_err(failed)?;
+        match answer.refusal {
+            None => deleted += unwanted.len(),
+            Some(Errno::ENOENT) => {}
+            Some(errno) => return Err(failed(errno.into())),
         }
     }
-    Err(Error::new(
-        doing(),
-        "other processes change it all the time",
-    ))
+    Ok(deleted)
 }
 
-struct Masquerade<'a> {
-    table: &'a str,
-    subnet: IpNetwork,
-    except: &'a [IpNetwork],
+/// The names of the chains of `table`.
+fn chains(socket: &Socket, family: u8, table: &str) -> io::Result<Vec<String>> {
+    let answer = exchange(socket, &message(GET_CHAIN, DUMP, &[family, 0, 0, 0]))?;
+    let mut names = Vec::new();
+    for (kind, body) in messages(&answer.text) {
+        if kind != NEW_CHAIN {
+            continue;
+        }
+        let (mut its_table, mut name) = (None, None);
+        for attribute in NlasIterator::new(body.get(4..).unwrap_or_default()).flatten() {
+            let text = || {
+                String::from_utf8_lossy(attribute.value())
+                    .trim_end_matches('\0')
+                    .to_owned()
+            };
+            match attribute.kind() {
+                1 => its_table = Some(text()),
+                3 => name = Some(text()),
+                _ => {}
+            }
+        }
+        if its_table.as_deref() == Some(table) {
+            names.extend(name);
+        }
+    }
+    Ok(names)
 }
+
+/// What a chain's name says. nft prints a name as it is and would not read back the slash and
+/// the colons of a network, so they are dashes.
+fn subnet_of(chain: &str) -> Option<IpNetwork> {
+    let (address, prefix) = chain.strip_prefix(CHAIN)?.rsplit_once('-')?;
+    let network = |address: &str| format!("{address}/{prefix}").parse().ok();
+    network(address).or_else(|| network(&address.replace('-', ":")))
+}
+
+const CHAIN: &str = "masquerade-";
 
 impl Masquerade<'_> {
+    /// Puts the rules there. Where they are there with as many rules as there should be, this
+    /// is one request; where they are not, they are made anew, in one transaction.
+    pub fn ensure(&self) -> Result<(), Error> {
+        let failed = |error: io::Error| Error::new(self.doing(), error);
+        let socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
+        for _ in 0..TRIES {
+            let is_there = match self.look(&socket).map_err(failed)? {
+                Found::Right => return Ok(()),
+                Found::Wrong => true,
+                Found::Nothing => false,
+            };
+            let made = exchange(&socket, &self.batch(is_there)).map_err(failed)?;
+            match made.refusal {
+                None => return Ok(()),
+                // Another process made it, or took it away, in between: look again. Of one
+                // batch all or nothing is done.
+                Some(Errno::EEXIST) if !is_there => {}
+                Some(Errno::ENOENT) if is_there => {}
+                Some(errno) => return Err(failed(errno.into())),
+            }
+        }
+        Err(Error::new(
+            self.doing(),
+            "other processes change it all the time",
+        ))
+    }
+
+    /// Whether the rules are there as they should be.
+    pub fn is_there(&self) -> Result<bool, Error> {
+        let look = || self.look(&Socket::new(NETLINK_NETFILTER)?);
+        let found = look().map_err(|error| Error::new(self.doing(), error))?;
+        Ok(matches!(found, Found::Right))
+    }
+
+    fn look(&self, socket: &Socket) -> io::Result<Found> {
+        let chain = exchange(socket, &self.get_chain())?;
+        match chain.refusal {
+            None if self.are_in(&chain.text) => Ok(Found::Right),
+            None => Ok(Found::Wrong),
+            Some(Errno::ENOENT) => Ok(Found::Nothing),
+            Some(errno) => Err(errno.into()),
+        }
+    }
+
+    fn doing(&self) -> String {
+        let Self { table, subnet, .. } = self;
+        format!("masquerade {subnet} in nf_tables table {table}")
+    }
+
     fn chain(&self) -> String {
-        // nft prints a name as it is, and would not read these back.
-        format!("masquerade {}", self.subnet).replace([' ', '/', ':'], "-")
+        format!("{CHAIN}{}", self.subnet).replace(['/', ':'], "-")
     }
 
     /// What the chain excepts, in the 128 bytes that nft gives a comment.
@@ -154,8 +267,7 @@ impl Masquerade<'_> {
         });
         text(&mut chain, 7, "nat");
         attribute(&mut chain, USER_DATA, &self.user_data());
-        let mut batch = message(BATCH_BEGIN, 0, &[0, 0, 0, SUBSYSTEM.to_be_bytes()[1]]);
-        batch.extend(message(NEW_TABLE, CREATE | ACK, &table));
+        let mut batch = message(NEW_TABLE, CREATE | ACK, &table);
         if is_there {
             let mut old = self.header();
             text(&mut old, 1, self.table);
@@ -179,12 +291,7 @@ impl Masquerade<'_> {
             from(rule, self.subnet);
             expression(rule, "masq", |_| {});
         }));
-        batch.extend(message(
-            BATCH_END,
-            0,
-            &[0, 0, 0, SUBSYSTEM.to_be_bytes()[1]],
-        ));
-        batch
+        transaction(&batch)
     }
 
     fn rule(&self, expressions: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -197,8 +304,23 @@ impl Masquerade<'_> {
 
     /// The family, which is that of the table.
     fn header(&self) -> Vec<u8> {
-        vec![if self.subnet.is_ipv4() { 2 } else { 10 }, 0, 0, 0]
+        let family = if self.subnet.is_ipv4() { IPV4 } else { IPV6 };
+        vec![family, 0, 0, 0]
     }
+}
+
+/// What is there of the rules.
+enum Found {
+    Nothing,
+    Wrong,
+    Right,
+}
+
+/// Changes of which all are made, or none.
+fn transaction(changes: &[u8]) -> Vec<u8> {
+    let subsystem = [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]];
+    let begin = message(BATCH_BEGIN, 0, &subsystem);
+    [&begin, changes, &message(BATCH_END, 0, &subsystem)].concat()
 }
 
 /// Matches packets from `network`.
@@ -315,18 +437,45 @@ fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
             Err(error) => return Err(error),
         }
     }
-    let mut rest = &answer.text[..];
-    while let (Some(head), Some(code)) = (rest.get(..16), rest.get(16..20)) {
-        let length = u32::from_ne_bytes(head[..4].try_into().expect("four bytes"));
-        let code = i32::from_ne_bytes(code.try_into().expect("four bytes"));
-        if u16::from_ne_bytes([head[4], head[5]]) == ERROR && code != 0 {
+    for (kind, body) in messages(&answer.text) {
+        let code = body
+            .first_chunk()
+            .map_or(0, |code| i32::from_ne_bytes(*code));
+        if kind == ERROR && code != 0 {
             answer.refusal = answer.refusal.or(Some(Errno::from_raw(-code)));
         }
-        let length = usize::try_from(length)
-            .expect("fits")
-            .next_multiple_of(4)
-            .max(16);
-        rest = rest.get(length..).unwrap_or_default();
     }
     Ok(answer)
+}
+
+/// The kind and the body of each message.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const HEADER: usize = 16;
+    std::iter::from_fn(move || {
+        let head: &[u8; HEADER] = rest.first_chunk()?;
+        let length = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
+        let length = usize::try_from(length).expect("fits").max(HEADER);
+        let body = rest.get(HEADER..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([head[4], head[5]]), body))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chains_name_says_its_subnet() {
+        for subnet in ["10.10.1.0/24", "fd00:10:10:1::/64", "::/0"] {
+            let subnet: IpNetwork = subnet.parse().expect("a network");
+            let masquerade = Masquerade {
+                table: "t",
+                subnet,
+                except: &[],
+            };
+            assert_eq!(subnet_of(&masquerade.chain()), Some(subnet));
+        }
+        assert_eq!(subnet_of("forward"), None);
+    }
 }

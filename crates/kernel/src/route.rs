@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -73,6 +74,19 @@ impl fmt::Display for Route {
     }
 }
 
+/// What else a route may be given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteOptions {
+    /// Path MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Advertised maximum segment size in bytes.
+    pub advmss: Option<u32>,
+    /// Routing table, by default the main one.
+    pub table: Option<u32>,
+    /// Scope, in the kernel's numbers.
+    pub scope: Option<u8>,
+}
+
 /// A change to the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteChange {
@@ -85,16 +99,21 @@ pub enum RouteChange {
 
 impl Rtnl {
     /// Every route of the main table, of both families.
-    pub async fn routes(&self) -> Result<Vec<Route>, Error> {
+    pub fn routes(&self) -> Result<Vec<Route>, Error> {
+        self.routes_in(RouteHeader::RT_TABLE_MAIN.into())
+    }
+
+    /// Every route of `table`, of both families.
+    pub fn routes_in(&self, table: u32) -> Result<Vec<Route>, Error> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
-            request.header.table = RouteHeader::RT_TABLE_MAIN;
+            set_table(&mut request, table);
             let message = RouteNetlinkMessage::GetRoute(request);
-            match self.dump(message, "list routes").await {
+            match self.dump(&message, "list routes") {
                 Ok(list) => routes.extend(list.into_iter().filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRoute(message) => route(&message),
+                    RouteNetlinkMessage::NewRoute(message) => route(&message, table),
                     _ => None,
                 })),
                 // Before its first address, a namespace has no main table.
@@ -107,14 +126,19 @@ impl Rtnl {
 
     /// Makes the changes, in order, and says of each how it went. A route to delete that is
     /// gone already is fine.
-    pub async fn change_routes(&self, changes: &[RouteChange]) -> Vec<Result<(), Error>> {
+    pub fn change_routes(&self, changes: &[RouteChange]) -> Result<Vec<Result<(), Error>>, Error> {
         let requests = changes.iter().map(|change| match change {
-            RouteChange::Replace(route) => new_route(route, NLM_F_REPLACE),
+            RouteChange::Replace(route) => {
+                new_route(route, &RouteOptions::default(), NLM_F_REPLACE)
+            }
             RouteChange::Delete(route) => old_route(route),
         });
-        let outcomes = self.changes(requests).await.into_iter().zip(changes);
+        let outcomes = self
+            .changes(requests)
+            .map_err(|error| Error::new("change routes", error))?;
+        let outcomes = outcomes.into_iter().zip(changes);
         let outcomes = outcomes.map(|(outcome, change)| match (outcome, change) {
-            (Ok(()), _) => Ok(()),
+            (Ok(_), _) => Ok(()),
             (Err(error), RouteChange::Replace(route)) => {
                 Err(Error::new(format!("add route {route}"), error))
             }
@@ -123,15 +147,37 @@ impl Rtnl {
                 if error.is_gone() { Ok(()) } else { Err(error) }
             }
         });
-        outcomes.collect()
+        Ok(outcomes.collect())
     }
 }
 
-pub(crate) fn new_route(route: &Route, flags: u16) -> Change {
-    (
-        RouteNetlinkMessage::NewRoute(route_message(route)),
-        NLM_F_CREATE | flags,
-    )
+pub(crate) fn new_route(route: &Route, options: &RouteOptions, flags: u16) -> Change {
+    let mut message = route_message(route);
+    if let Some(table) = options.table {
+        set_table(&mut message, table);
+    }
+    if let Some(scope) = options.scope {
+        message.header.scope = scope.into();
+    }
+    let mtu = options.mtu.map(RouteMetric::Mtu);
+    let metrics: Vec<_> = mtu
+        .into_iter()
+        .chain(options.advmss.map(RouteMetric::Advmss))
+        .collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | flags)
+}
+
+/// The header has room for the first 255 tables.
+fn set_table(message: &mut RouteMessage, table: u32) {
+    if let Ok(table) = u8::try_from(table) {
+        message.header.table = table;
+    } else {
+        message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        message.attributes.push(RouteAttribute::Table(table));
+    }
 }
 
 fn route_message(route: &Route) -> RouteMessage {
@@ -174,15 +220,20 @@ fn old_route(route: &Route) -> Change {
     (RouteNetlinkMessage::DelRoute(message), 0)
 }
 
-fn route(message: &RouteMessage) -> Option<Route> {
+fn route(message: &RouteMessage, table: u32) -> Option<Route> {
     let header = &message.header;
     let unspecified: IpAddr = match header.address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
         _ => return None,
     };
-    // Asked for the main table, the kernel may still have others where it cannot filter.
-    if header.table != RouteHeader::RT_TABLE_MAIN {
+    // Asked for one table, the kernel may still give others where it cannot filter.
+    let its = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    };
+    let its = message.attributes.iter().find_map(its);
+    if its.unwrap_or(header.table.into()) != table {
         return None;
     }
     // A route for some type of service only takes nothing from one for all.

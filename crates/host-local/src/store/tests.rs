@@ -38,6 +38,10 @@ fn reserve(store: &Store, id: &str) -> Result<Vec<IpAddr>, StoreError> {
     Ok(addresses)
 }
 
+fn released(store: &Store, id: &str) -> Vec<IpAddr> {
+    store.release(&pod(id)).expect("usable").addresses
+}
+
 struct Dir(tempfile::TempDir);
 
 impl Dir {
@@ -81,17 +85,15 @@ fn addresses_go_round_and_the_freed_one_comes_last() {
     let dir = Dir::new();
     let store = dir.store("b");
     assert_eq!(reserve(&store, "a").expect("free"), [ip("10.1.1.2")]);
-    assert_eq!(store.release(&pod("a")).expect("held"), [ip("10.1.1.2")]);
+    assert_eq!(released(&store, "a"), [ip("10.1.1.2")]);
     let given: Vec<_> = ["b", "c", "d", "e", "f"]
         .map(|id| reserve(&store, id).expect("free")[0])
         .into();
     let wanted = ["10.1.1.3", "10.1.1.4", "10.1.1.5", "10.1.1.6", "10.1.1.2"].map(ip);
     assert_eq!(given, wanted);
     let error = reserve(&store, "g").expect_err("full").to_string();
-    assert!(
-        error.starts_with("no IP addresses available in range set 10.1.1.1-10.1.1.6: 5 held in "),
-        "{error}"
-    );
+    let wanted = "no IP addresses available in range set 10.1.1.1-10.1.1.6: all 5 are held, in ";
+    assert!(error.starts_with(wanted), "{error}");
 }
 
 #[test]
@@ -175,12 +177,9 @@ fn what_host_local_reserved_is_respected_and_released() {
     let store = dir.store("b");
     assert_eq!(reserve(&store, "a").expect("free"), [ip("10.1.1.4")]);
     assert_eq!(store.held(&pod("go")).expect("readable"), [ip("10.1.1.2")]);
-    assert_eq!(store.release(&pod("go")).expect("found"), [ip("10.1.1.2")]);
-    assert_eq!(
-        store.release(&pod("ancient")).expect("found"),
-        [ip("10.1.1.3")]
-    );
-    assert_eq!(store.release(&pod("ancient")).expect("gone already"), NONE);
+    assert_eq!(released(&store, "go"), [ip("10.1.1.2")]);
+    assert_eq!(released(&store, "ancient"), [ip("10.1.1.3")]);
+    assert_eq!(released(&store, "ancient"), NONE);
 }
 
 #[test]
@@ -189,19 +188,93 @@ fn what_host_local_released_is_not_held_whatever_the_index_says() {
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
     dir.write("10.1.1.2", "other\r\neth0");
-    assert_eq!(store.release(&pod("a")).expect("readable"), NONE);
+    assert_eq!(released(&store, "a"), NONE);
     assert!(dir.path("10.1.1.2").exists());
     assert!(!dir.path(".attachments/a:eth0").exists());
 }
 
 #[test]
-fn an_empty_file_is_free() {
+fn empty_and_torn_files_are_free() {
+    for torn in [
+        &b""[..],
+        b"\n",
+        b"\0\0\0\0\0\0\0\0",
+        b"pod1\r\n",
+        b"pod1\r",
+        b"\r\neth0",
+        b"pod\xff\r\neth0",
+    ] {
+        let dir = Dir::new();
+        dir.write("10.1.1.2", "");
+        fs::write(dir.path("10.1.1.2"), torn).expect("writes the file");
+        let got = reserve(&dir.store("b"), "a").expect("free");
+        assert_eq!(got, [ip("10.1.1.2")], "{torn:?}");
+    }
+}
+
+#[test]
+fn what_is_not_valid_is_collected_and_what_names_nobody() {
     let dir = Dir::new();
-    dir.write("10.1.1.2", "");
-    assert_eq!(
-        reserve(&dir.store("b"), "a").expect("free"),
-        [ip("10.1.1.2")]
-    );
+    let store = dir.store("b");
+    reserve(&store, "a").expect("free");
+    reserve(&store, "b").expect("free");
+    dir.write("10.1.1.4", "go\r\neth0");
+    dir.write("10.1.1.5", "");
+    dir.write("10.1.1.6", "ancient");
+    store.mark("nftables").expect("writable");
+    let valid = pod("b");
+    let collected = store.collect(|holder| holder.is(&valid)).expect("readable");
+    let mut freed: Vec<_> = collected.freed.iter().map(|(ip, _)| *ip).collect();
+    freed.sort();
+    let wanted = ["10.1.1.2", "10.1.1.4", "10.1.1.5", "10.1.1.6"].map(ip);
+    assert_eq!(freed, wanted);
+    assert_eq!(collected.held, [ip("10.1.1.3")]);
+    assert!(collected.errors.is_empty() && collected.vacant.is_none());
+    assert!(!dir.path(".attachments/a:eth0").exists());
+    let collected = store.collect(|_| false).expect("readable");
+    let vacant = collected.vacant.expect("nobody is left, and it is marked");
+    assert_eq!(vacant.marks(), ["nftables"]);
+}
+
+#[test]
+fn the_last_one_out_hears_of_the_marks_until_they_are_taken_away() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    reserve(&store, "a").expect("free");
+    reserve(&store, "b").expect("free");
+    store.mark("nftables").expect("writable");
+    store.mark("nftables").expect("writable");
+    let released = store.release(&pod("a")).expect("held");
+    assert!(released.vacant.is_none(), "b is there still");
+    drop(released);
+    let released = store.release(&pod("b")).expect("held");
+    let vacant = released.vacant.expect("nobody is left");
+    assert_eq!(vacant.marks(), ["nftables"]);
+    vacant.unmark().expect("writable");
+    let released = store.release(&pod("b")).expect("not held");
+    assert!(released.vacant.is_none(), "and nothing to do");
+    assert!(!released.is_foreign);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_not_usable() {
+    let dir = Dir::new();
+    assert!(dir.store("b").is_usable().is_ok(), "it can be made");
+    fs::write(dir.0.path().join("cbr0"), "").expect("writes the file");
+    let error = dir.store("b").is_usable().expect_err("it is a file");
+    assert!(error.to_string().starts_with("look at the store in "));
+}
+
+#[test]
+fn the_holder_of_the_lock_is_named() {
+    let dir = Dir::new();
+    let file = fs::File::create(dir.0.path().join("lock")).expect("makes it");
+    let metadata = file.metadata().expect("is there");
+    assert!(lock::holder(&metadata).starts_with("a process that cannot be seen"));
+    file.lock().expect("nobody holds it");
+    let holder = lock::holder(&metadata);
+    let pid = format!("process {} (", std::process::id());
+    assert!(holder.starts_with(&pid), "{holder}");
 }
 
 #[test]
@@ -241,10 +314,7 @@ fn only_old_reservations_without_an_owner_are_reclaimed() {
 #[test]
 fn releasing_from_a_store_that_was_never_made_makes_nothing() {
     let dir = Dir::new();
-    assert_eq!(
-        dir.store("b").release(&pod("a")).expect("nothing to do"),
-        NONE
-    );
+    assert_eq!(released(&dir.store("b"), "a"), NONE);
     assert!(!dir.path("").exists());
 }
 
