@@ -26,7 +26,7 @@ build:
 	  cp $(BUILT)/$$exe $(DIST)/.$$exe && mv -f $(DIST)/.$$exe $(DIST)/$$exe; done
 
 # What the tests need from Debian. Only what is missing is installed.
-PACKAGES := iproute2 nftables busybox-static containernetworking-plugins
+PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins
 
 packages:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \

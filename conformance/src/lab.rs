@@ -190,6 +190,33 @@ impl<'lab> Node<'lab> {
         self.holder.root().join(path.trim_start_matches('/'))
     }
 
+    /// Writes a file of the node's, and the folder that it lies in.
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("makes it");
+        fs::write(path, content).expect("the node takes files");
+    }
+
+    /// Writes the node's subnet file, as an agent would that masquerades or does not.
+    pub fn write_subnet_env(&self, masquerades: bool) {
+        let text = format!(
+            "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
+             FLANNEL_MTU=1500\nFLANNEL_IPMASQ={masquerades}\n"
+        );
+        self.write("/run/flannel/subnet.env", text);
+    }
+
+    /// The ports of the bridges, by name: what `ip -json` says of each.
+    #[must_use]
+    pub fn ports(&self) -> Vec<Value> {
+        let ports = self.ip("-details link show type bridge_slave");
+        let all = ports.as_array().expect("ip lists links").iter();
+        // ip leaves an empty object for each link that is none.
+        all.filter(|link| link["ifname"].is_string())
+            .cloned()
+            .collect()
+    }
+
     /// The process that holds the node's namespaces.
     #[must_use]
     pub fn pid(&self) -> u32 {

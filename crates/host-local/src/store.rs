@@ -160,7 +160,9 @@ impl Store {
                 collected.errors.push(self.io("write the index")(error));
             }
         }
-        collected.vacant = locked.into_vacant()?;
+        if collected.held.is_empty() && collected.errors.is_empty() {
+            collected.vacant = locked.into_vacant()?;
+        }
         Ok(collected)
     }
 

@@ -1,0 +1,244 @@
+//! GC: what no valid attachment explains is gone, and everything else is as it was.
+
+use conformance::{Attachment, Lab, Node, Plugin, wait_for};
+use serde_json::{Value, json};
+
+fn flannel_form() -> Value {
+    json!({
+        "cniVersion": "1.1.0",
+        "name": "cbr0",
+        "type": "cni-hostgw",
+        "delegate": {"hairpinMode": true, "isDefaultGateway": true},
+    })
+}
+
+fn with_valid(conf: &Value, key: &str, ids: &[&str]) -> Value {
+    let valid = ids
+        .iter()
+        .map(|id| json!({"containerID": id, "ifname": "eth0"}));
+    let mut conf = conf.clone();
+    conf[key] = valid.collect();
+    conf
+}
+
+/// The names of addresses, index entries, host veths, rules and scratch files.
+fn things(node: &Node<'_>) -> Vec<String> {
+    let listed = node
+        .sh(
+            "cd /var/lib/cni; ls networks/cbr0 networks/cbr0/.attachments flannel | grep -v last; \
+             ip -o link show type veth | grep -v enp0s5 | cut -d: -f2; nft list ruleset | grep masquerade-",
+        )
+        .stdout;
+    listed.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+/// A node whose agent does not masquerade, with three pods of ours, and an address and a scratch
+/// file of the `flannel` plugin's.
+fn crowded<'a>(lab: &'a Lab, plugin: &Plugin, conf: &Value) -> Node<'a> {
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(false);
+    for name in ["a", "b", "c"] {
+        plugin.add(&node.pod(name), conf).ok();
+    }
+    let scratch = |name: &str, network: &str| {
+        let text = format!(r#"{{"name": "{network}", "type": "bridge"}}"#);
+        node.write(&format!("/var/lib/cni/flannel/{name}"), text);
+    };
+    scratch("old", "cbr0");
+    scratch("a", "cbr0");
+    scratch("theirs", "another");
+    node.write("/var/lib/cni/flannel/torn", "");
+    let store = "/var/lib/cni/networks/cbr0";
+    node.write(&format!("{store}/10.10.1.77"), "old\r\neth0");
+    node.write(&format!("{store}/10.10.1.78"), "");
+    node
+}
+
+#[test]
+fn gc_takes_back_what_no_valid_attachment_explains() {
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        let lab = Lab::new();
+        let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+        let node = crowded(&lab, &plugin, &conf);
+        assert_eq!(node.ports().len(), 3);
+        let request = with_valid(&conf, key, &["a"]);
+        let reply = plugin.call(&node, "GC", &Attachment::named(""), &request);
+        assert!(reply.stderr.is_empty());
+        assert_eq!(reply.ok(), Value::Null, "no output on success");
+        let left = things(&node);
+        assert_eq!(node.ports().len(), 1, "{left:?}");
+        for gone in [
+            "10.10.1.3",
+            "10.10.1.4",
+            "10.10.1.77",
+            "10.10.1.78",
+            "b:eth0",
+            "c:eth0",
+            "old",
+            "torn",
+        ] {
+            assert!(!left.contains(&gone.to_owned()), "{gone}: {left:?}");
+        }
+        for there in ["10.10.1.2", "a:eth0", "a", "theirs"] {
+            assert!(left.contains(&there.to_owned()), "{there}: {left:?}");
+        }
+        assert!(
+            left.iter()
+                .any(|line| line.contains("masquerade-10.10.1.0-24"))
+        );
+        let inside = node.sh("ip -n a -o addr show dev eth0").ok();
+        assert!(inside.contains("10.10.1.2"), "the valid one lives");
+        // Again: nothing to do.
+        plugin
+            .call(&node, "GC", &Attachment::named(""), &request)
+            .ok();
+        assert_eq!(things(&node), left);
+    }
+}
+
+#[test]
+fn null_means_that_none_is_valid() {
+    let lab = Lab::new();
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let node = crowded(&lab, &plugin, &conf);
+    let mut request = conf.clone();
+    request["cni.dev/valid-attachments"] = Value::Null;
+    plugin
+        .call(&node, "GC", &Attachment::named(""), &request)
+        .ok();
+    let left = things(&node);
+    assert_eq!(
+        left.iter().filter(|line| line.contains("10.10.1")).count(),
+        0,
+        "{left:?}"
+    );
+    assert!(node.ports().is_empty());
+    assert_eq!(
+        node.sh("nft list ruleset").ok(),
+        "",
+        "with the last pod go the rules"
+    );
+}
+
+#[test]
+fn without_a_list_only_what_is_dead_goes() {
+    let lab = Lab::new();
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let node = crowded(&lab, &plugin, &conf);
+    node.sh(
+        "ip netns delete b; touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/?:eth0",
+    )
+    .ok();
+    wait_for("the kernel takes the veth with the namespace", || {
+        node.ports().len() == 2
+    });
+    plugin.call(&node, "GC", &Attachment::named(""), &conf).ok();
+    let left = things(&node);
+    assert!(!left.contains(&"10.10.1.3".to_owned()), "{left:?}");
+    for there in ["10.10.1.2", "10.10.1.4", "10.10.1.77"] {
+        assert!(left.contains(&there.to_owned()), "{there}: {left:?}");
+    }
+}
+
+#[test]
+fn gc_leaves_other_networks_alone() {
+    let lab = Lab::new();
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let node = crowded(&lab, &plugin, &conf);
+    let other = json!({
+        "cniVersion": "1.1.0", "name": "other", "type": "cni-hostgw", "isDefaultGateway": true, "ipMasq": true,
+        "bridge": "cni1", "ipam": {"ranges": [[{"subnet": "10.20.1.0/24"}]]},
+    });
+    let pod = node.pod("d");
+    plugin.add(&pod, &other).ok();
+    let request = with_valid(&conf, "cni.dev/valid-attachments", &[]);
+    plugin
+        .call(&node, "GC", &Attachment::named(""), &request)
+        .ok();
+    assert!(pod.pings("10.20.1.1"));
+    assert!(node.path("/var/lib/cni/networks/other/10.20.1.2").exists());
+    let rules = node.sh("nft list ruleset").ok();
+    assert!(
+        rules.contains("cni-hostgw-other") && !rules.contains("cni-hostgw-cbr0"),
+        "{rules}"
+    );
+}
+
+#[test]
+fn gc_goes_on_after_a_failure_and_tells_of_all() {
+    let lab = Lab::new();
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let node = crowded(&lab, &plugin, &conf);
+    // Two files that cannot be removed: they are folders.
+    node.sh("cd /var/lib/cni; rm networks/cbr0/10.10.1.77 flannel/old; mkdir networks/cbr0/10.10.1.77 flannel/old")
+        .ok();
+    let request = with_valid(&conf, "cni.dev/valid-attachments", &["a"]);
+    let (code, text) = plugin
+        .call(&node, "GC", &Attachment::named(""), &request)
+        .error();
+    assert_eq!(code, 100, "{text}");
+    assert!(text.starts_with("2 of the things"), "{text}");
+    for said in [
+        "reservation in /var/lib/cni/networks/cbr0",
+        "/var/lib/cni/flannel/old",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    let left = things(&node);
+    assert!(
+        !left.contains(&"10.10.1.3".to_owned()) && !left.contains(&"torn".to_owned()),
+        "{left:?}"
+    );
+    assert_eq!(node.ports().len(), 1);
+}
+
+#[test]
+fn a_hundred_orphans_go_in_one_step() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(true);
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    for i in 0..100 {
+        plugin.add(&node.pod(&format!("p{i}")), &conf).ok();
+    }
+    let request = with_valid(&conf, "cni.dev/valid-attachments", &["p7"]);
+    plugin
+        .call(&node, "GC", &Attachment::named(""), &request)
+        .ok();
+    assert_eq!(node.ports().len(), 1);
+    let held = node.sh("ls /var/lib/cni/networks/cbr0 | grep 10.10.1").ok();
+    assert_eq!(held, "10.10.1.9\n");
+}
+
+#[test]
+fn what_the_bridge_plugin_masqueraded_is_taken_away_with_its_pod() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let (reference, ours) = (Plugin::reference("bridge"), Plugin::ours(&lab));
+    let conf = |kind: &str| {
+        json!({
+            "cniVersion": "1.0.0", "name": "cbr0", "type": kind, "isDefaultGateway": true, "ipMasq": true,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.10.1.0/24"}]]},
+        })
+    };
+    for name in ["a", "b", "c"] {
+        reference.add(&node.pod(name), &conf("bridge")).ok();
+    }
+    let jumps = || {
+        node.sh("iptables-save -t nat | grep -c -- '-j CNI-'")
+            .stdout
+    };
+    assert_eq!(jumps().trim(), "3");
+    // One by DEL, though its namespace is gone, and one by GC.
+    node.sh("ip netns delete a").ok();
+    ours.call(&node, "DEL", &Attachment::named("a"), &conf("cni-hostgw"))
+        .ok();
+    assert_eq!(jumps().trim(), "2");
+    let mut request = with_valid(&conf("cni-hostgw"), "cni.dev/valid-attachments", &["c"]);
+    request["cniVersion"] = json!("1.1.0");
+    ours.call(&node, "GC", &Attachment::named(""), &request)
+        .ok();
+    assert_eq!(jumps().trim(), "1");
+    let saved = node.sh("iptables-save -t nat").ok();
+    assert_eq!(saved.matches(":CNI-").count(), 1, "{saved}");
+}
