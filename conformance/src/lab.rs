@@ -108,6 +108,12 @@ impl Lab {
         fs::rename(&new, path).expect("both lie in the shared folder");
     }
 
+    /// Lets a file of the shared folder be started.
+    pub fn make_executable(&self, name: &str) {
+        let script = format!("chmod 755 {}", Self::path(name).display());
+        run(self.switch.enter(&["-m"]).args(["sh", "-c", &script])).ok();
+    }
+
     /// Copies an executable into the shared folder, under any name, unless it is there.
     ///
     /// By a process of its own: a file that is open for writing cannot be executed, and what

@@ -74,6 +74,14 @@ pub struct Reply {
 }
 
 impl Reply {
+    fn nothing() -> Self {
+        Self {
+            success: true,
+            json: Value::Null,
+            stderr: String::new(),
+        }
+    }
+
     /// The result of a request that must succeed.
     ///
     /// # Panics
@@ -226,6 +234,22 @@ impl Running {
         }
     }
 
+    /// What it printed on standard output, to the letter.
+    ///
+    /// # Panics
+    ///
+    /// When it failed.
+    #[must_use]
+    pub fn text(self) -> String {
+        let output = self
+            .child
+            .wait_with_output()
+            .expect("a child can be waited for");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}: {text}", self.plugin.display());
+        text
+    }
+
     /// Its answer.
     ///
     /// # Panics
@@ -300,16 +324,27 @@ impl Chain {
         last.expect("a list has a plugin")
     }
 
-    /// DEL through the list, last plugin first.
+    /// CHECK through the list, each plugin with the result of the whole. What failed is the
+    /// answer.
     #[must_use]
-    pub fn del(&self, pod: &Pod<'_>, attachment: &Attachment) -> Reply {
-        let mut last = Reply {
-            success: true,
-            json: Value::Null,
-            stderr: String::new(),
-        };
+    pub fn check(&self, pod: &Pod<'_>, attachment: &Attachment, result: &Value) -> Reply {
+        let mut last = Reply::nothing();
+        for (plugin, conf) in &self.plugins {
+            let conf = self.request(conf, Some(result));
+            last = plugin.call(pod.node(), "CHECK", attachment, &conf);
+            if !last.success {
+                return last;
+            }
+        }
+        last
+    }
+
+    /// DEL through the list, last plugin first, with the result of ADD where the version has it.
+    #[must_use]
+    pub fn del(&self, pod: &Pod<'_>, attachment: &Attachment, result: Option<&Value>) -> Reply {
+        let mut last = Reply::nothing();
         for (plugin, conf) in self.plugins.iter().rev() {
-            last = plugin.call(pod.node(), "DEL", attachment, &self.request(conf, None));
+            last = plugin.call(pod.node(), "DEL", attachment, &self.request(conf, result));
             if !last.success {
                 return last;
             }

@@ -61,7 +61,7 @@ fn attaches(text: &str) {
     }
     assert!(a.pings("192.168.2.1"), "the world answers");
     for pod in [&a, &b] {
-        chain.del(pod, &Attachment::of(pod)).ok();
+        chain.del(pod, &Attachment::of(pod), None).ok();
     }
     let list: serde_json::Value = serde_json::from_str(text).expect("a conflist is JSON");
     let network = list["name"].as_str().expect("it has a name");

@@ -49,29 +49,6 @@ fn comparable(mut result: Value) -> Value {
 }
 
 #[test]
-fn results_are_the_references_in_every_version() {
-    for version in VERSIONS.into_iter().filter(|version| *version != "1.1.0") {
-        for subnets in [&[V4][..], &[V6], &[V4, V6]] {
-            let mut conf = bridge_form(version, subnets);
-            if !subnets.contains(&V4) {
-                conf["ipam"]["routes"] = json!([]);
-            }
-            let [ours, theirs] = [true, false].map(|ours| {
-                let lab = Lab::new();
-                let node = lab.node("worker1", &["192.168.2.16/24"]);
-                let plugin = if ours {
-                    Plugin::ours(&lab)
-                } else {
-                    Plugin::reference("bridge")
-                };
-                comparable(plugin.add(&node.pod("a"), &conf).ok())
-            });
-            assert_eq!(ours, theirs, "{version} {subnets:?}");
-        }
-    }
-}
-
-#[test]
 fn the_newest_version_carries_the_mtu() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);

@@ -1,0 +1,148 @@
+//! Lists of plugins: what came before is kept, and what is declared for another entry is its own.
+
+use conformance::{Attachment, Chain, Lab, Plugin};
+use serde_json::{Value, json};
+
+fn conf() -> Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "cbr0",
+        "type": "cni-hostgw",
+        "isDefaultGateway": true,
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}]]},
+    })
+}
+
+#[test]
+fn what_came_before_is_kept_in_the_result() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let (plugin, pod) = (Plugin::ours(&lab), node.pod("a"));
+    for (version, previous) in [
+        (
+            "1.1.0",
+            json!({
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "net0", "sandbox": "/run/netns/a", "pciID": "0000:01:00.0"}],
+                "ips": [{"interface": 0, "address": "10.99.1.5/24"}],
+                "routes": [{"dst": "10.99.0.0/16", "gw": "10.99.1.1"}],
+                "dns": {"nameservers": ["10.96.0.10"]},
+            }),
+        ),
+        (
+            "0.3.1",
+            json!({
+                "interfaces": [{"name": "net0", "sandbox": "/run/netns/a"}],
+                "ips": [{"version": "4", "interface": 0, "address": "10.99.1.5/24"}],
+                "routes": [{"dst": "10.99.0.0/16", "gw": "10.99.1.1"}],
+                "dns": {"nameservers": ["10.96.0.10"]},
+            }),
+        ),
+    ] {
+        let mut conf = conf();
+        conf["cniVersion"] = json!(version);
+        conf["prevResult"] = previous.clone();
+        let result = plugin.add(&pod, &conf).ok();
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(result["interfaces"][0], previous["interfaces"][0]);
+        assert_eq!(result["ips"][0], previous["ips"][0]);
+        assert_eq!(result["routes"][0], previous["routes"][0]);
+        assert_eq!(result["dns"], previous["dns"]);
+        let interfaces = result["interfaces"].as_array().expect("a list");
+        let index = result["ips"][1]["interface"]
+            .as_u64()
+            .expect("ours has one");
+        let ours = &interfaces[usize::try_from(index).expect("small")];
+        assert_eq!((interfaces.len(), &ours["name"]), (4, &json!("eth0")));
+        plugin.del(&pod, &conf).ok();
+    }
+    let mut conf = conf();
+    conf["prevResult"] = json!({"cniVersion": "0.2.0", "ip4": {"ip": "10.99.1.5/24"}});
+    let (code, text) = plugin.add(&pod, &conf).error();
+    assert_eq!(code, 6);
+    assert!(text.starts_with("could not parse prevResult"), "{text}");
+    assert!(node.ports().is_empty());
+}
+
+#[test]
+fn capabilities_are_refused_only_where_they_are_declared_for_us() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let (plugin, pod) = (Plugin::ours(&lab), node.pod("a"));
+    // Capitals, as containerd sends them.
+    let ports = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp"}]);
+    for (capability, value) in [
+        ("portMappings", ports),
+        (
+            "bandwidth",
+            json!({"IngressRate": 1000, "IngressBurst": 1000}),
+        ),
+    ] {
+        let mut conf = conf();
+        conf["capabilities"] = json!({capability: true});
+        conf["runtimeConfig"] = json!({capability: value});
+        let (code, text) = plugin.add(&pod, &conf).error();
+        assert_eq!(code, 2, "{text}");
+        assert!(
+            text.starts_with(&format!("runtimeConfig.{capability}: ")) && text.contains("1000")
+                || text.contains("8080"),
+            "key and value: {text}"
+        );
+        // Declared, and nothing asked for by this pod; or declared for another entry only.
+        conf["runtimeConfig"] = json!({});
+        plugin.add(&pod, &conf).ok();
+        plugin.del(&pod, &conf).ok();
+        conf["runtimeConfig"] = json!({capability: value});
+        conf["capabilities"] = json!({});
+        plugin.add(&pod, &conf).ok();
+        plugin.del(&pod, &conf).ok();
+    }
+}
+
+#[test]
+fn the_reference_plugins_work_behind_ours_as_behind_their_own() {
+    for kind in ["bridge", "cni-hostgw"] {
+        let lab = Lab::new();
+        let node = lab.node("worker1", &["192.168.2.16/24"]);
+        let list = |mac: &str| {
+            let list = json!({
+                "cniVersion": "1.0.0",
+                "name": "cbr0",
+                "plugins": [
+                    {
+                        "type": kind, "bridge": "cni0", "isDefaultGateway": true,
+                        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.10.1.0/24"}]]},
+                    },
+                    {"type": "tuning", "mac": mac, "sysctl": {"net.ipv4.conf.eth0.proxy_arp": "1"}},
+                    {"type": "firewall", "backend": "iptables"},
+                    {"type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 8_000_000},
+                ],
+            });
+            Chain::new(&lab, &list.to_string())
+        };
+        let chain = list("02:00:00:00:00:42");
+        node.sh("iptables -P FORWARD DROP").ok();
+        let (a, b) = (node.pod("a"), node.pod("b"));
+        let attachment = Attachment::of(&a);
+        let result = chain.add(&a, &attachment).ok();
+        let other = list("02:00:00:00:00:43");
+        other.add(&b, &Attachment::of(&b)).ok();
+        assert_eq!(
+            result["interfaces"][2]["mac"], "02:00:00:00:00:42",
+            "{kind}"
+        );
+        assert!(b.pings("10.10.1.2"), "{kind}");
+        let veth = result["interfaces"][1]["name"].as_str().expect("has one");
+        let shaped = node.sh(&format!("tc qdisc show dev {veth}")).ok();
+        assert!(shaped.contains("tbf"), "{kind}: {shaped}");
+        let rules = node.sh("iptables-save -t filter").ok();
+        assert!(rules.contains("-d 10.10.1.2/32"), "{kind}: {rules}");
+        // What tuning changed is in the result, so CHECK accepts it.
+        chain.check(&a, &attachment, &result).ok();
+        chain.del(&a, &attachment, Some(&result)).ok();
+        chain.del(&a, &attachment, Some(&result)).ok();
+        let rules = node.sh("iptables-save -t filter").ok();
+        assert!(!rules.contains("10.10.1.2/32"), "{kind}: {rules}");
+        assert_eq!(node.ports().len(), 1, "{kind}");
+    }
+}
