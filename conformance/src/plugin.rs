@@ -190,7 +190,23 @@ impl Plugin {
         attachment: &Attachment,
         conf: &Value,
     ) -> Running {
-        Running::spawn(&mut node.command(&self.0), &self.0, verb, attachment, conf)
+        self.start_by(&mut node.command(&self.0), verb, attachment, conf)
+    }
+
+    /// The same by a command of the caller's making.
+    ///
+    /// # Panics
+    ///
+    /// When the plugin cannot be started.
+    #[must_use]
+    pub fn start_by(
+        &self,
+        command: &mut Command,
+        verb: &str,
+        attachment: &Attachment,
+        conf: &Value,
+    ) -> Running {
+        Running::spawn(command, &self.0, verb, attachment, conf)
     }
 }
 
@@ -201,7 +217,7 @@ pub struct Running {
 }
 
 impl Running {
-    pub(crate) fn spawn(
+    fn spawn(
         command: &mut Command,
         plugin: &Path,
         verb: &str,

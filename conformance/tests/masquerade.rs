@@ -2,7 +2,7 @@
 //! address, and what stays in it keeps its own.
 
 use conformance::reference_picture::{Family, agents, cluster, nodes, pods};
-use conformance::{Agent, Lab, Plugin, Pod, Server};
+use conformance::{Agent, Attachment, Lab, Plugin, Pod, Server};
 use serde_json::{Value, json};
 
 /// Who asked, as the web server in `server` saw it when `client` did.
@@ -126,4 +126,125 @@ fn an_agent_that_masquerades_is_left_alone() {
     let rules = node.sh("nft list ruleset").ok();
     assert!(rules.contains("ip daddr 10.10.0.0/16 return"), "{rules}");
     assert!(b.pings("192.168.2.1"));
+}
+
+/// What the programs see of NAT, without counters and other programs' chains.
+fn saved(node: &conformance::Node<'_>) -> String {
+    node.sh("iptables-save -t nat; ip6tables-save -t nat")
+        .ok()
+        .lines()
+        .filter(|line| line.contains("HOSTGW"))
+        .map(|line| line.to_owned() + "\n")
+        .collect()
+}
+
+#[test]
+fn the_iptables_programs_masquerade_where_they_are_asked_to() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = conf(Some(true));
+    conf["ipMasqBackend"] = json!("iptables");
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    plugin.add(&a, &conf).ok();
+    assert!(a.pings("192.168.2.1") && a.pings("fd00:192:168:2::1"));
+    let rules = saved(&node);
+    assert_eq!(rules.matches("-j MASQUERADE").count(), 2, "{rules}");
+    plugin.add(&b, &conf).ok();
+    assert_eq!(saved(&node), rules, "the next pod finds them there");
+    // Another idea of the cluster's network takes the place of the one before.
+    node.write_subnet_env(false);
+    conf["subnetFile"] = json!("/run/flannel/subnet.env");
+    plugin.add(&node.pod("c"), &conf).ok();
+    let rules = saved(&node);
+    assert_eq!(rules.matches("POSTROUTING").count(), 2, "{rules}");
+    assert_eq!(
+        rules.matches("-d 10.10.0.0/16 -j RETURN").count(),
+        1,
+        "{rules}"
+    );
+    conf["prevResult"] = plugin.add(&node.pod("d"), &conf).ok();
+    let d = Attachment::named("d");
+    plugin.call(&node, "CHECK", &d, &conf).ok();
+    node.sh("iptables -t nat -F POSTROUTING").ok();
+    let (code, text) = plugin.call(&node, "CHECK", &d, &conf).error();
+    assert_eq!(
+        (code, text.trim_end_matches("; ")),
+        (102, "CHECK: 10.10.1.0/24 is not masqueraded")
+    );
+    plugin.add(&node.pod("e"), &conf).ok();
+    plugin.call(&node, "CHECK", &d, &conf).ok();
+    // DEL of all, without a namespace and with another backend in the configuration by now.
+    conf["ipMasqBackend"] = json!("nftables");
+    for name in ["a", "b", "c", "d", "e"] {
+        assert_ne!(saved(&node), "");
+        plugin
+            .call(&node, "DEL", &Attachment::named(name).in_netns(""), &conf)
+            .ok();
+    }
+    assert_eq!(saved(&node), "", "with the last pod go the rules");
+}
+
+#[test]
+fn many_adds_at_once_make_the_iptables_rules_once() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = conf(Some(true));
+    conf["ipMasqBackend"] = json!("iptables");
+    let names: Vec<_> = (0..12).map(|i| format!("p{i}")).collect();
+    let _pods: Vec<_> = names.iter().map(|name| node.pod(name)).collect();
+    let start = |name: &String| plugin.start(&node, "ADD", &Attachment::named(name), &conf);
+    let running: Vec<_> = names.iter().map(start).collect();
+    for add in running {
+        add.wait().ok();
+    }
+    assert_eq!(saved(&node).matches("-A POSTROUTING").count(), 2);
+}
+
+#[test]
+fn del_without_a_namespace_leaves_nothing() {
+    // The reference leaves its rules, which is what its users report (plugins#810).
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let (reference, ours) = (Plugin::reference("bridge"), Plugin::ours(&lab));
+    let mut theirs = conf(Some(true));
+    theirs["ipam"]["type"] = json!("host-local");
+    reference.add(&node.pod("theirs"), &theirs).ok();
+    node.sh("ip netns delete theirs").ok();
+    let gone = Attachment::named("theirs").in_netns("");
+    reference.call(&node, "DEL", &gone, &theirs).ok();
+    assert!(node.sh("iptables-save -t nat").ok().contains(":CNI-"));
+    node.sh("nft flush ruleset").ok();
+
+    let conf = conf(Some(true));
+    for name in ["a", "b"] {
+        ours.add(&node.pod(name), &conf).ok();
+    }
+    let table = "nft list table ip cni-hostgw-cbr0 && nft list table ip6 cni-hostgw-cbr0";
+    node.sh(table).ok();
+    let a = Attachment::named("a").in_netns("");
+    ours.call(&node, "DEL", &a, &conf).ok();
+    node.sh(table).ok();
+    node.sh("ip netns delete b").ok();
+    ours.call(&node, "DEL", &Attachment::named("b"), &conf).ok();
+    assert_eq!(node.sh("nft list ruleset").ok(), "");
+    // And the next pod has them again.
+    let c = node.pod("c");
+    ours.add(&c, &conf).ok();
+    assert!(c.pings("192.168.2.1"));
+}
+
+#[test]
+fn a_backend_that_nobody_knows_is_refused() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let mut conf = conf(Some(true));
+    conf["ipMasqBackend"] = json!("ebpf");
+    let (code, text) = Plugin::ours(&lab).add(&node.pod("a"), &conf).error();
+    assert_eq!(code, 2);
+    assert!(
+        text.starts_with("ipMasqBackend: ebpf is not supported"),
+        "{text}"
+    );
 }

@@ -24,7 +24,6 @@ fn bridge_form(version: &str, subnets: &[&str]) -> Value {
 }
 
 const V4: &str = "10.10.1.0/24";
-const V6: &str = "fd00:10:10:1::/64";
 
 /// A result without what differs by nature: hardware addresses, the host veth's name, and
 /// `mtu`, which the reference does not send yet.
@@ -81,16 +80,28 @@ fn version_lists_every_version() {
 fn a_person_is_told_what_it_is() {
     let lab = Lab::new();
     let node = lab.node("worker1", &[]);
-    let plugin = Plugin::ours(&lab);
-    let output = node.sh(&plugin.0.display().to_string());
+    let plugin = Plugin::ours(&lab).0.display().to_string();
+    let versions =
+        "CNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0";
+    let output = node.sh(&plugin);
     assert!(output.success && output.stdout.is_empty());
     assert!(
-        output
-            .stderr
-            .contains("CNI protocol versions supported: 0.1.0"),
+        output.stderr.starts_with("cni-hostgw 0."),
         "{}",
         output.stderr
     );
+    assert!(output.stderr.contains(versions), "{}", output.stderr);
+    for (argument, said) in [
+        ("--help", "CNI_COMMAND"),
+        ("-h", "--version"),
+        ("--version", versions),
+        ("-V", "cni-hostgw 0."),
+    ] {
+        let text = node.sh(&format!("{plugin} {argument}")).ok();
+        assert!(text.contains(said), "{argument}: {text}");
+    }
+    let refused = node.sh(&format!("{plugin} --nonsense"));
+    assert!(!refused.success && refused.stderr.contains(r#"unknown argument "--nonsense""#));
 }
 
 #[test]
@@ -351,6 +362,9 @@ fn both_forms_mean_the_same() {
     );
 }
 
+/// The host veth's name, for a shell.
+const VETH: &str = "$(ip -o link show type bridge_slave | sed 's/.*: \\(veth[^@]*\\)@.*/\\1/')";
+
 #[test]
 fn check_finds_what_is_not_as_it_was() {
     let lab = Lab::new();
@@ -359,7 +373,7 @@ fn check_finds_what_is_not_as_it_was() {
     for (damage, said) in [
         (
             "ip -n a addr delete 10.10.1.2/24 dev eth0",
-            "lacks address 10.10.1.2/24",
+            "interface eth0 lacks address 10.10.1.2/24",
         ),
         (
             "ip -n a route delete default",
@@ -368,29 +382,110 @@ fn check_finds_what_is_not_as_it_was() {
         ("ip -n a link set eth0 down", "interface eth0 is down"),
         (
             "ip -n a link set eth0 address 02:00:00:00:00:07",
-            "has hardware address 02:00:00:00:00:07, not 0a:58:0a:0a:01:02",
+            "interface eth0 has hardware address 02:00:00:00:00:07, not 0a:58:0a:0a:01:02",
         ),
-        ("ip -n a link delete eth0", " is gone"),
-        ("ip link delete cni0", "bridge cni0 is gone"),
         (
-            "ip link set $(ip -o link show type bridge_slave | sed 's/.*: \\(veth[^@]*\\)@.*/\\1/') nomaster",
-            "is no port of cni0",
+            "ip -n a link set eth0 mtu 1300",
+            "interface eth0 has MTU 1300, not 1400",
+        ),
+        ("ip link set VETH mtu 1300", "has MTU 1300, not 1400"),
+        ("ip link set VETH down", "is down"),
+        (
+            "ip -n a link delete eth0; ip -n a link add eth0 type bridge",
+            "interface eth0 is not a veth",
+        ),
+        (
+            "ip -n a link set eth0 name eth1; ip -n a link add eth0 address 0a:58:0a:0a:01:02 mtu 1400 up type veth peer name eth9; ip -n a link set eth9 up",
+            "is not the other end of eth0",
+        ),
+        ("ip -n a link delete eth0", "interface eth0 is gone"),
+        ("ip link delete cni0", "bridge cni0 is gone"),
+        ("ip link set cni0 down", "bridge cni0 is down"),
+        (
+            "ip addr delete 10.10.1.1/24 dev cni0",
+            "bridge cni0 lacks address 10.10.1.1/24",
+        ),
+        (
+            "echo 0 > /proc/sys/net/ipv4/ip_forward",
+            "the node does not forward: net/ipv4/ip_forward is 0",
+        ),
+        ("ip link set VETH nomaster", "is no port of cni0"),
+        (
+            "ip link set VETH type bridge_slave hairpin off",
+            "has hairpin mode off",
+        ),
+        (
+            "ip link set VETH type bridge_slave isolated on",
+            "has port isolation on",
+        ),
+        (
+            "ip neigh replace 10.10.1.2 dev cni0 lladdr 02:00:00:00:00:09 nud reachable",
+            "the node believes 10.10.1.2 at 02:00:00:00:00:09, and eth0 has 0a:58:0a:0a:01:02",
         ),
         (
             "rm /var/lib/cni/networks/cbr0/10.10.1.2",
             "address 10.10.1.2 is not reserved for it",
         ),
+        (
+            "nft delete table ip cni-hostgw-cbr0",
+            "10.10.1.0/24 is not masqueraded",
+        ),
     ] {
-        let mut conf = bridge_form("1.0.0", &[V4]);
+        let mut conf = bridge_form("1.1.0", &[V4]);
+        conf["ipMasq"] = json!(true);
+        conf["mtu"] = json!(1400);
         node.sh("rm -rf /var/lib/cni/networks").ok();
         let pod = node.pod("a");
         conf["prevResult"] = plugin.add(&pod, &conf).ok();
         let attachment = Attachment::of(&pod);
         plugin.call(&node, "CHECK", &attachment, &conf).ok();
-        node.sh(damage).ok();
+        node.sh(&damage.replace("VETH", VETH)).ok();
         let (code, text) = plugin.call(&node, "CHECK", &attachment, &conf).error();
         assert_eq!(code, 102, "{damage}: {text}");
         assert!(text.contains(said), "{damage}: {text}");
+        plugin.del(&pod, &conf).ok();
+        pod.delete();
+    }
+}
+
+#[test]
+fn check_accepts_what_ages_and_what_later_plugins_say_they_changed() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let pod = node.pod("a");
+    let mut conf = bridge_form("1.0.0", &[V4]);
+    let result = plugin.add(&pod, &conf).ok();
+    conf["prevResult"] = result;
+    conf["prevResult"]["interfaces"][2]["mac"] = json!("02:00:00:00:00:07");
+    // An interface of somebody else's, and a route that somebody added.
+    let interfaces = conf["prevResult"]["interfaces"].as_array_mut();
+    interfaces.expect("a list").push(json!({"name": "bwp0"}));
+    node.sh(
+        "ip -n a link set eth0 address 02:00:00:00:00:07 mtu 1300; ip neigh flush dev cni0; \
+         ip -n a route add 10.77.0.0/16 via 10.10.1.1",
+    )
+    .ok();
+    plugin
+        .call(&node, "CHECK", &Attachment::of(&pod), &conf)
+        .ok();
+}
+
+#[test]
+fn check_needs_the_result_of_add() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    for plugin in [Plugin::reference("bridge"), Plugin::ours(&lab)] {
+        let pod = node.pod("a");
+        let conf = bridge_form("1.0.0", &[V4]);
+        plugin.add(&pod, &conf).ok();
+        let (_, text) = plugin
+            .call(&node, "CHECK", &Attachment::of(&pod), &conf)
+            .error();
+        assert!(
+            text.to_lowercase().contains("required prevresult missing"),
+            "{text}"
+        );
         plugin.del(&pod, &conf).ok();
         pod.delete();
     }
@@ -429,32 +524,51 @@ fn status_says_whether_an_add_would_find_its_subnet() {
     // Beside the gateway's, another address is somebody's business.
     node.sh("ip addr add 10.10.1.1/24 dev cni0").ok();
     assert_eq!(status().ok(), Value::Null);
+    node.sh("ip link delete cni0 && ip link add cni0 type veth peer name cni1")
+        .ok();
+    let (code, text) = status().error();
+    assert_eq!(
+        (code, text.trim_end_matches("; ")),
+        (50, "cni0 already exists but is not a bridge")
+    );
+    node.sh("ip link delete cni0; echo > /var/lib/cni/networks")
+        .ok();
+    let (code, text) = status().error();
+    assert_eq!(code, 50);
+    assert!(
+        text.starts_with("look at the store in /var/lib/cni/networks/cbr0"),
+        "{text}"
+    );
+    node.sh("rm /var/lib/cni/networks; mount -o bind,ro /var/lib/cni /var/lib/cni")
+        .ok();
+    let (code, text) = status().error();
+    assert_eq!(code, 50);
+    assert!(text.contains("Read-only file system"), "{text}");
 }
 
 #[test]
-fn an_address_that_is_used_again_is_reachable_at_once() {
+fn status_is_quick_and_writes_nothing() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(false);
     let plugin = Plugin::ours(&lab);
-    let conf = bridge_form("1.0.0", &[V4]);
-    let neighbour = node.pod("neighbour");
-    plugin.add(&neighbour, &conf).ok();
-    // The one before had a hardware address of its own, and everybody knows it.
-    let before = node.pod("before");
-    let attachment = Attachment::of(&before).with_args("IP=10.10.1.9;MAC=02:00:00:00:00:01");
-    plugin.call(&node, "ADD", &attachment, &conf).ok();
-    assert!(neighbour.pings("10.10.1.9"));
-    node.sh("busybox ping -c 1 -W 1 10.10.1.9").ok();
-    plugin.call(&node, "DEL", &attachment, &conf).ok();
-    let after = node.pod("after");
-    plugin
-        .call(
-            &node,
-            "ADD",
-            &Attachment::of(&after).with_args("IP=10.10.1.9"),
-            &conf,
-        )
-        .ok();
-    node.sh("busybox ping -c 1 -W 1 10.10.1.9").ok();
-    neighbour.sh("busybox ping -c 1 -W 1 10.10.1.9").ok();
+    let conf = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "delegate": {},
+        "logFile": "/run/log",
+    });
+    for _ in 0..21 {
+        plugin
+            .call(&node, "STATUS", &Attachment::named(""), &conf)
+            .ok();
+    }
+    assert_eq!(node.sh("ls /var/lib/cni").ok(), "");
+    assert_eq!(node.sh("nft list ruleset").ok(), "");
+    let log = std::fs::read_to_string(node.path("/run/log")).expect("was written");
+    let mut times: Vec<u64> = log
+        .lines()
+        .filter_map(|line| line.split(" us=").nth(1)?.split(' ').next()?.parse().ok())
+        .collect();
+    times.sort_unstable();
+    assert_eq!(times.len(), 21, "{log}");
+    assert!(times[10] < 3000, "the median, in microseconds: {times:?}");
 }

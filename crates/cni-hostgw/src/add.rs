@@ -82,7 +82,7 @@ pub(crate) fn add(
         &allocation,
         &all_routes,
     );
-    steps.done("container");
+    steps.done("furnish");
     if let Err(error) = furnished {
         if host.delete_link(veth.host).is_err() {
             // While the link carries the address, nobody else must get it.

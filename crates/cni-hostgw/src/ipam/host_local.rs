@@ -139,9 +139,11 @@ pub(crate) fn open_store(data_dir: Option<PathBuf>, network: &NetworkName) -> Re
 
 /// Whether the configuration names ranges, so that the node's subnets need not be known.
 pub(crate) fn has_ranges(conf: &NetConf) -> bool {
-    let ipam = conf.ipam.as_ref();
-    !conf.runtime_config.ip_ranges.is_empty()
-        || ipam.is_some_and(|ipam| ipam.subnet.is_some() || !ipam.ranges.is_empty())
+    let names_some = |ipam: &Ipam| {
+        let part = ipam.range_start.or(ipam.range_end).or(ipam.gateway);
+        ipam.subnet.is_some() || part.is_some() || !ipam.ranges.is_empty()
+    };
+    !conf.runtime_config.ip_ranges.is_empty() || conf.ipam.as_ref().is_some_and(names_some)
 }
 
 /// The ranges that the configuration names, in host-local's order: the runtime's, the older

@@ -1,0 +1,79 @@
+//! An address that is used again at once by another pod.
+
+use conformance::reference_picture::{Family, agents, cluster, nodes};
+use conformance::{Agent, Attachment, Lab, Node, Plugin};
+use serde_json::{Value, json};
+
+fn conf(subnet: &str, v6: &str) -> Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "cbr0",
+        "type": "bridge",
+        "isDefaultGateway": true,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}], [{"subnet": v6}]]},
+    })
+}
+
+/// Whether one ping, sent at once and waited for briefly, is answered.
+fn answers(run: impl Fn(&str) -> conformance::Output, address: &str) -> bool {
+    run(&format!("busybox ping -c 1 -W 1 {address}")).success
+}
+
+#[test]
+fn it_is_reachable_at_once_from_the_node_from_its_pods_and_from_other_nodes() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Dual);
+    lab.write("cluster.json", cluster(Family::Dual, &[]));
+    let _agents = agents(&nodes, Agent::start);
+    let (one, two): (&Node<'_>, &Node<'_>) = (&nodes[1], &nodes[2]);
+    let plugin = Plugin::ours(&lab);
+    let conf_one = conf("10.10.1.0/24", "fd00:10:10:1::/64");
+    let conf_two = conf("10.10.2.0/24", "fd00:10:10:2::/64");
+    let neighbour = one.pod("neighbour");
+    plugin.add(&neighbour, &conf_one).ok();
+    let far = two.pod("far");
+    plugin.add(&far, &conf_two).ok();
+    let addresses = ["10.10.1.9", "fd00:10:10:1::9"];
+    let add = |name: &str, mac: &str| {
+        let pod = one.pod(name);
+        let mac = if mac.is_empty() {
+            String::new()
+        } else {
+            format!(";MAC={mac}")
+        };
+        let mut conf = conf_one.clone();
+        conf["runtimeConfig"] = json!({"ips": addresses});
+        let attachment = Attachment::of(&pod).with_args(&format!("IgnoreUnknown=1{mac}"));
+        plugin.call(one, "ADD", &attachment, &conf).ok();
+        (pod, attachment)
+    };
+    // Each with a hardware address of its own, as pods of other plugins had, and the computed one.
+    for (name, mac) in [
+        ("first", "02:00:00:00:00:01"),
+        ("second", "02:00:00:00:00:02"),
+        ("third", ""),
+        ("fourth", ""),
+    ] {
+        let (pod, attachment) = add(name, mac);
+        for address in addresses {
+            assert!(
+                answers(|script| one.sh(script), address),
+                "{name}: {address} from the node"
+            );
+            assert!(
+                answers(|script| neighbour.sh(script), address),
+                "{name}: {address} from a pod"
+            );
+            assert!(
+                answers(|script| far.sh(script), address),
+                "{name}: {address} from another node"
+            );
+            assert!(
+                answers(|script| two.sh(script), address),
+                "{name}: {address} from a node"
+            );
+        }
+        plugin.call(one, "DEL", &attachment, &conf_one).ok();
+        pod.delete();
+    }
+}
