@@ -43,6 +43,7 @@ test: lint build packages
 test-clients: build packages tools
 	$(CARGO) test --locked -p conformance --features clients --test clients
 
+bench: PACKAGES += strace time
 bench: build packages
 	$(STATIC) -p conformance --bin floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- $(BUILT)/floor

@@ -1,7 +1,7 @@
 //! The floor: the netlink messages of one ADD or DEL and nothing else, in a static executable.
 //!
 //! No addresses are managed, nothing is checked and nothing is printed; whatever a plugin does
-//! on top of this is its own. The bridge `cni0` must be there.
+//! on top of this is its own. The bridge, `cni0` unless `FLOOR_BRIDGE` says another, must be there.
 //!
 //! ```text
 //! CNI_COMMAND=ADD CNI_NETNS=/run/netns/a FLOOR_VETH=veth1 FLOOR_IP=10.10.1.2 floor
@@ -58,7 +58,7 @@ fn add() -> io::Result<()> {
     enter(&netns)?;
     let container = connect()?;
     enter(&home)?;
-    let bridge = index(&host, "cni0")?;
+    let bridge = index(&host, &env::var("FLOOR_BRIDGE").unwrap_or("cni0".into()))?;
 
     let mut peer = link(0, 0);
     attribute(&mut peer, 3, b"eth0\0");

@@ -5,16 +5,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use cni::{AddResult, Attached, Call, Dns, Interface, Ip, RouteConf};
+use host_local::Store;
 use ipnetwork::IpNetwork;
 use kernel::{Furnishing, Home, Link, Mac, Netns, Rtnl, Veth, Watch, sysctl};
 
 use crate::bridge::{self, enable_ipv6};
 use crate::config::Config;
 use crate::error::Error;
-use crate::ipam::{Address, Allocation};
+use crate::ipam::{Address, Allocation, Ipam};
 use crate::log::Steps;
 use crate::names::Names;
 use crate::routes;
+
+/// The store's mark of a network in which a hardware address was asked for.
+const ASKED_FOR: &str = "mac";
 
 /// How long duplicate address detection may take: the kernel asks for a second or two.
 const DETECTION: Duration = Duration::from_secs(10);
@@ -126,6 +130,23 @@ fn container_mac(config: &Config, ips: &[IpAddr]) -> Mac {
     config.mac.unwrap_or_else(computed)
 }
 
+/// Whether the neighbours must be told of the container's hardware address. One that goes with
+/// its address they know already, if they know any: unless somebody had another one here, by
+/// asking for it or from another plugin.
+fn is_news(config: &Config) -> Result<bool, Error> {
+    if matches!(config.ipam, Ipam::Delegate(_)) {
+        return Ok(true);
+    }
+    if config.mac.is_some() {
+        config.store.mark(ASKED_FOR)?;
+        return Ok(true);
+    }
+    let marks = config.store.marks()?;
+    Ok(marks
+        .iter()
+        .any(|mark| mark == ASKED_FOR || mark == Store::FOREIGN))
+}
+
 /// Gives the container its addresses and routes, and sets its interface up.
 fn furnish(
     home: &Home,
@@ -140,10 +161,11 @@ fn furnish(
         return Ok(());
     }
     let addresses = &allocation.addresses;
+    let announce = is_news(config)?;
     let has_ipv6 = addresses.iter().any(|a| a.address.is_ipv6());
     if has_ipv6 {
         home.visit(veth.netns, || {
-            prepare_ipv6(veth.container, config.detect_duplicates)
+            prepare_ipv6(veth.container, config.detect_duplicates, announce)
         })??;
     }
     let watch = (has_ipv6 && config.detect_duplicates)
@@ -154,6 +176,7 @@ fn furnish(
     let furnishing = Furnishing {
         addresses: &with_prefix,
         detect_duplicates: config.detect_duplicates,
+        announce,
         routes: &routes,
     };
     container.bring_up(link, furnishing)?;
@@ -165,7 +188,7 @@ fn furnish(
 
 /// What IPv6 wants to be told before the interface goes up, in the container's namespace. There
 /// is no netlink message for it.
-fn prepare_ipv6(ifname: &str, detect_duplicates: bool) -> Result<(), Error> {
+fn prepare_ipv6(ifname: &str, detect_duplicates: bool, announce: bool) -> Result<(), Error> {
     enable_ipv6(ifname)?;
     let detect = if detect_duplicates { "1" } else { "0" };
     let set = |name, value| sysctl::write(&format!("net/ipv6/conf/{ifname}/{name}"), value);
@@ -174,8 +197,9 @@ fn prepare_ipv6(ifname: &str, detect_duplicates: bool) -> Result<(), Error> {
         set("enhanced_dad", "1")?;
     }
     set("keep_addr_on_down", "1")?;
-    // The neighbours are told, as by arp_notify.
-    set("ndisc_notify", "1")?;
+    if announce {
+        set("ndisc_notify", "1")?;
+    }
     Ok(())
 }
 

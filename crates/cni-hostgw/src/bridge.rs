@@ -2,11 +2,11 @@
 
 use cni::NetworkName;
 use ipnetwork::IpNetwork;
-use kernel::{Bridge, Link, Mac, Rtnl, sysctl};
+use kernel::{Bridge, Link, Mac, Port, Rtnl, sysctl};
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::names::Owner;
+use crate::names::{ALIAS, Owner};
 
 /// The bridge, up, with the gateways' addresses, its ports as the configuration wants them, and
 /// a node that forwards.
@@ -127,19 +127,42 @@ fn ensure_ports(
     config: &Config,
     bridge: &Link,
 ) -> Result<(), Error> {
-    let on = |is_on: bool| if is_on { "on" } else { "off" };
-    let (hairpin, isolated) = (on(config.port.hairpin), on(config.port.isolated));
-    let wanted = format!("cni-hostgw {network}: hairpin {hairpin}, isolated {isolated}");
-    if bridge.alias.as_ref() == Some(&wanted) {
+    let noted = bridge.alias.as_deref().unwrap_or_default();
+    let Some(alias) = note(noted, network, config.port) else {
         return Ok(());
-    }
+    };
     let ports = host.ports(bridge)?;
     let is_wrong = |port: &&Link| {
         let is_ours = Owner::of(port).is_some_and(|owner| owner.network == network.as_str());
         is_ours && port.port != Some(config.port)
     };
     host.set_ports(ports.iter().filter(is_wrong), config.port)?;
-    Ok(host.set_alias(bridge, &wanted)?)
+    Ok(host.set_alias(bridge, &alias)?)
+}
+
+/// The bridge's alias with what a network's ports are to be, beside what it says of other
+/// networks; nothing where it says so already.
+fn note(alias: &str, network: &NetworkName, port: Port) -> Option<String> {
+    // The kernel's limit for an alias.
+    const ALIAS_MAX: usize = 255;
+    let on = |is_on: bool| if is_on { "on" } else { "off" };
+    let (hairpin, isolated) = (on(port.hairpin), on(port.isolated));
+    let own = format!("{network}:hairpin={hairpin},isolated={isolated}");
+    let known = alias.strip_prefix(ALIAS).unwrap_or_default();
+    if known.split(' ').any(|entry| entry == own) {
+        return None;
+    }
+    let mut noted = format!("{ALIAS}{own}");
+    let of_another = |entry: &&str| entry.split(':').next() != Some(network.as_str());
+    for entry in known.split(' ').filter(of_another) {
+        // What has no room is looked at anew by its network's next ADD.
+        if !entry.is_empty() && noted.len() + 1 + entry.len() <= ALIAS_MAX {
+            noted.push(' ');
+            noted.push_str(entry);
+        }
+    }
+    noted.truncate(ALIAS_MAX);
+    Some(noted)
 }
 
 /// Some runtimes turn IPv6 off in a namespace before they ask for an address of it.
@@ -148,4 +171,31 @@ pub(crate) fn enable_ipv6(ifname: &str) -> Result<(), Error> {
         &format!("net/ipv6/conf/{ifname}/disable_ipv6"),
         "0",
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alias_says_what_each_networks_ports_are_to_be() {
+        let network = |name| NetworkName::new(name).expect("valid");
+        let (one, two) = (network("one"), network("two"));
+        let hairpin = Port {
+            hairpin: true,
+            isolated: false,
+        };
+        let first = note("", &one, hairpin).expect("new");
+        assert_eq!(first, "cni-hostgw one:hairpin=on,isolated=off");
+        assert_eq!(note(&first, &one, hairpin), None);
+        let both = note(&first, &two, Port::default()).expect("new");
+        assert_eq!(note(&both, &one, hairpin), None);
+        assert_eq!(note(&both, &two, Port::default()), None);
+        let changed = note(&both, &one, Port::default()).expect("another");
+        assert_eq!(
+            changed,
+            "cni-hostgw one:hairpin=off,isolated=off two:hairpin=off,isolated=off"
+        );
+        assert!(note("somebody's own words", &one, hairpin).is_some());
+    }
 }

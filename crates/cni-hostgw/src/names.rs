@@ -7,8 +7,8 @@ use host_local::Attachment;
 use kernel::{Link, Mac};
 use sha2::{Digest, Sha256};
 
-/// What the alias of every host veth of ours begins with.
-const ALIAS: &str = "cni-hostgw ";
+/// What every alias of ours begins with.
+pub(crate) const ALIAS: &str = "cni-hostgw ";
 
 /// What an attachment's host end is called.
 pub(crate) struct Names {

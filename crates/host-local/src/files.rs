@@ -41,7 +41,7 @@ impl<'a> Files<'a> {
     }
 
     /// Makes the directory and the index where they are missing.
-    fn create(&self) -> io::Result<()> {
+    pub(crate) fn create(&self) -> io::Result<()> {
         let mut builder = fs::DirBuilder::new();
         builder
             .recursive(true)

@@ -24,6 +24,9 @@ pub struct Store {
 }
 
 impl Store {
+    /// The mark of a network in which host-local reserved addresses, too.
+    pub const FOREIGN: &str = "host-local";
+
     /// The store of network `name` under `data_dir`. Touches nothing yet.
     #[must_use]
     pub fn new(data_dir: &Path, name: &str, boot: Boot) -> Self {
@@ -89,8 +92,12 @@ impl Store {
             indexed
         };
         locked.give_back(attachment, &addresses, &[])?;
+        let is_foreign = is_foreign && !addresses.is_empty();
+        if is_foreign {
+            locked.mark(Self::FOREIGN)?;
+        }
         Ok(Released {
-            is_foreign: is_foreign && !addresses.is_empty(),
+            is_foreign,
             addresses,
             vacant: locked.into_vacant()?,
         })
@@ -100,17 +107,10 @@ impl Store {
     /// away with the last of them: a word, to be found by [`Vacant::marks`]. To be noted while
     /// an address is reserved, before the thing is made.
     pub fn mark(&self, mark: &str) -> Result<(), StoreError> {
-        let is_known = |marks: &[String]| marks.iter().any(|known| known == mark);
-        if is_known(&self.marks()?) {
+        if self.marks()?.iter().any(|known| known == mark) {
             return Ok(());
         }
-        let locked = self.lock()?;
-        let mut marks = self.marks()?;
-        if !is_known(&marks) {
-            marks.push(mark.to_owned());
-        }
-        let marked = locked.files.set_marks(&marks);
-        marked.map_err(self.io("write the marks"))
+        self.lock()?.mark(mark)
     }
 
     /// What was noted by [`Store::mark`].
@@ -272,9 +272,14 @@ impl<'a> Locked<'a> {
         if then.as_deref() == Some(boot.id.as_str()) {
             return Ok(());
         }
+        let io = || self.store.io("empty the store of an earlier boot");
         if then.is_some() {
-            self.forget_all()
-                .map_err(self.store.io("empty the store of an earlier boot"))?;
+            self.forget_all().map_err(io())?;
+        }
+        // Whoever holds an address here before us has it from host-local.
+        if !self.files.is_vacant().map_err(io())? {
+            self.files.create().map_err(io())?;
+            self.mark(Store::FOREIGN)?;
         }
         self.files
             .set_boot_id(&boot.id)
@@ -300,6 +305,15 @@ impl<'a> Locked<'a> {
             }
         }
         Ok(())
+    }
+
+    fn mark(&self, mark: &str) -> Result<(), StoreError> {
+        let mut marks = self.store.marks()?;
+        if !marks.iter().any(|known| known == mark) {
+            marks.push(mark.to_owned());
+        }
+        let marked = self.files.set_marks(&marks);
+        marked.map_err(self.store.io("write the marks"))
     }
 
     /// What the index gives for `attachment` and the addresses' own files confirm.

@@ -1,7 +1,7 @@
 //! Addresses of links.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -16,7 +16,7 @@ use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::link::set_up;
 use crate::route::{RouteOptions, new_route};
-use crate::rtnl::Change;
+use crate::rtnl::{Answer, Change, number};
 use crate::watch::Watch;
 use crate::{Error, Link, Route, Rtnl};
 
@@ -27,6 +27,9 @@ pub struct Furnishing<'a> {
     pub addresses: &'a [IpNetwork],
     /// Whether an IPv6 address is held back until no duplicate of it is found.
     pub detect_duplicates: bool,
+    /// Whether the neighbours are told of the IPv4 addresses, and not only when they change. The
+    /// kernel floods the bridge with it, at 4 µs for each port.
+    pub announce: bool,
     /// Its routes.
     pub routes: &'a [(Route, RouteOptions)],
 }
@@ -42,27 +45,28 @@ enum Step<'a> {
 impl Rtnl {
     /// The addresses of `link` that are valid beyond it, with their prefix lengths.
     pub fn addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
-        let addresses = self.dump_addresses(link.index)?;
-        Ok(addresses.iter().filter_map(address).collect())
+        let found = self.dump_addresses(link.index)?.into_iter();
+        Ok(found
+            .filter(|found| found.is_global)
+            .map(|found| found.address)
+            .collect())
     }
 
     /// The same of every link, each with its link's number.
     pub fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>, Error> {
-        let addresses = self.dump_addresses(0)?;
-        let numbered = |message| address(message).map(|address| (message.header.index, address));
-        Ok(addresses.iter().filter_map(numbered).collect())
+        let found = self.dump_addresses(0)?.into_iter();
+        Ok(found
+            .filter(|found| found.is_global)
+            .map(|found| (found.index, found.address))
+            .collect())
     }
 
-    fn dump_addresses(&self, index: u32) -> Result<Vec<AddressMessage>, Error> {
+    fn dump_addresses(&self, index: u32) -> Result<Vec<Found>, Error> {
         let mut request = AddressMessage::default();
         request.header.index = index;
         let message = RouteNetlinkMessage::GetAddress(request);
         let addresses = self.dump(&message, "list addresses")?;
-        let address = |message| match message {
-            RouteNetlinkMessage::NewAddress(message) => Some(message),
-            _ => None,
-        };
-        Ok(addresses.into_iter().filter_map(address).collect())
+        Ok(addresses.iter().filter_map(Found::read).collect())
     }
 
     /// Adds `address` to `link`. IPv6 is not held back until no duplicate is found. An address
@@ -83,18 +87,23 @@ impl Rtnl {
     }
 
     /// Gives a link that is down its addresses, sets it up and adds its routes: in this order,
-    /// in one send. Its neighbours are told of its IPv4 addresses. A route to where another one
-    /// leads already comes after that one, or, in IPv6, not at all.
+    /// in one send. A route to where another one leads already comes after that one, or, in
+    /// IPv6, not at all.
     pub fn bring_up(&self, link: &Link, furnishing: Furnishing<'_>) -> Result<(), Error> {
         let Furnishing {
             addresses, routes, ..
         } = furnishing;
         let mut steps = Vec::new();
-        if addresses.iter().any(IpNetwork::is_ipv4) {
+        let has_ipv4 = addresses.iter().any(IpNetwork::is_ipv4);
+        if furnishing.announce && has_ipv4 {
             steps.push(Step::Announce);
         }
         steps.extend(addresses.iter().map(|address| Step::Address(*address)));
         steps.push(Step::Up);
+        // For who changes the hardware address later.
+        if !furnishing.announce && has_ipv4 {
+            steps.push(Step::Announce);
+        }
         steps.extend(
             routes
                 .iter()
@@ -138,15 +147,13 @@ impl Rtnl {
         let until = std::time::Instant::now() + patience;
         loop {
             let mut pending = None;
-            for message in self.dump_addresses(link.index)? {
-                let flags = flags(&message);
-                let name = || address_of(&message).map(|ip| ip.to_string());
-                if flags.contains(AddressFlags::Dadfailed) {
-                    let reason = format!("{} is in use elsewhere", name().unwrap_or_default());
-                    return Err(Error::new(doing(), reason));
+            for found in self.dump_addresses(link.index)? {
+                let ip = found.address.ip();
+                if found.flags.contains(AddressFlags::Dadfailed) {
+                    return Err(Error::new(doing(), format!("{ip} is in use elsewhere")));
                 }
-                if flags.contains(AddressFlags::Tentative) && is_global(&message) {
-                    pending = name();
+                if found.flags.contains(AddressFlags::Tentative) && found.is_global {
+                    pending = Some(ip);
                 }
             }
             let Some(pending) = pending else {
@@ -219,42 +226,48 @@ fn address_message(link: &Link, address: IpNetwork) -> AddressMessage {
     message
 }
 
-fn is_global(message: &AddressMessage) -> bool {
-    message.header.scope == AddressScope::Universe
+/// An address as the kernel has it.
+struct Found {
+    index: u32,
+    address: IpNetwork,
+    flags: AddressFlags,
+    /// Whether it is valid beyond its link.
+    is_global: bool,
 }
 
-fn flags(message: &AddressMessage) -> AddressFlags {
-    let flags = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Flags(flags) => Some(*flags),
-        _ => None,
-    };
-    let flags = message.attributes.iter().find_map(flags);
-    flags.unwrap_or(AddressFlags::empty())
-}
-
-/// The address of a message, where it is valid beyond its link.
-fn address(message: &AddressMessage) -> Option<IpNetwork> {
-    if !is_global(message) {
-        return None;
+impl Found {
+    /// Reads what the kernel says of an address; nothing where it is none of the two families.
+    fn read(answer: &Answer) -> Option<Self> {
+        // The kernel's linux/if_addr.h.
+        const ADDRESS: u16 = 1;
+        const LOCAL: u16 = 2;
+        const FLAGS: u16 = 8;
+        // Family, prefix length, flags, scope, index.
+        let (head, attributes) = answer.parts::<8>()?;
+        let (mut address, mut local, mut flags) = (None, None, u32::from(head[2]));
+        for (kind, value) in attributes {
+            match kind {
+                ADDRESS => address = ip(value),
+                LOCAL => local = ip(value),
+                FLAGS => flags = number(value),
+                _ => {}
+            }
+        }
+        // On links with a peer address, the local one is ours; IPv6 often has only the other.
+        Some(Self {
+            index: number(&head[4..]),
+            address: IpNetwork::new(local.or(address)?, head[1]).ok()?,
+            flags: AddressFlags::from_bits_retain(flags),
+            is_global: AddressScope::from(head[3]) == AddressScope::Universe,
+        })
     }
-    IpNetwork::new(address_of(message)?, message.header.prefix_len).ok()
 }
 
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
-    // On links with a peer address, the local one is ours; IPv6 often has only the other.
-    let local = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Local(ip) => Some(*ip),
+/// An address in an attribute: its length tells the family.
+pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => Some(IpAddr::from(*value.first_chunk::<4>()?)),
+        16 => Some(IpAddr::from(*value.first_chunk::<16>()?)),
         _ => None,
-    };
-    let any = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
-        _ => None,
-    };
-    let attributes = &message.attributes;
-    let ip = attributes
-        .iter()
-        .find_map(local)
-        .or_else(|| attributes.iter().find_map(any))?;
-    debug_assert_ne!(ip, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    Some(ip)
+    }
 }

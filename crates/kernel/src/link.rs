@@ -10,7 +10,7 @@ use netlink_packet_route::link::{
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 
 use crate::neighbour::new_neighbour;
-use crate::rtnl::Change;
+use crate::rtnl::{Answer, Change, attributes, number, text};
 use crate::{Error, Mac, Netns, Rtnl};
 
 /// A link as the kernel has it.
@@ -103,10 +103,8 @@ impl Rtnl {
     pub fn link(&self, name: &str) -> Result<Option<Link>, Error> {
         let attributes = vec![LinkAttribute::IfName(name.to_owned()), no_statistics()];
         let message = RouteNetlinkMessage::GetLink(link_message(attributes));
-        match self.get(message, || format!("look up link {name}"))? {
-            Some(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::from(message))),
-            _ => Ok(None),
-        }
+        let answer = self.get(message, || format!("look up link {name}"))?;
+        Ok(answer.as_ref().and_then(Link::read))
     }
 
     /// Every link.
@@ -128,11 +126,7 @@ impl Rtnl {
     fn dump_links(&self, filter: Vec<LinkAttribute>, doing: &str) -> Result<Vec<Link>, Error> {
         let message = RouteNetlinkMessage::GetLink(link_message(filter));
         let links = self.dump(&message, doing)?;
-        let link = |message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
-            _ => None,
-        };
-        Ok(links.into_iter().filter_map(link).collect())
+        Ok(links.iter().filter_map(Link::read).collect())
     }
 
     /// Makes sure that the bridge is there, up, and with its MTU: one request when it is.
@@ -252,7 +246,7 @@ impl Rtnl {
             for (i, outcome) in outcomes.into_iter().enumerate() {
                 outcome.map_err(|refusal| Error::new(doing(i), refusal))?;
             }
-            match peer_of(made, veth) {
+            match peer_of(made.as_ref(), veth) {
                 Some(link) => Ok(link),
                 None => container.link(veth.container)?.ok_or_else(|| {
                     let doing = format!("look up the container's end {}", veth.container);
@@ -325,11 +319,8 @@ fn set_flag(message: &mut LinkMessage, flag: LinkFlags) {
 }
 
 /// The container's end, from what the kernel echoed of the pair's making.
-fn peer_of(made: Option<RouteNetlinkMessage>, veth: &Veth<'_>) -> Option<Link> {
-    let Some(RouteNetlinkMessage::NewLink(message)) = made else {
-        return None;
-    };
-    let host = Link::from(message);
+fn peer_of(made: Option<&Answer>, veth: &Veth<'_>) -> Option<Link> {
+    let host = Link::read(made?)?;
     Some(Link {
         index: host.peer?,
         name: veth.container.to_owned(),
@@ -418,56 +409,83 @@ fn port_data(port: Port) -> LinkAttribute {
     ])
 }
 
-impl From<LinkMessage> for Link {
-    fn from(message: LinkMessage) -> Self {
+impl Link {
+    /// Reads what the kernel says of a link.
+    fn read(answer: &Answer) -> Option<Self> {
+        // The kernel's linux/if_link.h.
+        const ADDRESS: u16 = 1;
+        const IFNAME: u16 = 3;
+        const MTU: u16 = 4;
+        const LINK: u16 = 5;
+        const MASTER: u16 = 10;
+        const LINKINFO: u16 = 18;
+        const IFALIAS: u16 = 20;
+        // Family, type, index, flags, mask.
+        let (head, attributes) = answer.parts::<16>()?;
+        let flags = LinkFlags::from_bits_retain(number(&head[8..]));
         let mut link = Self {
-            index: message.header.index,
+            index: number(&head[4..]),
             name: String::new(),
             kind: Kind::Other,
             mac: None,
             mtu: 0,
-            is_up: message.header.flags.contains(LinkFlags::Up),
-            is_promiscuous: message.header.flags.contains(LinkFlags::Promisc),
+            is_up: flags.contains(LinkFlags::Up),
+            is_promiscuous: flags.contains(LinkFlags::Promisc),
             bridge: None,
             port: None,
             peer: None,
             alias: None,
         };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Address(bytes) => link.mac = Mac::from_slice(&bytes),
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::Controller(index) => link.bridge = Some(index),
-                LinkAttribute::Link(index) => link.peer = Some(index),
-                LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
-                LinkAttribute::LinkInfo(infos) => {
-                    for info in infos {
-                        match info {
-                            LinkInfo::Kind(InfoKind::Bridge) => link.kind = Kind::Bridge,
-                            LinkInfo::Kind(InfoKind::Veth) => link.kind = Kind::Veth,
-                            LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
-                                link.port = Some(port(&data));
-                            }
-                            _ => {}
-                        }
-                    }
-                }
+        for (kind, value) in attributes {
+            match kind {
+                IFNAME => link.name = text(value),
+                ADDRESS => link.mac = Mac::from_slice(value),
+                MTU => link.mtu = number(value),
+                MASTER => link.bridge = Some(number(value)),
+                LINK => link.peer = Some(number(value)),
+                IFALIAS => link.alias = Some(text(value)),
+                LINKINFO => link.read_info(value),
                 _ => {}
             }
         }
-        link
+        Some(link)
+    }
+
+    fn read_info(&mut self, info: &[u8]) {
+        const KIND: u16 = 1;
+        const SLAVE_KIND: u16 = 4;
+        const SLAVE_DATA: u16 = 5;
+        let mut is_port = false;
+        for (kind, value) in attributes(info) {
+            match kind {
+                KIND => {
+                    self.kind = match &*text(value) {
+                        "bridge" => Kind::Bridge,
+                        "veth" => Kind::Veth,
+                        _ => Kind::Other,
+                    };
+                }
+                SLAVE_KIND => is_port = text(value) == "bridge",
+                SLAVE_DATA if is_port => self.port = Some(Port::read(value)),
+                _ => {}
+            }
+        }
     }
 }
 
-fn port(data: &[InfoBridgePort]) -> Port {
-    let mut port = Port::default();
-    for setting in data {
-        match setting {
-            InfoBridgePort::HairpinMode(is_on) => port.hairpin = *is_on,
-            InfoBridgePort::Isolated(is_on) => port.isolated = *is_on,
-            _ => {}
+impl Port {
+    fn read(data: &[u8]) -> Self {
+        const HAIRPIN: u16 = 4;
+        const ISOLATED: u16 = 33;
+        let mut port = Self::default();
+        for (kind, value) in attributes(data) {
+            let is_on = value.first() == Some(&1);
+            match kind {
+                HAIRPIN => port.hairpin = is_on,
+                ISOLATED => port.isolated = is_on,
+                _ => {}
+            }
         }
+        port
     }
-    port
 }

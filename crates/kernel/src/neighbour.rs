@@ -21,26 +21,31 @@ impl Rtnl {
         request.header.kind = RouteType::Unspec;
         let request = RouteNetlinkMessage::GetNeighbour(request);
         let doing = || format!("look up neighbour {ip} on {}", link.name);
-        let Some(RouteNetlinkMessage::NewNeighbour(found)) = self.get(request, doing)? else {
+        let Some(answer) = self.get(request, doing)? else {
             return Ok(None);
         };
-        let known = [
+        // Family, index, state, flags, type; the kernel's linux/neighbour.h.
+        let Some((head, mut attributes)) = answer.parts::<12>() else {
+            return Ok(None);
+        };
+        let state = NeighbourState::from(u16::from_ne_bytes([head[8], head[9]]));
+        let is_known = [
             NeighbourState::Reachable,
             NeighbourState::Stale,
             NeighbourState::Delay,
             NeighbourState::Probe,
             NeighbourState::Permanent,
-        ];
-        if !known.contains(&found.header.state) {
-            return Ok(None);
-        }
-        let mac = |attribute: &NeighbourAttribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => Mac::from_slice(bytes),
-            _ => None,
-        };
-        Ok(found.attributes.iter().find_map(mac))
+        ]
+        .contains(&state);
+        let mac = attributes.find(|(kind, _)| *kind == LLADDR);
+        Ok(mac
+            .filter(|_| is_known)
+            .and_then(|(_, mac)| Mac::from_slice(mac)))
     }
 }
+
+/// The attribute that holds the hardware address.
+const LLADDR: u16 = 2;
 
 /// Says that `ip` is reachable on link `index` at `mac`, whatever was believed before. The
 /// entry ages like a learned one, so nothing is left behind that could become wrong.

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
+    RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
-use crate::rtnl::Change;
+use crate::address::ip;
+use crate::rtnl::{Answer, Change, number};
 use crate::{Error, Rtnl};
 
 /// Who put a route there: the kernel's `rtm_protocol`.
@@ -112,10 +112,9 @@ impl Rtnl {
             set_table(&mut request, table);
             let message = RouteNetlinkMessage::GetRoute(request);
             match self.dump(&message, "list routes") {
-                Ok(list) => routes.extend(list.into_iter().filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRoute(message) => route(&message, table),
-                    _ => None,
-                })),
+                Ok(list) => {
+                    routes.extend(list.iter().filter_map(|answer| Route::read(answer, table)));
+                }
                 // Before its first address, a namespace has no main table.
                 Err(error) if error.is_gone() => {}
                 Err(error) => return Err(error),
@@ -220,54 +219,44 @@ fn old_route(route: &Route) -> Change {
     (RouteNetlinkMessage::DelRoute(message), 0)
 }
 
-fn route(message: &RouteMessage, table: u32) -> Option<Route> {
-    let header = &message.header;
-    let unspecified: IpAddr = match header.address_family {
-        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
-        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
-        _ => return None,
-    };
-    // Asked for one table, the kernel may still give others where it cannot filter.
-    let its = |attribute: &RouteAttribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    };
-    let its = message.attributes.iter().find_map(its);
-    if its.unwrap_or(header.table.into()) != table {
-        return None;
-    }
-    // A route for some type of service only takes nothing from one for all.
-    if header.tos != 0 {
-        return None;
-    }
-    let (mut to, mut via, mut dev, mut metric) = (unspecified, None, 0, 0);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => to = ip(address)?,
-            RouteAttribute::Gateway(address) => via = ip(address),
-            RouteAttribute::Oif(index) => dev = *index,
-            RouteAttribute::Priority(priority) => metric = *priority,
-            _ => {}
+impl Route {
+    /// Reads what the kernel says of a route; nothing where it is not of `table`, or is for some
+    /// type of service only, and so takes nothing from one for all.
+    fn read(answer: &Answer, table: u32) -> Option<Self> {
+        // The kernel's linux/rtnetlink.h.
+        const DST: u16 = 1;
+        const OIF: u16 = 4;
+        const GATEWAY: u16 = 5;
+        const PRIORITY: u16 = 6;
+        const TABLE: u16 = 15;
+        // Family, lengths of destination and source, tos, table, protocol, scope, type, flags.
+        let (head, attributes) = answer.parts::<12>()?;
+        let [family, length, _, tos, its, protocol, _, kind, ..] = *head;
+        let unspecified: IpAddr = match AddressFamily::from(family) {
+            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => return None,
+        };
+        let (mut to, mut via, mut dev, mut metric) = (unspecified, None, 0, 0);
+        let mut its = u32::from(its);
+        for (kind, value) in attributes {
+            match kind {
+                DST => to = ip(value)?,
+                GATEWAY => via = ip(value),
+                OIF => dev = number(value),
+                PRIORITY => metric = number(value),
+                TABLE => its = number(value),
+                _ => {}
+            }
         }
+        // Asked for one table, the kernel may still give others where it cannot filter.
+        (its == table && tos == 0).then_some(Self {
+            to: IpNetwork::new(to, length).ok()?,
+            via,
+            dev,
+            protocol: Protocol(protocol),
+            metric,
+            is_unicast: RouteType::from(kind) == RouteType::Unicast,
+        })
     }
-    Some(Route {
-        to: IpNetwork::new(to, header.destination_prefix_length).ok()?,
-        via,
-        dev,
-        protocol: Protocol(protocol(header.protocol)),
-        metric,
-        is_unicast: header.kind == RouteType::Unicast,
-    })
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
-    }
-}
-
-fn protocol(protocol: RouteProtocol) -> u8 {
-    protocol.into()
 }

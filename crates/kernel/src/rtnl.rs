@@ -6,7 +6,7 @@ use std::io;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage,
     NlasIterator,
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -38,8 +38,76 @@ pub struct Rtnl {
 /// A message that changes something, and the flags that say how.
 pub(crate) type Change = (RouteNetlinkMessage, u16);
 
+/// What the kernel says of one thing. It is read attribute by attribute, by whoever asked: of
+/// the forty that a link has, we want ten.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    kind: u16,
+    flags: u16,
+    body: Vec<u8>,
+}
+
 /// The answer to one change: what the kernel echoed, where it was asked to.
-type Outcome = Result<Option<RouteNetlinkMessage>, Refusal>;
+type Outcome = Result<Option<Answer>, Refusal>;
+
+impl Answer {
+    /// The fixed part, of `N` bytes, and the attributes behind it. Nothing where it is shorter.
+    pub(crate) fn parts<const N: usize>(&self) -> Option<(&[u8; N], Attributes<'_>)> {
+        let (head, rest) = self.body.split_first_chunk()?;
+        Some((head, attributes(rest)))
+    }
+
+    /// What ends an exchange: a refusal, or an acknowledgement. Nothing where more is to come.
+    fn end(&self) -> Option<Result<(), Refusal>> {
+        if !matches!(self.kind, NLMSG_ERROR | NLMSG_DONE) {
+            return None;
+        }
+        let (code, rest) = self.body.split_first_chunk().unwrap_or((&[0; 4], &[]));
+        let code = i32::from_ne_bytes(*code);
+        if code == 0 {
+            return Some(Ok(()));
+        }
+        // Behind the code stands the header of our message, and then the kernel's attributes.
+        let words = attributes(rest.get(HEADER..).unwrap_or_default())
+            .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
+            .map(|(_, words)| text(words));
+        Some(Err(Refusal {
+            errno: Errno::from_raw(code.abs()),
+            words: words.unwrap_or_default(),
+        }))
+    }
+}
+
+/// Each attribute's kind and value.
+pub(crate) struct Attributes<'a>(NlasIterator<&'a [u8]>);
+
+pub(crate) fn attributes(bytes: &[u8]) -> Attributes<'_> {
+    Attributes(NlasIterator::new(bytes))
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let attribute = self.0.next()?.ok()?;
+        let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
+        // What it holds is all that is left, and begins with the kind and the length.
+        Some((kind, attribute.into_inner().get(4..length)?))
+    }
+}
+
+/// A text without the zero behind it.
+pub(crate) fn text(value: &[u8]) -> String {
+    let value = value.strip_suffix(b"\0").unwrap_or(value);
+    String::from_utf8_lossy(value).into_owned()
+}
+
+/// A number; 0 where there is none.
+pub(crate) fn number(value: &[u8]) -> u32 {
+    value
+        .first_chunk()
+        .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
 
 impl Rtnl {
     /// Connects to the namespace of this thread.
@@ -72,26 +140,23 @@ impl Rtnl {
         &self,
         message: RouteNetlinkMessage,
         doing: impl Fn() -> String,
-    ) -> Result<Option<RouteNetlinkMessage>, Error> {
+    ) -> Result<Option<Answer>, Error> {
         // Without NLM_F_ACK the answer itself ends the exchange.
-        let answer = self
+        let answers = self
             .send([(message, NLM_F_REQUEST)])
             .and_then(|_| self.receive())
             .map_err(|error| Error::new(doing(), error))?;
-        for message in answer {
-            match message.payload {
-                NetlinkPayload::InnerMessage(inner) => return Ok(Some(inner)),
-                NetlinkPayload::Error(error) => match refusal(error.raw_code(), &error.header) {
-                    None => return Ok(None),
-                    Some(refusal) if matches!(refusal.errno, Errno::ENODEV | Errno::ENOENT) => {
-                        return Ok(None);
-                    }
-                    Some(refusal) => return Err(Error::new(doing(), refusal)),
-                },
-                _ => {}
+        let Some(answer) = answers.into_iter().next() else {
+            return Err(Error::new(doing(), "the kernel gave no answer"));
+        };
+        match answer.end() {
+            None => Ok(Some(answer)),
+            Some(Ok(())) => Ok(None),
+            Some(Err(refusal)) if matches!(refusal.errno, Errno::ENODEV | Errno::ENOENT) => {
+                Ok(None)
             }
+            Some(Err(refusal)) => Err(Error::new(doing(), refusal)),
         }
-        Err(Error::new(doing(), unanswered()))
     }
 
     /// Asks for everything that `message` describes. A list that changed while it was read is
@@ -100,12 +165,12 @@ impl Rtnl {
         &self,
         message: &RouteNetlinkMessage,
         doing: &str,
-    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    ) -> Result<Vec<Answer>, Error> {
         for _ in 0..DUMP_TRIES {
             let request = (message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
             self.send([request])
                 .map_err(|error| Error::new(doing, error))?;
-            if let Some(all) = self.parts(doing)? {
+            if let Some(all) = self.all_parts(doing)? {
                 return Ok(all);
             }
         }
@@ -113,26 +178,18 @@ impl Rtnl {
     }
 
     /// All parts of a dump; nothing when it changed meanwhile.
-    fn parts(&self, doing: &str) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
+    fn all_parts(&self, doing: &str) -> Result<Option<Vec<Answer>>, Error> {
         let mut all = Vec::new();
         let mut interrupted = false;
         loop {
             let part = self.receive().map_err(|error| Error::new(doing, error))?;
             for answer in part {
-                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-                let refused = match answer.payload {
-                    NetlinkPayload::InnerMessage(inner) => {
-                        all.push(inner);
-                        continue;
-                    }
-                    NetlinkPayload::Error(error) => refusal(error.raw_code(), &error.header),
-                    NetlinkPayload::Done(done) => refusal(done.code, &[]),
-                    _ => continue,
-                };
-                return match refused {
-                    Some(refusal) => Err(Error::new(doing, refusal)),
-                    None => Ok((!interrupted).then_some(all)),
-                };
+                interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
+                match answer.end() {
+                    None => all.push(answer),
+                    Some(Ok(())) => return Ok((!interrupted).then_some(all)),
+                    Some(Err(refusal)) => return Err(Error::new(doing, refusal)),
+                }
             }
         }
     }
@@ -147,7 +204,7 @@ impl Rtnl {
         &self,
         change: Change,
         doing: impl Fn() -> String,
-    ) -> Result<Option<RouteNetlinkMessage>, Error> {
+    ) -> Result<Option<Answer>, Error> {
         let mut outcomes = self
             .changes([change])
             .map_err(|error| Error::new(doing(), error))?;
@@ -174,13 +231,9 @@ impl Rtnl {
             let mut echo = None;
             while outcomes.len() < count {
                 for answer in self.receive()? {
-                    match answer.payload {
-                        NetlinkPayload::InnerMessage(inner) => echo = Some(inner),
-                        NetlinkPayload::Error(error) => {
-                            let refusal = refusal(error.raw_code(), &error.header);
-                            outcomes.push(refusal.map_or_else(|| Ok(echo.take()), Err));
-                        }
-                        _ => {}
+                    match answer.end() {
+                        None => echo = Some(answer),
+                        Some(end) => outcomes.push(end.map(|()| echo.take())),
                     }
                 }
             }
@@ -216,47 +269,30 @@ impl Rtnl {
     }
 
     /// The next datagram's messages. What is left of an earlier exchange is passed over.
-    fn receive(&self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+    fn receive(&self) -> io::Result<Vec<Answer>> {
         let mut buffer = self.buffer.borrow_mut();
         buffer.clear();
         self.socket.recv(&mut *buffer, 0)?;
-        let mut messages = Vec::new();
+        let mut answers = Vec::new();
         let mut rest = &buffer[..];
-        while rest.len() >= HEADER {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(io::Error::other)?;
-            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            if message.header.sequence_number == self.sequence.get() {
-                messages.push(message);
+        while let Some(head) = rest.first_chunk::<HEADER>() {
+            let length = usize::try_from(number(head)).map_err(io::Error::other)?;
+            let body = rest.get(HEADER..length).unwrap_or_default();
+            if number(&head[8..]) == self.sequence.get() {
+                answers.push(Answer {
+                    kind: u16::from_ne_bytes([head[4], head[5]]),
+                    flags: u16::from_ne_bytes([head[6], head[7]]),
+                    body: body.to_vec(),
+                });
             }
+            let next = length.next_multiple_of(4).max(HEADER);
+            rest = rest.get(next..).unwrap_or_default();
         }
-        Ok(messages)
+        Ok(answers)
     }
 }
 
-/// The length of a netlink message's header.
+/// The length of a netlink message's header: length, kind, flags, sequence, port.
 const HEADER: usize = 16;
-
-/// The refusal in an answer of `code`; nothing where it is an acknowledgement. `rest` is the
-/// header of our message and, with extended acknowledgements, the kernel's attributes.
-fn refusal(code: i32, rest: &[u8]) -> Option<Refusal> {
-    const NLMSGERR_ATTR_MSG: u16 = 1;
-    if code == 0 {
-        return None;
-    }
-    let attributes = rest.get(HEADER..).unwrap_or_default();
-    let words = NlasIterator::new(attributes)
-        .flatten()
-        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
-        .map(|attribute| String::from_utf8_lossy(attribute.value()).into_owned());
-    let words = words.unwrap_or_default().trim_end_matches('\0').to_owned();
-    Some(Refusal {
-        errno: Errno::from_raw(code.abs()),
-        words,
-    })
-}
-
-fn unanswered() -> Box<dyn std::error::Error + Send + Sync> {
-    "the kernel gave no answer".into()
-}
+/// With extended acknowledgements, the kernel's own words.
+const NLMSGERR_ATTR_MSG: u16 = 1;

@@ -1,0 +1,348 @@
+//! The bench: ADD and DEL of ours beside the reference plugins and beside the floor, in one
+//! run, as ratios, each with the mark that it is to reach.
+//!
+//! What is timed is the whole process, from start to end, as a runtime meets it. The contenders
+//! take turns at each pod, each time in another order, so that whatever the machine does
+//! meanwhile meets them alike.
+
+mod contender;
+mod count;
+
+use std::env;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use conformance::{Lab, dist, reference, repository};
+
+use crate::contender::{Contender, Timed, bridge_conf, flannel_conf};
+use crate::count::{counts, peak};
+
+/// How many attachments each median is of, at the least.
+const SERIAL: usize = 100;
+/// The pods that are there beside, where the bridge is to be full.
+const CROWD: usize = 200;
+/// The addresses that are held beside, where the store is to be full.
+const HELD: u32 = 30_000;
+/// How often the first pods are attached to an empty bridge.
+const AT_ONCE: usize = 16;
+const ROUNDS: usize = 10;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--inside"] => {
+            inside().expect("somebody reads the result");
+            ExitCode::SUCCESS
+        }
+        [floor] => outside(Path::new(floor)),
+        _ => {
+            eprintln!("usage: bench FLOOR, where FLOOR is the static executable of that name");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Makes a node with its pods, and runs this program in it: to enter it for each request would
+/// cost more than the request.
+fn outside(floor: &Path) -> ExitCode {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
+    let count = SERIAL.max(AT_ONCE * ROUNDS) + CROWD;
+    let pods = (0..count).map(|i| format!("ip netns add p{i}"));
+    node.sh(&pods.collect::<Vec<_>>().join(" && ")).ok();
+    node.write_subnet_env(true);
+    lab.install(floor, "bin/floor");
+    lab.install(&dist().join("cni-hostgw"), "bin/cni-hostgw");
+    let flannel = repository().join("target/tools/flannel");
+    if flannel.exists() {
+        lab.install(&flannel, "bin/flannel");
+    }
+    let bench = env::current_exe().expect("a running program has a path");
+    lab.install(&bench, "bin/bench");
+    let status = node
+        .command(Lab::path("bin/bench"))
+        .arg("--inside")
+        .status()
+        .expect("nsenter is part of every Debian");
+    if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// The contenders of the first table, in its order. flannel's is there where it was built.
+fn contenders() -> Vec<Contender> {
+    let subnet = ["10.10.1.0/24"];
+    let bin = Lab::path("bin");
+    let mut all = vec![
+        Contender::new("floor", bin.join("floor"), bridge_conf("floor", &subnet)),
+        ours("bench", &subnet),
+        theirs("bench", &subnet),
+    ];
+    let flannel = bin.join("flannel");
+    if flannel.exists() {
+        all.push(Contender::new(
+            "flannel",
+            flannel,
+            flannel_conf("bench-flannel"),
+        ));
+    }
+    all
+}
+
+fn ours(network: &str, subnets: &[&str]) -> Contender {
+    let path = Lab::path("bin/cni-hostgw");
+    Contender::new(
+        "ours",
+        path,
+        bridge_conf(&format!("{network}-ours"), subnets),
+    )
+}
+
+fn theirs(network: &str, subnets: &[&str]) -> Contender {
+    let path = reference().join("bridge");
+    Contender::new(
+        "bridge",
+        path,
+        bridge_conf(&format!("{network}-bridge"), subnets),
+    )
+}
+
+fn inside() -> io::Result<()> {
+    let mut out = io::stdout();
+    let all = contenders();
+    let [floor, ours_v4, bridge] = &all[..3] else {
+        unreachable!("there are three or four of them");
+    };
+    // Once through, so that the bridge and the stores are there and the files are in memory:
+    // the floor last, because it needs the bridge.
+    for contender in all[1..].iter().chain(&all[..1]) {
+        contender.call("ADD", 0);
+        contender.call("DEL", 0);
+    }
+    let serial = Timed::serial(&all, SERIAL);
+    let at_once = Timed::at_once(&all, AT_ONCE, ROUNDS);
+    let names = all.iter().map(|contender| contender.name);
+    writeln!(out, "{:25}{}", "milliseconds, median", columns(names))?;
+    for (name, times) in [
+        ("ADD, one at a time", &serial.add),
+        ("DEL, one at a time", &serial.del),
+        ("ADD, 16 at once, each", &at_once.add),
+        ("DEL, 16 at once, each", &at_once.del),
+    ] {
+        row(&mut out, name, times)?;
+    }
+    let first = serial.add[1];
+    let mut marks = Marks::default();
+    marks.at_most("ADD / floor", ratio(first, serial.add[0]), 1.5);
+    marks.at_least(
+        "bridge + host-local / ADD",
+        ratio(serial.add[2], first),
+        4.5,
+    );
+    if let Some(flannel) = serial.add.get(3) {
+        marks.at_least("flannel's chain / ADD", ratio(*flannel, first), 6.0);
+    }
+    let [floor_at_once, ours_at_once, bridge_at_once] = [0, 1, 2].map(|i| at_once.add[i]);
+    marks.at_least(
+        "ADD, 16 at once: throughput / bridge's",
+        ratio(bridge_at_once, ours_at_once),
+        4.0,
+    );
+    marks.at_least(
+        "ADD, 16 at once: throughput / floor's",
+        ratio(floor_at_once, ours_at_once),
+        0.75,
+    );
+    marks.at_most("DEL / floor", ratio(serial.del[1], serial.del[0]), 1.1);
+    marks.at_least(
+        "DEL, 16 at once: throughput / floor's",
+        ratio(at_once.del[0], at_once.del[1]),
+        0.85,
+    );
+
+    full_store(&mut out, &mut marks)?;
+    variants(&mut out, &mut marks, ours_v4)?;
+    crowd(&mut out, &mut marks, ours_v4, floor)?;
+    let size = fs::metadata(Lab::path("bin/cni-hostgw"))?.len();
+    marks.at_most("executable, MB", megabytes(size), 3.0);
+    marks.at_most(
+        "peak resident memory of ADD, MB",
+        megabytes(peak(ours_v4)),
+        6.0,
+    );
+
+    head(&mut out, "per ADD", &["ours", "bridge"])?;
+    for (ours, theirs) in counts(ours_v4).into_iter().zip(counts(bridge)) {
+        writeln!(out, "{:25}{:>10}{:>10}", ours.0, ours.1, theirs.1)?;
+    }
+    marks.write(&mut out)
+}
+
+/// With 30,000 addresses held in a /16.
+fn full_store(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
+    let subnet = ["10.20.0.0/16"];
+    let pair = [ours("full", &subnet), theirs("full", &subnet)].map(|c| c.on("cni1"));
+    for contender in &pair {
+        contender.call("ADD", 0);
+        contender.call("DEL", 0);
+    }
+    let empty = Timed::serial(&pair, SERIAL);
+    for contender in &pair {
+        fill(&PathBuf::from("/var/lib/cni/networks").join(contender.network()))?;
+    }
+    let full = Timed::serial(&pair, SERIAL);
+    head(out, "30,000 addresses held", &["empty", "full"])?;
+    for (i, contender) in pair.iter().enumerate() {
+        for (verb, empty, full) in [
+            ("ADD", empty.add[i], full.add[i]),
+            ("DEL", empty.del[i], full.del[i]),
+        ] {
+            row(out, &format!("{verb}, {}", contender.name), &[empty, full])?;
+        }
+    }
+    marks.at_most(
+        "ADD, 30,000 held / empty",
+        ratio(full.add[0], empty.add[0]),
+        1.2,
+    );
+    marks.at_most(
+        "DEL, 30,000 held / empty",
+        ratio(full.del[0], empty.del[0]),
+        1.2,
+    );
+    Ok(())
+}
+
+/// Writes the reservations of attachments that are not there, as either plugin writes them; the
+/// index is ours, and the reference does not see it.
+fn fill(store: &Path) -> io::Result<()> {
+    let first = u32::from(std::net::Ipv4Addr::new(10, 20, 1, 0));
+    for i in 0..HELD {
+        let address = std::net::Ipv4Addr::from(first + i).to_string();
+        let id = format!("{i:064x}");
+        fs::write(store.join(&address), format!("{id}\r\neth0"))?;
+        if store.join(".attachments").exists() {
+            fs::write(
+                store.join(format!(".attachments/{id}:eth0")),
+                format!("{address}\n"),
+            )?;
+        }
+    }
+    let last = std::net::Ipv4Addr::from(first + HELD - 1);
+    fs::write(store.join("last_reserved_ip.0"), last.to_string())
+}
+
+/// With masquerading, and in both families, each beside the plain one in the same turns.
+fn variants(out: &mut impl Write, marks: &mut Marks, plain: &Contender) -> io::Result<()> {
+    let dual = ["10.10.1.0/24", "fd00:10:10:1::/64"];
+    let subnet = ["10.10.1.0/24"];
+    let all = [
+        plain.clone(),
+        ours("masq", &subnet).with_masquerade(),
+        ours("dual", &dual).on("cni3"),
+        theirs("bench", &subnet),
+        theirs("masq", &subnet).with_masquerade(),
+        theirs("dual", &dual).on("cni4"),
+    ];
+    // So that the rules are there, as they are for all but the first pod of a node.
+    all[1].call("ADD", SERIAL);
+    let times = Timed::serial(&all, SERIAL).add;
+    all[1].call("DEL", SERIAL);
+    writeln!(
+        out,
+        "\nADD                           plain    ipMasq      dual"
+    )?;
+    for (name, times) in [("ours", &times[..3]), ("bridge", &times[3..])] {
+        row(out, name, times)?;
+    }
+    marks.at_most("ADD with ipMasq / without", ratio(times[1], times[0]), 1.25);
+    marks.at_most("ADD, dual stack / IPv4", ratio(times[2], times[0]), 1.3);
+    Ok(())
+}
+
+/// With 200 pods on the bridge, beside the same on one without any.
+fn crowd(
+    out: &mut impl Write,
+    marks: &mut Marks,
+    plain: &Contender,
+    floor: &Contender,
+) -> io::Result<()> {
+    let crowded = ours("crowd", &["10.10.2.0/24"]).on("cni2");
+    let base = SERIAL.max(AT_ONCE * ROUNDS);
+    for i in 0..CROWD {
+        crowded.call("ADD", base + i);
+    }
+    let all = [
+        plain.clone(),
+        crowded.clone(),
+        floor.clone(),
+        floor.on("cni2"),
+    ];
+    let times = Timed::serial(&all, SERIAL).add;
+    head(out, "ADD", &["first", "with 200"])?;
+    for (name, times) in [("ours", &times[..2]), ("floor", &times[2..])] {
+        row(out, name, times)?;
+    }
+    marks.at_most(
+        "ADD with 200 pods / the first",
+        ratio(times[1], times[0]),
+        1.3,
+    );
+    Ok(())
+}
+
+/// What was to be reached, and what was.
+#[derive(Default)]
+struct Marks(Vec<String>);
+
+impl Marks {
+    fn at_most(&mut self, what: &str, value: f64, mark: f64) {
+        self.push(what, value, "at most", mark, value <= mark);
+    }
+
+    fn at_least(&mut self, what: &str, value: f64, mark: f64) {
+        self.push(what, value, "at least", mark, value >= mark);
+    }
+
+    fn push(&mut self, what: &str, value: f64, bound: &str, mark: f64, is_met: bool) {
+        let verdict = if is_met { "" } else { "  MISSED" };
+        let line = format!("{what:42}{value:>8.2}   {bound:8} {mark:>5}{verdict}\n");
+        self.0.push(line);
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        write!(out, "\n{:42}{:>8}   mark\n{}", "", "", self.0.concat())
+    }
+}
+
+fn head(out: &mut impl Write, what: &str, names: &[&str]) -> io::Result<()> {
+    writeln!(out, "\n{what:25}{}", columns(names))
+}
+
+fn row(out: &mut impl Write, name: &str, times: &[Duration]) -> io::Result<()> {
+    let times = times.iter().map(|time| format!("{:.2}", millis(*time)));
+    writeln!(out, "{name:25}{}", columns(times))
+}
+
+fn columns(cells: impl IntoIterator<Item: std::fmt::Display>) -> String {
+    let cells = cells.into_iter().map(|cell| format!("{cell:>10}"));
+    cells.collect::<Vec<_>>().concat()
+}
+
+fn ratio(a: Duration, b: Duration) -> f64 {
+    a.as_secs_f64() / b.as_secs_f64()
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
