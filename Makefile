@@ -26,7 +26,7 @@ build:
 	  cp $(BUILT)/$$exe $(DIST)/.$$exe && mv -f $(DIST)/.$$exe $(DIST)/$$exe; done
 
 # What the tests need from Debian. Only what is missing is installed.
-PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins
+PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc
 
 packages:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -53,9 +53,13 @@ lint:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
-# The real clients, from pinned Go modules.
+# The real clients, from pinned Go modules. containerd has one of its own: it wants another release
+# of what crictl speaks.
+GO_BUILD := GOFLAGS=-mod=readonly CGO_ENABLED=0 go build -trimpath
+
 tools:
-	cd conformance/tools && GOFLAGS=-mod=readonly CGO_ENABLED=0 go build -trimpath -o ../../target/tools/ github.com/containernetworking/cni/cnitool
+	cd conformance/tools && $(GO_BUILD) -o ../../target/tools/ tool ./ocicni-start
+	cd conformance/tools/containerd && $(GO_BUILD) -tags 'no_btrfs no_devmapper no_zfs' -o ../../../target/tools/ tool
 
 # By rename, so that a plugin in use is never half-written.
 install: build

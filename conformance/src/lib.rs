@@ -13,12 +13,14 @@
 
 mod agent;
 pub mod clients;
+mod containerd;
 mod holder;
 mod lab;
 mod plugin;
 pub mod reference_picture;
 
 pub use agent::Agent;
+pub use containerd::{Containerd, Release, Sandbox};
 pub use holder::Output;
 pub use lab::{Lab, Node, Pod, Server, wait_for};
 pub use plugin::{Attachment, Chain, Plugin, Reply, Running};

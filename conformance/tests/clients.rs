@@ -1,63 +1,332 @@
-//! Real clients, built by `make tools`.
+//! Real clients, built by `make tools`: cnitool, containerd by CRI, CRI-O's library.
 
 use conformance::clients::tool;
-use conformance::{Lab, Plugin, repository};
+use conformance::{Containerd, Lab, Node, Plugin, Release, repository, wait_for};
+use serde_json::{Value, json};
 
-/// cnitool, which is libcni with a command line: add, check, del, by our own conflists,
-/// chained with the reference `portmap`.
+/// The plugins that a list may chain, in a release that speaks 1.1.0.
+const CHAINED: [&str; 4] = ["portmap", "bandwidth", "firewall", "tuning"];
+
+/// A node with a subnet file and our plugin under both names; `tools` are installed beside.
+fn node<'lab>(lab: &'lab Lab, tools: &[&str]) -> Node<'lab> {
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(false);
+    for name in ["cni-hostgw", "flannel"] {
+        let _ = Plugin::ours_as(lab, name);
+    }
+    for name in tools {
+        lab.install(&tool(name), &format!("bin/{name}"));
+    }
+    node
+}
+
+fn bridge_form(kind: &str) -> Value {
+    json!({
+        "type": kind, "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true, "ipMasq": true,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.10.1.0/24"}]]},
+    })
+}
+
+fn flannel_form() -> Value {
+    json!({"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}})
+}
+
+/// A list of one plugin, alone or with the others behind it.
+fn list(version: &str, first: &Value, is_chained: bool) -> Value {
+    let mut plugins = vec![first.clone()];
+    if is_chained {
+        plugins.extend([
+            json!({"type": "portmap", "capabilities": {"portMappings": true}}),
+            json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
+            json!({"type": "firewall", "backend": "iptables"}),
+            json!({"type": "tuning", "mtu": 1400}),
+        ]);
+    }
+    json!({"cniVersion": version, "name": "cbr0", "plugins": plugins})
+}
+
+/// What is left on the node of any attachment.
+fn left(node: &Node<'_>) -> String {
+    node.sh(
+        "ls /var/lib/cni/networks/cbr0 /var/lib/cni/networks/cbr0/.attachments /var/lib/cni/results \
+         | grep -E '^10|eth0|cnitool'; \
+         ip -o link show type bridge_slave | grep veth; \
+         iptables-save | grep 10.10.1.; nft list ruleset | grep 10.10.1.",
+    )
+    .stdout
+}
+
 #[test]
-fn cnitool_adds_checks_and_deletes() {
-    for list in [
-        "10-cni-hostgw.conflist",
-        "20-bridge.conflist",
-        "kube-flannel/cni-conf.json",
+fn cnitool_adds_checks_deletes_collects_and_asks_for_the_status() {
+    // The reference that Debian has ends at 1.0.0: no GC, no STATUS.
+    for (version, first, verbs) in [
+        ("1.0.0", bridge_form("bridge"), "theirs"),
+        ("1.1.0", bridge_form("cni-hostgw"), "ours"),
+        ("1.1.0", flannel_form(), "ours"),
+    ] {
+        for is_chained in [false, true] {
+            let lab = Lab::new();
+            let node = node(&lab, &["cnitool"]);
+            for name in CHAINED {
+                lab.install(&tool(name), &format!("chained/{name}"));
+            }
+            lab.write(
+                "net.d/10.conflist",
+                list(version, &first, is_chained).to_string(),
+            );
+            let case = format!("{first} chained: {is_chained}");
+            let (a, b) = (node.pod("a"), node.pod("b"));
+            let ports = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}], "bandwidth": {"ingressRate": 8000000, "ingressBurst": 8000000}}"#;
+            let cnitool = |verb: &str, pod: &str, args: &str| {
+                node.sh(&format!(
+                    "CAP_ARGS='{args}' NETCONFPATH=/mnt/net.d CNI_PATH=/mnt/bin:/mnt/chained:/usr/lib/cni \
+                     /mnt/bin/cnitool {verb} cbr0 /run/netns/{pod}"
+                ))
+            };
+            if verbs == "ours" {
+                cnitool("status", "a", "").ok();
+            }
+            cnitool("add", "a", "").ok();
+            let result = cnitool("add", "b", ports).json();
+            let address = result["ips"][0]["address"].as_str().expect("has one");
+            let address = address.split('/').next().expect("has a first part");
+            assert!(a.pings(address), "{case}");
+            assert!(b.pings("192.168.2.1"), "{case}: masqueraded");
+            if is_chained {
+                let rules = node.sh("iptables-save -t nat").ok();
+                let target = format!("--to-destination {address}:80");
+                assert!(rules.contains(&target), "{case}: {rules}");
+                let shaped = node.sh("tc qdisc show").ok();
+                assert!(shaped.contains("tbf"), "{case}: {shaped}");
+                assert!(
+                    b.sh("ip link show eth0").ok().contains("mtu 1400"),
+                    "{case}"
+                );
+            }
+            cnitool("check", "b", ports).ok();
+            node.sh("ip -n b route delete default").ok();
+            let refused = cnitool("check", "b", ports);
+            assert!(!refused.success, "{case}: {}", refused.stdout);
+            if verbs == "ours" {
+                assert!(
+                    refused.stderr.contains("route 0.0.0.0/0"),
+                    "{}",
+                    refused.stderr
+                );
+                // cnitool names no attachment as valid, so its GC deletes all it knows.
+                cnitool("gc", "a", "").ok();
+                assert_eq!(left(&node), "", "{case}");
+                cnitool("add", "a", "").ok();
+                node.sh("rm /run/flannel/subnet.env").ok();
+                let status = cnitool("status", "a", "");
+                let is_ready = first["type"] != "flannel";
+                assert_eq!(status.success, is_ready, "{case}: {}", status.stderr);
+                if !is_ready {
+                    assert!(status.stderr.contains("/run/flannel/subnet.env"));
+                }
+            }
+            for pod in ["a", "b", "b"] {
+                cnitool("del", pod, ports).ok();
+            }
+            assert_eq!(left(&node), "", "{case}");
+        }
+    }
+}
+
+/// What containerd's user does, with our list and with the reference's.
+#[test]
+fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
+    let stock = repository().join("examples/kube-flannel/cni-conf.json");
+    let stock = std::fs::read_to_string(stock).expect("is there");
+    let with_ports = |first: Value| {
+        let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+        json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": [first, portmap]})
+    };
+    for (kind, list) in [
+        ("reference", with_ports(bridge_form("bridge"))),
+        ("bridge's form", with_ports(bridge_form("cni-hostgw"))),
+        ("stock", serde_json::from_str(&stock).expect("is JSON")),
     ] {
         let lab = Lab::new();
-        let node = lab.node("worker1", &["192.168.2.16/24"]);
-        for name in ["cni-hostgw", "flannel"] {
-            let _ = Plugin::ours_as(&lab, name);
-        }
-        lab.install(&tool("cnitool"), "bin/cnitool");
-        lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
-        node.sh("/mnt/bin/subnet-env write --network 10.10.0.0/16 --subnet 10.10.1.0/24")
-            .ok();
-        let text =
-            std::fs::read_to_string(repository().join("examples").join(list)).expect("is there");
-        let network = if list.starts_with("20") {
-            "pods"
-        } else {
-            "cbr0"
+        let node = node(&lab, &[]);
+        let outside = lab.node("outside", &["192.168.2.99/24"]);
+        let containerd = Containerd::start(&node, Release::Debian, &list).with_image();
+        let one = containerd.run_sandbox("one", None);
+        let two = containerd.run_sandbox("two", Some(8080));
+        assert_eq!(
+            (one.address.as_str(), two.address.as_str()),
+            ("10.10.1.2", "10.10.1.3"),
+            "{kind}"
+        );
+        containerd.serve(&two, "two", "hello-from-two");
+        let fetch = |address: &str| {
+            format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 3 {address} | tail -1")
         };
-        lab.write("net.d/10.conflist", &text);
-        let (a, _b) = (node.pod("a"), node.pod("b"));
-        let cnitool = |verb: &str, pod: &str| {
-            node.sh(&format!(
-                "NETCONFPATH=/mnt/net.d CNI_PATH=/mnt/bin:/usr/lib/cni /mnt/bin/cnitool {verb} {network} /run/netns/{pod}"
-            ))
-        };
-        cnitool("add", "a").ok();
-        let result = cnitool("add", "b").json();
-        let address = result["ips"][0]["address"].as_str().expect("has one");
-        let address = address.split('/').next().expect("has a first part");
-        assert!(a.pings(address), "{list}: {address}");
-        if network == "pods" || list.starts_with("10") {
-            cnitool("check", "b").ok();
-            node.sh("ip -n b route delete default").ok();
-            let refused = cnitool("check", "b");
+        wait_for("the web server answers", || {
+            let said = containerd.in_sandbox(&one, &fetch("10.10.1.3 80")).stdout;
+            said.contains("hello-from-two")
+        });
+        for (from, said) in [
+            ("outside", outside.sh(&fetch("192.168.2.16 8080"))),
+            ("node", node.sh(&fetch("192.168.2.16 8080"))),
+            (
+                "itself",
+                containerd.in_sandbox(&two, &fetch("192.168.2.16 8080")),
+            ),
+        ] {
             assert!(
-                !refused.success && refused.stderr.contains("route 0.0.0.0/0"),
-                "{}",
-                refused.stderr
+                said.stdout.contains("hello-from-two"),
+                "{kind}: from {from}: {said:?}"
             );
         }
-        for pod in ["a", "b", "b"] {
-            cnitool("del", pod).ok();
-        }
-        let left = node.sh(&format!("ls -A /var/lib/cni/networks/{network} /var/lib/cni/networks/{network}/.attachments /var/lib/cni/results")).ok();
+        containerd.remove(&one);
+        containerd.remove(&two);
+        assert_eq!(left(&node), "", "{kind}");
+        assert_eq!(node.sh("ls /run/netns").ok(), "", "{kind}");
+    }
+}
+
+/// containerd killed at bad moments, and what is there when the pods are gone at last.
+#[test]
+fn a_containerd_that_is_killed_between_add_and_del_leaks_nothing() {
+    for (kind, first) in [
+        ("reference", bridge_form("bridge")),
+        ("ours", bridge_form("cni-hostgw")),
+    ] {
+        let lab = Lab::new();
+        let node = node(&lab, &[]);
+        let mut list = list("1.0.0", &first, false);
+        // The reference's masquerading is left when the namespace is gone: its known defect.
+        list["plugins"][0]["ipMasq"] = json!(kind == "ours");
+        let containerd = Containerd::start(&node, Release::Debian, &list).with_image();
+        let one = containerd.run_sandbox("one", None);
+        containerd.kill(false);
+        containerd.wait_for_cri();
+        let two = containerd.run_sandbox("two", None);
+        let ping = format!("busybox ping -c 1 -W 2 {}", two.address);
         assert!(
-            !left.contains(address) && !left.contains(":eth0") && !left.contains("cnitool"),
-            "{left}"
+            containerd.in_sandbox(&one, &ping).success,
+            "{kind}: the pod lives on"
         );
-        assert_eq!(node.sh("ip -o link show type bridge_slave").ok(), "");
+        // The next one is killed when ADD is done and containerd has not heard of it yet.
+        let plugin = list["plugins"][0]["type"].as_str().expect("has one");
+        let slow = format!(
+            "#!/bin/sh\nout=$(/run/real/{plugin}); rc=$?; test $CNI_COMMAND = ADD && touch /run/added && \
+             while test -e /run/wait; do sleep 0.02; done\necho \"$out\"; exit $rc\n"
+        );
+        node.write("/run/slow", slow);
+        node.sh(&format!(
+            "mkdir /run/real && cp -L /opt/cni/bin/{plugin} /run/real/ && touch /run/wait && \
+             chmod 755 /run/slow && mv /run/slow /opt/cni/bin/{plugin}"
+        ))
+        .ok();
+        containerd.begin_sandbox("three");
+        wait_for("ADD is done", || node.path("/run/added").exists());
+        containerd.kill(true);
+        node.sh("rm /run/wait").ok();
+        containerd.let_go();
+        assert_eq!(node.ports().len(), 3, "{kind}: it is there still");
+        // As kubelet does, to all that it finds.
+        containerd
+            .crictl(
+                "stopp $(/mnt/bin/crictl -r unix:///run/containerd-test/containerd.sock pods -q)",
+            )
+            .ok();
+        containerd.crictl("rmp -f -a").ok();
+        assert_eq!(left(&node), "", "{kind}");
+        assert_eq!(node.sh("ls /run/netns").ok(), "", "{kind}");
+    }
+}
+
+/// The STATUS of our plugin, as the newest containerd reports it.
+#[test]
+fn the_newest_containerd_reports_our_status() {
+    let lab = Lab::new();
+    let node = node(&lab, &[]);
+    node.sh("mv /run/flannel/subnet.env /run/flannel/later")
+        .ok();
+    let containerd = Containerd::start(
+        &node,
+        Release::Newest,
+        &list("1.1.0", &flannel_form(), false),
+    );
+    let containerd = containerd.with_image();
+    let network = || {
+        let info = containerd.crictl("info").json();
+        let conditions = info["status"]["conditions"].as_array().cloned();
+        let conditions = conditions.expect("a list");
+        let network = conditions.into_iter().find(|c| c["type"] == "NetworkReady");
+        network.expect("is told")
+    };
+    let not_ready = network();
+    assert_eq!(not_ready["status"], false, "{not_ready}");
+    let message = not_ready["message"].as_str().expect("says why");
+    assert!(message.contains("/run/flannel/subnet.env"), "{message}");
+    node.sh("mv /run/flannel/later /run/flannel/subnet.env")
+        .ok();
+    let ready = network();
+    assert_eq!(ready["status"], true, "{ready}");
+    let sandbox = containerd.run_sandbox("one", None);
+    assert_eq!(sandbox.address, "10.10.1.2");
+    containerd.remove(&sandbox);
+    assert_eq!(left(&node), "");
+}
+
+/// What CRI-O does: VERSION when it loads the list, CHECK after ADD, STATUS and GC at its start.
+#[test]
+fn cri_os_library_versions_checks_and_collects() {
+    for first in [bridge_form("cni-hostgw"), flannel_form()] {
+        let lab = Lab::new();
+        let node = node(&lab, &["ocicnitool", "ocicni-start"]);
+        // Beside the answer, what was asked.
+        let plugin = first["type"].as_str().expect("has one");
+        let script = format!(
+            "#!/bin/sh\ntee -a /run/asked.$CNI_COMMAND | /mnt/bin/{plugin}\n\
+             rc=$?; echo $CNI_COMMAND $rc >> /run/verbs; exit $rc\n"
+        );
+        lab.write(&format!("wrapped/{plugin}"), script);
+        lab.make_executable(&format!("wrapped/{plugin}"));
+        lab.write(
+            "net.d/10.conflist",
+            list("1.1.0", &first, false).to_string(),
+        );
+        let run = |program: &str, args: &str| {
+            node.sh(&format!(
+                "CONF_PATH=/mnt/net.d BIN_PATH=/mnt/wrapped /mnt/bin/{program} {args}"
+            ))
+        };
+        let asked = |file: &str| std::fs::read_to_string(node.path(file)).unwrap_or_default();
+        let (a, _b) = (node.pod("a"), node.pod("b"));
+        for pod in ["a", "b"] {
+            let args = format!("shop {pod} id-{pod} /run/netns/{pod}");
+            let said = run("ocicnitool", &format!("add {args}")).ok();
+            assert!(said.contains("IP: 10.10.1."), "{said}");
+            run("ocicnitool", &format!("status {args}")).ok();
+        }
+        assert!(a.pings("10.10.1.3"));
+        let verbs = asked("/run/verbs");
+        let wanted = "VERSION 0\nADD 0\nVERSION 0\nCHECK 0\n".repeat(2);
+        assert_eq!(verbs, wanted, "{first}");
+        // CRI-O starts and knows a; b's DEL was lost.
+        run("ocicni-start", "shop/a/id-a//run/netns/a").ok();
+        assert!(
+            asked("/run/verbs").ends_with("STATUS 0\nDEL 0\nGC 0\n"),
+            "{}",
+            asked("/run/verbs")
+        );
+        assert!(asked("/run/asked.GC").contains(r#""containerID":"id-a""#));
+        assert_eq!(node.ports().len(), 1);
+        assert!(a.pings("10.10.1.1"));
+        // And knows nobody, and its cache is gone: nothing is valid, as null says.
+        node.sh("rm -r /var/lib/cni/results").ok();
+        run("ocicni-start", "").ok();
+        assert!(
+            asked("/run/asked.GC").contains(r#""cni.dev/valid-attachments":null"#),
+            "{}",
+            asked("/run/asked.GC")
+        );
+        assert_eq!(left(&node), "", "{first}");
+        // The veth went without a DEL, and DEL is a success still.
+        run("ocicnitool", "del shop a id-a /run/netns/a").ok();
     }
 }

@@ -385,8 +385,8 @@ fn check_finds_what_is_not_as_it_was() {
             "interface eth0 has hardware address 02:00:00:00:00:07, not 0a:58:0a:0a:01:02",
         ),
         (
-            "ip -n a link set eth0 mtu 1300",
-            "interface eth0 has MTU 1300, not 1400",
+            "ip -n a link set eth0 mtu 1500",
+            "interface eth0 has MTU 1500, not 1400",
         ),
         ("ip link set VETH mtu 1300", "has MTU 1300, not 1400"),
         ("ip link set VETH down", "is down"),

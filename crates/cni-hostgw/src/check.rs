@@ -108,11 +108,17 @@ impl Promised<'_> {
             return different(format!("interface {ifname} is down"));
         }
         let is_it = |i: &&Interface| i.name == ifname && !i.sandbox.is_empty();
-        is_as_promised(
-            &link,
-            "interface",
-            self.previous.interfaces.iter().find(is_it),
-        )?;
+        let promised = self.previous.interfaces.iter().find(is_it);
+        has_promised_mac(&link, "interface", promised)?;
+        // Told only from 1.1.0 on. A smaller one is what `tuning` sets without a word in its
+        // result, and does no harm.
+        let mtu = promised.and_then(|promised| promised.mtu);
+        if let Some(mtu) = mtu.filter(|mtu| *mtu != 0 && *mtu < link.mtu) {
+            return different(format!(
+                "interface {ifname} has MTU {}, not {mtu}",
+                link.mtu
+            ));
+        }
         Ok(link)
     }
 
@@ -137,7 +143,12 @@ impl Promised<'_> {
             if !link.is_up {
                 return different(format!("host veth {name} is down"));
             }
-            is_as_promised(&link, "host veth", promised().find(|i| i.name == name))?;
+            let promised = promised().find(|i| i.name == name);
+            has_promised_mac(&link, "host veth", promised)?;
+            let mtu = promised.and_then(|promised| promised.mtu);
+            if let Some(mtu) = mtu.filter(|mtu| *mtu != 0 && *mtu != link.mtu) {
+                return different(format!("host veth {name} has MTU {}, not {mtu}", link.mtu));
+            }
             let (port, wanted) = (link.port.unwrap_or_default(), self.config.port);
             for (what, is_on, is_wanted) in [
                 ("hairpin mode", port.hairpin, wanted.hairpin),
@@ -253,8 +264,8 @@ fn is_it(route: &kernel::Route, promised: &RouteConf) -> bool {
             .is_none_or(|priority| priority == 0 || route.metric == priority)
 }
 
-/// The hardware address and the MTU, as far as the result says anything of them.
-fn is_as_promised(link: &Link, what: &str, promised: Option<&Interface>) -> Result<(), Error> {
+/// The hardware address, as far as the result says anything of it.
+fn has_promised_mac(link: &Link, what: &str, promised: Option<&Interface>) -> Result<(), Error> {
     let Some(promised) = promised else {
         return Ok(());
     };
@@ -265,10 +276,6 @@ fn is_as_promised(link: &Link, what: &str, promised: Option<&Interface>) -> Resu
         return different(format!(
             "{what} {name} has hardware address {mac}, not {wanted}"
         ));
-    }
-    // Only from 1.1.0 on: in older results, a later plugin that changed it could not say so.
-    if let Some(mtu) = promised.mtu.filter(|mtu| *mtu != 0 && *mtu != link.mtu) {
-        return different(format!("{what} {name} has MTU {}, not {mtu}", link.mtu));
     }
     Ok(())
 }
