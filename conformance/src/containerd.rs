@@ -101,6 +101,7 @@ impl<'node> Containerd<'node> {
     }
 
     /// Makes an image of busybox, for sandboxes and containers, and waits for CRI.
+    #[must_use]
     pub fn with_image(self) -> Self {
         let lab = self.node.lab();
         lab.install(&tool("crictl"), "bin/crictl");
@@ -221,13 +222,9 @@ impl<'node> Containerd<'node> {
 
     /// Waits until CRI answers.
     pub fn wait_for_cri(&self) {
-        wait_for(
-            &format!(
-                "CRI answers: {}",
-                self.node.sh("tail -5 /run/containerd.log").stdout
-            ),
-            || self.crictl("version").success,
-        );
+        let log = || self.node.sh("tail -5 /run/containerd.log").stdout;
+        let what = format!("CRI answers: {}", log());
+        wait_for(&what, || self.crictl("version").success);
     }
 
     fn inside(&self) -> Command {
