@@ -63,15 +63,12 @@ impl NetConf {
     /// Gives the document its types. Errors with code 6 naming the key by its path, and
     /// with code 7 when `delegate` holds a key that flannel's form forbids there.
     pub fn from_json(json: &Json) -> Result<Self, Error> {
-        let mut json = json.clone();
         // The keys of another IPAM plugin are its own business.
-        if let Some(ipam) = json.object("ipam")
-            && let Some(kind) = ipam.get("type").and_then(Value::as_str)
-            && !matches!(kind, "" | HOST_LOCAL)
-        {
-            let only_type = serde_json::json!({"type": kind});
-            json = json.with("ipam", only_type);
-        }
+        let kind = json.get("ipam").and_then(|ipam| ipam.get("type")?.as_str());
+        let foreign = kind.filter(|kind| !matches!(*kind, "" | HOST_LOCAL));
+        let without_its_keys =
+            foreign.map(|kind| json.clone().with("ipam", serde_json::json!({"type": kind})));
+        let json = without_its_keys.as_ref().unwrap_or(json);
         let top: Top = json.to().map_err(|error| decode(&error))?;
         let delegate = json.object("delegate");
         if let Some(delegate) = &delegate {

@@ -17,7 +17,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -100,11 +100,8 @@ impl<'a> Files<'a> {
     /// Whose `address` is. Under the lock nobody is between making a file and writing it, so a
     /// file that names nobody is what a crash left, and its address free.
     pub(crate) fn holder(&self, address: IpAddr) -> io::Result<Option<Holder>> {
-        match fs::read(self.address_path(address)) {
-            Ok(content) => Ok(Holder::parse(&content)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let content = read_bytes(&self.address_path(address))?;
+        Ok(content.and_then(|content| Holder::parse(&content)))
     }
 
     /// Whether the file of `address` names `attachment`.
@@ -239,12 +236,26 @@ fn lines(items: &[impl ToString]) -> String {
     items.iter().map(|item| item.to_string() + "\n").collect()
 }
 
+/// The content of a file; nothing where it is not there.
 fn read(path: &Path) -> io::Result<Option<String>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    Ok(read_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The same as it is. Most of these files are read with one call, which is why the length is
+/// not asked for first.
+fn read_bytes(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = vec![0; 512];
+    let length = file.read(&mut bytes)?;
+    bytes.truncate(length);
+    if length == 512 {
+        file.read_to_end(&mut bytes)?;
     }
+    Ok(Some(bytes))
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -8,11 +8,14 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
+use nix::unistd::{getpid, gettid};
 
 use crate::Error;
 
-// `/proc/self` is the main thread; each thread has a namespace of its own.
-const CURRENT: &str = "/proc/thread-self/ns/net";
+// Each thread has a namespace of its own, and `/proc/self` is the main thread: two folders less
+// for the kernel to make up, some 10 µs.
+const OF_MAIN_THREAD: &str = "/proc/self/ns/net";
+const OF_THIS_THREAD: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace, held open: it lives at least as long as this value.
 #[derive(Debug)]
@@ -64,7 +67,13 @@ impl Netns {
 impl Home {
     /// The namespace of this thread, which no other thread is to use.
     pub fn current() -> Result<Self, Error> {
-        Netns::open(Path::new(CURRENT)).map(Self)
+        let is_main = getpid() == gettid();
+        let path = if is_main {
+            OF_MAIN_THREAD
+        } else {
+            OF_THIS_THREAD
+        };
+        Netns::open(Path::new(path)).map(Self)
     }
 
     /// Whether `netns` is this one.

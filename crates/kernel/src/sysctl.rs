@@ -1,6 +1,7 @@
 //! Settings under `/proc/sys`, of the namespace that the calling thread is in.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
@@ -24,9 +25,15 @@ pub fn write(name: &str, value: &str) -> Result<(), Error> {
 
 /// The value of a setting, without the end of its line.
 pub fn get(name: &str) -> Result<String, Error> {
-    let text = fs::read_to_string(path(name));
-    let text = text.map_err(|error| Error::new(format!("read the setting {name}"), error))?;
-    Ok(text.trim_end().to_owned())
+    let read = || -> io::Result<String> {
+        // Settings are short, and give no length to ask for.
+        let mut text = [0; 128];
+        let length = File::open(path(name))?.read(&mut text)?;
+        Ok(String::from_utf8_lossy(&text[..length])
+            .trim_end()
+            .to_owned())
+    };
+    read().map_err(|error| Error::new(format!("read the setting {name}"), error))
 }
 
 fn path(name: &str) -> PathBuf {
