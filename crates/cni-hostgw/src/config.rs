@@ -12,6 +12,7 @@ use subnet_env::{MTU_RANGE, SubnetEnv};
 use crate::error::Error;
 use crate::ipam::{self, Ipam};
 use crate::masquerade::{Backend, Masquerade};
+use crate::source::Source;
 use crate::{routes, unsupported};
 
 const DEFAULT_BRIDGE: &str = "cni0";
@@ -50,20 +51,6 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     /// The pod's name, where the runtime gives one.
     pub(crate) pod: Option<String>,
-}
-
-/// What a configuration is read from.
-#[derive(Debug)]
-pub(crate) struct Source<'a> {
-    pub(crate) call: &'a Call,
-    pub(crate) conf: NetConf,
-    pub(crate) args: CniArgs,
-    /// Whether containers get any.
-    pub(crate) has_addresses: bool,
-    /// The node's subnets, without host bits; nothing where the subnet file is not needed.
-    pub(crate) subnets: Vec<IpNetwork>,
-    /// The cluster's networks, as far as they are known.
-    pub(crate) networks: Vec<IpNetwork>,
 }
 
 /// Whether a subnet file that is not right yet is waited for.

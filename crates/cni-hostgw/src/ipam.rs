@@ -4,7 +4,6 @@ mod delegate;
 mod host_local;
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use cni::{Attached, Dns, RouteConf};
 use ipnetwork::IpNetwork;
@@ -13,8 +12,8 @@ use kernel::Rtnl;
 pub(crate) use delegate::Delegate;
 pub(crate) use host_local::{Pool, has_ranges, open_store, reclaim, store_of};
 
-use crate::config::Source;
 use crate::error::Error;
+use crate::source::Source;
 
 /// Who gives the container its addresses.
 #[derive(Debug)]
@@ -129,13 +128,4 @@ fn first_of(network: IpNetwork) -> IpAddr {
         IpNetwork::V4(v4) => std::net::Ipv4Addr::from(u32::from(v4.network()) + 1).into(),
         IpNetwork::V6(v6) => std::net::Ipv6Addr::from(u128::from(v6.network()) + 1).into(),
     }
-}
-
-/// Whether an executable called `name` is in one of `folders`, joined by `:`.
-pub(crate) fn find(name: &str, folders: &str) -> Option<std::path::PathBuf> {
-    folders
-        .split(':')
-        .filter(|folder| !folder.is_empty())
-        .map(|folder| Path::new(folder).join(name))
-        .find(|path| path.is_file())
 }

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::error::Error;
-use crate::ipam::find;
+use crate::programs::find;
 
 /// Seconds for which the programs wait for the lock that they share with kube-proxy and others.
 const LOCK_WAIT: &str = "5";

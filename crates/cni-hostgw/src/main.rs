@@ -15,8 +15,10 @@ mod iptables;
 mod log;
 mod masquerade;
 mod names;
+mod programs;
 mod routes;
 mod scratch;
+mod source;
 mod status;
 mod unsupported;
 

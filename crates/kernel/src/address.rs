@@ -1,7 +1,6 @@
 //! Addresses of links.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -16,7 +15,7 @@ use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::link::set_up;
 use crate::route::{RouteOptions, new_route};
-use crate::rtnl::{Answer, Change, number};
+use crate::rtnl::{Answer, Change, ip, number};
 use crate::watch::Watch;
 use crate::{Error, Link, Route, Rtnl};
 
@@ -260,14 +259,5 @@ impl Found {
             flags: AddressFlags::from_bits_retain(flags),
             is_global: AddressScope::from(head[3]) == AddressScope::Universe,
         })
-    }
-}
-
-/// An address in an attribute: its length tells the family.
-pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
-    match value.len() {
-        4 => Some(IpAddr::from(*value.first_chunk::<4>()?)),
-        16 => Some(IpAddr::from(*value.first_chunk::<16>()?)),
-        _ => None,
     }
 }

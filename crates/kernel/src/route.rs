@@ -10,8 +10,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
-use crate::address::ip;
-use crate::rtnl::{Answer, Change, number};
+use crate::rtnl::{Answer, Change, ip, number};
 use crate::{Error, Rtnl};
 
 /// Who put a route there: the kernel's `rtm_protocol`.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
@@ -107,6 +108,15 @@ pub(crate) fn number(value: &[u8]) -> u32 {
     value
         .first_chunk()
         .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// An address in an attribute: its length tells the family.
+pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => Some(IpAddr::from(*value.first_chunk::<4>()?)),
+        16 => Some(IpAddr::from(*value.first_chunk::<16>()?)),
+        _ => None,
+    }
 }
 
 impl Rtnl {

@@ -8,9 +8,10 @@ use cni::{AddResult, Call, Code, Json, Version};
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{Address, Allocation, Undo, find};
-use crate::config::Source;
+use super::{Address, Allocation, Undo};
 use crate::error::Error;
+use crate::programs::find;
+use crate::source::Source;
 
 /// An IPAM plugin and the configuration that it gets. It has our environment.
 #[derive(Debug)]

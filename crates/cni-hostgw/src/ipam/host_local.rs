@@ -15,9 +15,9 @@ use kernel::Rtnl;
 use serde::Deserialize;
 
 use super::{Address, Allocation, Undo};
-use crate::config::Source;
 use crate::error::Error;
 use crate::names::Names;
+use crate::source::Source;
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
