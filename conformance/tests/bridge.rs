@@ -91,9 +91,12 @@ fn mtu_hairpin_and_isolation_are_put_right_on_the_next_add() {
     let mut settings = port_settings(&node);
     settings.sort_unstable();
     assert_eq!(settings, [(false, false), (true, true), (true, true)]);
-    node.sh("ip link set cni0 mtu 1280").ok();
+    // What somebody changed is put right, too.
+    node.sh("ip link set cni0 mtu 1280; for p in $(ip -o link show type bridge_slave | grep -o 'veth[^@]*'); do ip link set $p type bridge_slave hairpin off isolated off; done").ok();
     plugin.add(&node.pod("c"), &conf).ok();
     assert_eq!(bridge(&node)["mtu"], 1450);
+    let is_right = |settings: &&(bool, bool)| **settings == (true, true);
+    assert_eq!(port_settings(&node).iter().filter(is_right).count(), 3);
     let gateway = "10.10.1.1";
     assert!(first.pings(gateway), "the first pod lives");
 }
@@ -239,6 +242,55 @@ fn without_ipam_there_are_links_and_nothing_else() {
                 first, second,
                 "by chance: other nodes may be on this bridge"
             );
+        }
+    }
+}
+
+#[test]
+fn many_adds_at_once_readdress_a_bridge_once() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let old = (2..42).map(|i| format!("ip addr add 10.{i}.0.1/24 dev cni0"));
+    let old: Vec<_> = old.collect();
+    node.sh(&format!(
+        "ip link add cni0 type bridge && {}",
+        old.join(" && ")
+    ))
+    .ok();
+    let names: Vec<_> = (0..12).map(|i| format!("p{i}")).collect();
+    let _pods: Vec<_> = names.iter().map(|name| node.pod(name)).collect();
+    let conf = conf("cni-hostgw");
+    let start = |name: &String| plugin.start(&node, "ADD", &Attachment::named(name), &conf);
+    let running: Vec<_> = names.iter().map(start).collect();
+    for add in running {
+        add.wait().ok();
+    }
+    let addresses = node.sh("ip -4 -o addr show dev cni0 | wc -l").ok();
+    assert_eq!(addresses.trim(), "1");
+}
+
+#[test]
+fn a_range_set_of_two_subnets_has_both_gateways() {
+    for plugin_of in [
+        |_: &Lab| Plugin::reference("bridge"),
+        Plugin::ours as fn(&Lab) -> Plugin,
+    ] {
+        let lab = Lab::new();
+        let node = lab.node("worker1", &["192.168.2.16/24"]);
+        let plugin = plugin_of(&lab);
+        let mut conf = conf("bridge");
+        conf["ipam"]["ranges"] = json!([[
+            {"subnet": "10.10.1.0/24", "rangeStart": "10.10.1.5", "rangeEnd": "10.10.1.5"},
+            {"subnet": "10.10.2.0/24"},
+        ]]);
+        let (a, b) = (node.pod("a"), node.pod("b"));
+        plugin.add(&a, &conf).ok();
+        let second = plugin.add(&b, &conf);
+        // The reference fails here: for it the first subnet's gateway stands in the way.
+        assert_eq!(second.success, plugin.0.ends_with("cni-hostgw"));
+        if second.success {
+            assert!(b.pings("10.10.2.1") && b.pings("10.10.1.5"));
         }
     }
 }

@@ -359,3 +359,82 @@ fn ipv6_does_not_wait_for_duplicate_detection_unless_it_is_asked_to() {
             .exists()
     );
 }
+
+#[test]
+fn check_right_after_add_takes_gateways_and_routes_as_they_can_be() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["fd00:192:168:2::16/64"]);
+    let plugin = Plugin::ours(&lab);
+    for (name, ipam) in [
+        // A gateway of the link, as routers have it.
+        (
+            "a",
+            json!({"ranges": [[{"subnet": "fd00:5::/64", "gateway": "fe80::1"}]]}),
+        ),
+        // Two ways to one place.
+        (
+            "b",
+            json!({"ranges": [[{"subnet": "fd00:6::/64"}]], "routes": [
+                {"dst": "fd01::/64", "gw": "fd00:6::8"}, {"dst": "fd01::/64", "gw": "fd00:6::9"},
+            ]}),
+        ),
+    ] {
+        let mut conf = json!({
+            "cniVersion": "1.1.0", "name": name, "type": "cni-hostgw", "bridge": format!("br-{name}"),
+            "isDefaultGateway": true, "ipam": ipam,
+        });
+        let pod = node.pod(name);
+        conf["prevResult"] = plugin.add(&pod, &conf).ok();
+        plugin
+            .call(&node, "CHECK", &Attachment::of(&pod), &conf)
+            .ok();
+    }
+}
+
+#[test]
+fn a_second_add_of_a_live_attachment_leaves_the_other_plugins_lease_alone() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let result = r#"{"cniVersion": "1.0.0", "ips": [{"address": "10.30.1.9/24"}]}"#;
+    recorder(&lab, "recorder", &format!("echo '{result}'"));
+    lab.make_executable("bin/recorder");
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "ipam": {"type": "recorder"},
+    });
+    let (a, _b) = (node.pod("a"), node.pod("b"));
+    plugin.add(&a, &conf).ok();
+    let elsewhere = Attachment::of(&a).in_netns("/run/netns/b");
+    let (code, text) = plugin.call(&node, "ADD", &elsewhere, &conf).error();
+    assert_eq!(code, 4, "{text}");
+    let verbs = std::fs::read_to_string(node.path("/run/verbs")).expect("was asked");
+    assert_eq!(verbs, "ADD a\n");
+}
+
+#[test]
+fn capabilities_give_ranges_and_name_resolution() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw",
+        "capabilities": {"ipRanges": true, "dns": true},
+        "dns": {"nameservers": ["10.96.0.10"]},
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}]]},
+    });
+    // In capitals, as containerd sends them.
+    conf["runtimeConfig"] = json!({
+        "ipRanges": [[{"Subnet": "10.40.1.0/24", "RangeStart": "10.40.1.50", "Gateway": "10.40.1.7"}]],
+        "dns": {"Servers": ["10.96.0.53"], "Searches": ["shop.local"], "Options": ["ndots:5"]},
+    });
+    let result = plugin.add(&node.pod("a"), &conf).ok();
+    assert_eq!(result["ips"][0]["address"], "10.40.1.50/24");
+    assert_eq!(result["ips"][0]["gateway"], "10.40.1.7");
+    assert_eq!(result["ips"][1]["address"], "10.10.1.2/24");
+    let dns =
+        json!({"nameservers": ["10.96.0.53"], "search": ["shop.local"], "options": ["ndots:5"]});
+    assert_eq!(result["dns"], dns);
+    conf["runtimeConfig"] = json!({"dns": {}});
+    let result = plugin.add(&node.pod("b"), &conf).ok();
+    assert_eq!(result["dns"], conf["dns"]);
+}

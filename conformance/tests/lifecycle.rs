@@ -539,3 +539,44 @@ fn a_stuck_holder_of_the_lock_blocks_nobody_for_ever() {
     assert!(stuck.wait().expect("it ends").success());
     plugin.add(&b, &conf).ok();
 }
+
+#[test]
+fn a_pods_name_may_be_as_long_as_kubernetes_allows() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (plugin, mut conf) = (Plugin::ours(&lab), flannel_form());
+    let (namespace, name) = ("n".repeat(63), "p".repeat(253));
+    for (i, network) in ["cbr0".to_owned(), "n".repeat(250)].iter().enumerate() {
+        conf["name"] = serde_json::json!(network);
+        let _pod = node.pod(&format!("a{i}"));
+        let attachment = Attachment {
+            id: "c".repeat(64),
+            netns: format!("/run/netns/a{i}"),
+            ifname: "fifteen-bytes-x".to_owned(),
+            args: format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"),
+        };
+        plugin.call(&node, "ADD", &attachment, &conf).ok();
+        let alias = node.sh("ip link show type bridge_slave").ok();
+        assert!(alias.contains("alias cni-hostgw "), "{alias}");
+        plugin.call(&node, "DEL", &attachment, &conf).ok();
+    }
+}
+
+#[test]
+fn a_name_that_the_kernel_would_complete_is_refused() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (plugin, mut conf) = (Plugin::ours(&lab), flannel_form());
+    let pod = node.pod("a");
+    let mut attachment = Attachment::of(&pod);
+    attachment.ifname = "eth%d".to_owned();
+    let (code, text) = plugin.call(&node, "ADD", &attachment, &conf).error();
+    assert_eq!(code, 4, "{text}");
+    conf["delegate"]["bridge"] = json!("br%d");
+    let (code, text) = plugin.add(&pod, &conf).error();
+    assert_eq!(
+        (code, text.as_str()),
+        (7, r#"bridge: "br%d"; interface name contains %"#)
+    );
+    assert!(!node.sh("ip link").ok().contains("br0"));
+}

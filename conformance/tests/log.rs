@@ -68,6 +68,18 @@ fn each_request_is_one_line_with_what_it_was_and_how_it_went() {
     ];
     let sum: u64 = steps.iter().map(|step| number(step)).sum();
     assert!(number("veth") > 0 && sum <= number("us"), "{}", lines[0]);
+    // What is refused before its configuration is understood has a line, too.
+    let mut bad = Attachment::named("b");
+    bad.ifname = "a/b".to_owned();
+    let mut command = node.command(&plugin.0);
+    command.env("CNI_HOSTGW_LOG", "/run/refused");
+    let refused = plugin.start_by(&mut command, "ADD", &bad, &conf).wait();
+    assert!(!refused.success);
+    let line = std::fs::read_to_string(node.path("/run/refused")).expect("was written");
+    assert!(
+        line.contains("verb=ADD container=b ifname=a/b outcome=failed code=4"),
+        "{line}"
+    );
     let mode = node.sh("stat -c %a /run/log").ok();
     assert_eq!(mode.trim(), "640", "container ids are nobody's business");
 }

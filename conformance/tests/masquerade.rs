@@ -248,3 +248,50 @@ fn a_backend_that_nobody_knows_is_refused() {
         "{text}"
     );
 }
+
+#[test]
+fn an_ipv4_network_needs_no_ip6tables() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    node.sh(
+        "mkdir /run/up /run/work && mount -t overlay overlay \
+         -o lowerdir=/usr/sbin,upperdir=/run/up,workdir=/run/work /usr/sbin && rm /usr/sbin/ip6tables*",
+    )
+    .ok();
+    let mut conf = conf(Some(true));
+    conf["cniVersion"] = json!("1.1.0");
+    conf["ipMasqBackend"] = json!("iptables");
+    let status = |conf: &Value| plugin.call(&node, "STATUS", &Attachment::named(""), conf);
+    let (code, text) = status(&conf).error();
+    assert_eq!(code, 50);
+    assert!(text.contains("masquerade by ip6tables"), "{text}");
+    conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/24"}]]);
+    status(&conf).ok();
+    let a = node.pod("a");
+    plugin.add(&a, &conf).ok();
+    assert!(a.pings("192.168.2.1"));
+    plugin.del(&a, &conf).ok();
+    assert!(!node.sh("iptables-save -t nat").ok().contains("HOSTGW"));
+}
+
+#[test]
+fn masquerading_goes_with_the_last_pod_of_another_ipam_plugin_too() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = |last: u8| {
+        let address = format!("10.30.1.{last}/24");
+        json!({
+            "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isDefaultGateway": true, "ipMasq": true,
+            "ipam": {"type": "static", "addresses": [{"address": address, "gateway": "10.30.1.1"}]},
+        })
+    };
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    plugin.add(&a, &conf(5)).ok();
+    plugin.add(&b, &conf(6)).ok();
+    plugin.del(&a, &conf(5)).ok();
+    assert!(b.pings("192.168.2.1"));
+    plugin.del(&b, &conf(6)).ok();
+    assert_eq!(node.sh("nft list ruleset").ok(), "");
+}

@@ -1,6 +1,6 @@
 //! The protocol as runtimes meet it: verbs, versions, forms, and what is asked for by arguments.
 
-use conformance::{Attachment, Lab, Node, Plugin};
+use conformance::{Attachment, Lab, Node, Plugin, wait_for};
 use serde_json::{Value, json};
 
 const VERSIONS: [&str; 7] = [
@@ -180,6 +180,21 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
             "incompatible CNI versions",
         ),
         (json!({"name": ""}), 7, "missing network name"),
+        (
+            json!({"cniVersion": "0.2.0", "ipam": {}}),
+            7,
+            "cniVersion: 0.2.0; its results have room for addresses only",
+        ),
+        (
+            json!({"subnetFileWait": 61, "ipam": {"ranges": []}}),
+            7,
+            "subnetFileWait: 61; must be from 0 to 60 seconds",
+        ),
+        (
+            json!({"prevResult": "what"}),
+            6,
+            r#"could not parse prevResult: expected an object, not "what""#,
+        ),
     ] {
         let mut conf = bridge_form("1.0.0", &[V4]);
         for (key, value) in change.as_object().expect("an object") {
@@ -459,6 +474,25 @@ fn check_accepts_what_ages_and_what_later_plugins_say_they_changed() {
     conf["prevResult"] = result;
     conf["prevResult"]["interfaces"][2]["mac"] = json!("02:00:00:00:00:07");
     // An interface of somebody else's, and a route that somebody added.
+    // IPv6 waits for nobody's answer either.
+    let mut dual = bridge_form("1.1.0", &["10.11.1.0/24", "fd00:10:11:1::/64"]);
+    dual["name"] = json!("dual");
+    dual["bridge"] = json!("cni1");
+    let six = node.pod("six");
+    dual["prevResult"] = plugin.add(&six, &dual).ok();
+    dual["prevResult"]["interfaces"][2]["mac"] = json!("02:00:00:00:00:08");
+    // As tuning does it, and with the routes that go with the link put back.
+    six.sh(
+        "ip link set eth0 down && ip link set eth0 address 02:00:00:00:00:08 && ip link set eth0 up \
+         && ip route add default via 10.11.1.1 && ip route add 10.10.0.0/16 via 10.11.1.1 \
+         && ip -6 route add default via fd00:10:11:1::1",
+    )
+    .ok();
+    wait_for("CHECK accepts what the neighbours were told", || {
+        plugin
+            .call(&node, "CHECK", &Attachment::of(&six), &dual)
+            .success
+    });
     let interfaces = conf["prevResult"]["interfaces"].as_array_mut();
     interfaces.expect("a list").push(json!({"name": "bwp0"}));
     node.sh(

@@ -36,6 +36,11 @@ pub(crate) fn add(
     let host = Rtnl::connect()?;
     let container = Rtnl::connect_in(&home, &netns)?;
     refuse_taken(&container, attached)?;
+    let names = Names::of(&call.network, attached);
+    // Another IPAM plugin would take the address of a live attachment for the one to give back.
+    if matches!(config.ipam, Ipam::Delegate(_)) && host.link(&names.veth)?.is_some() {
+        return Err(Error::Live(names.veth));
+    }
     steps.done("netns");
     let allocation = config.ipam.allocate(&host, &config.store, attached)?;
     steps.done("ipam");
@@ -46,7 +51,6 @@ pub(crate) fn add(
         masquerade.ensure(&config.store, &allocation.addresses)?;
         steps.done("masquerade");
     }
-    let names = Names::of(&call.network, attached);
     let ips: Vec<_> = allocation
         .addresses
         .iter()
@@ -62,7 +66,6 @@ pub(crate) fn add(
         bridge: &bridge,
         port: config.port,
         alias: &names.alias(config.pod.as_deref()),
-        addresses: &ips,
     };
     let link = host.add_veth(&veth, &container).map_err(|error| {
         // The container's name is free, so it is the host's: the attachment lives elsewhere.
@@ -87,6 +90,8 @@ pub(crate) fn add(
         &all_routes,
     );
     steps.done("furnish");
+    // Whatever the node believed of the addresses was of somebody before.
+    let furnished = furnished.and_then(|()| Ok(host.forget_neighbours(&bridge, &ips)?));
     if let Err(error) = furnished {
         if host.delete_link(veth.host).is_err() {
             // While the link carries the address, nobody else must get it.
@@ -180,6 +185,10 @@ fn furnish(
         routes: &routes,
     };
     container.bring_up(link, furnishing)?;
+    if has_ipv6 && !announce {
+        // As for IPv4: for who changes the hardware address later.
+        home.visit(veth.netns, || tell_of_changes(veth.container))??;
+    }
     if let Some(watch) = watch {
         container.wait_for_detection(&watch, link, DETECTION)?;
     }
@@ -198,9 +207,15 @@ fn prepare_ipv6(ifname: &str, detect_duplicates: bool, announce: bool) -> Result
     }
     set("keep_addr_on_down", "1")?;
     if announce {
-        set("ndisc_notify", "1")?;
+        tell_of_changes(ifname)?;
     }
     Ok(())
+}
+
+/// Has the kernel tell the neighbours of the interface's IPv6 addresses.
+fn tell_of_changes(ifname: &str) -> Result<(), Error> {
+    let setting = format!("net/ipv6/conf/{ifname}/ndisc_notify");
+    Ok(sysctl::write(&setting, "1")?)
 }
 
 fn result(

@@ -11,11 +11,17 @@ use crate::add::open_netns;
 use crate::config::Config;
 use crate::error::Error;
 use crate::ipam::Ipam;
+use crate::log::Steps;
 use crate::names::Names;
 
 /// Compares what `prevResult` promises with what is there, and names the first difference.
 /// What later plugins changed is in `prevResult`, and what they added does not matter.
-pub(crate) fn check(call: &Call, attached: &Attached, config: &Config) -> Result<(), Error> {
+pub(crate) fn check(
+    call: &Call,
+    attached: &Attached,
+    config: &Config,
+    steps: &mut Steps,
+) -> Result<(), Error> {
     let Some(previous) = AddResult::previous(&call.config, call.version)? else {
         return Err(Error::Conflict("required prevResult missing"));
     };
@@ -29,16 +35,21 @@ pub(crate) fn check(call: &Call, attached: &Attached, config: &Config) -> Result
         host: Rtnl::connect()?,
         container: Rtnl::connect_in(&home, &netns)?,
     };
+    steps.done("netns");
     let bridge = attachment.bridge()?;
     let inside = attachment.interface()?;
     let host_veth = attachment.host_veth(&bridge, &inside)?;
+    steps.done("links");
     attachment.addresses(&inside)?;
     attachment.routes()?;
     attachment.neighbours(&bridge, &inside)?;
+    steps.done("addresses");
     attachment.reservation()?;
+    steps.done("ipam");
     // The `bridge` plugin's own pods have rules of their own.
     if host_veth.name == attachment.names.veth {
         attachment.masquerade()?;
+        steps.done("masquerade");
     }
     Ok(())
 }
@@ -255,10 +266,11 @@ impl Promised<'_> {
     }
 }
 
+/// Of two IPv6 routes to one destination, ADD makes the first.
 fn is_it(route: &kernel::Route, promised: &RouteConf) -> bool {
     route.to == promised.dst
         && route.is_unicast
-        && (promised.gw.is_none() || route.via == promised.gw)
+        && (promised.gw.is_none() || route.via == promised.gw || route.to.is_ipv6())
         && promised
             .priority
             .is_none_or(|priority| priority == 0 || route.metric == priority)

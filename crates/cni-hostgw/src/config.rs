@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cni::{BridgeKeys, Call, CniArgs, Dns, Json, NetConf};
+use cni::{BridgeKeys, Call, CniArgs, Dns, Json, NetConf, Version};
 use host_local::Store;
 use ipnetwork::IpNetwork;
 use kernel::{Mac, Port};
@@ -70,6 +70,13 @@ impl Config {
         let args = CniArgs::parse(args)?;
         unsupported::refuse(&conf)?;
         let has_addresses = has_addresses(call, &conf)?;
+        if !has_addresses && call.version < Version::V0_3_0 {
+            return Err(Error::Config {
+                key: "cniVersion",
+                value: call.version.to_string(),
+                source: "its results have room for addresses only, and there are none".into(),
+            });
+        }
         let subnet = subnet(&conf, call, has_addresses, patience)?;
         let source = Source {
             has_addresses,
@@ -121,7 +128,7 @@ impl Config {
             ipam: Ipam::read(&source)?,
             store: ipam::open_store(data_dir, &call.network)?,
             mac: mac(conf, args)?,
-            dns: conf.dns.clone(),
+            dns: conf.runtime_config.dns.clone().unwrap_or(conf.dns.clone()),
             pod: args.pod.clone(),
         })
     }
@@ -269,8 +276,8 @@ fn not_empty(path: Option<&Path>) -> Option<&Path> {
 }
 
 /// Where the request's line is logged: the configuration's word comes before the environment's.
-pub(crate) fn log_file(config: &Json, environment: Option<String>) -> Option<PathBuf> {
-    let configured = config.get("logFile").and_then(|path| path.as_str());
+pub(crate) fn log_file(config: Option<&Json>, environment: Option<String>) -> Option<PathBuf> {
+    let configured = config.and_then(|config| config.get("logFile")?.as_str());
     let path = configured
         .map(PathBuf::from)
         .or(environment.map(PathBuf::from));

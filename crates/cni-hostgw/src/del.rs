@@ -46,9 +46,13 @@ pub(crate) fn del(call: &Call, attached: &Attached, steps: &mut Steps) -> Result
     }
     scratch::remove(call, id)?;
     let delegate = Delegate::named_in(call);
-    // Another IPAM plugin does not tell us whose address was the last.
-    if let (None, Some(vacant)) = (&delegate, released.vacant) {
-        masquerade::leave(network, vacant)?;
+    if let Some(vacant) = released.vacant {
+        // Another IPAM plugin does not tell us whose address was the last, but the links do.
+        let is_of_network =
+            |link: &Link| Owner::of(link).is_some_and(|owner| owner.network == network.as_str());
+        if delegate.is_none() || !host.links()?.iter().any(is_of_network) {
+            masquerade::leave(network, vacant)?;
+        }
         steps.done("masquerade");
     }
     if let Some(delegate) = delegate {

@@ -90,45 +90,70 @@ fn collect(
     errors: &mut Vec<Error>,
     steps: &mut Steps,
 ) {
+    errors.extend(scratch::collect(call, |id| valid.containers.contains(id)));
     let alive = match delete_veths(call, valid, host) {
-        Ok(()) => BTreeSet::new(),
-        Err((error, left)) => {
-            errors.push(error);
-            left
-        }
+        Ok(alive) => alive,
+        // Without a look at the links, nobody knows which addresses are in use.
+        Err(error) => return errors.push(error),
     };
     steps.done("veths");
     // While a link carries an address, nobody else must get it.
     let is_alive = |holder: &Holder| match holder {
-        Holder::Attachment(a) => alive.contains(&Names::of_reserved(&call.network, a).veth),
+        Holder::Attachment(a) => alive
+            .left
+            .contains(&Names::of_reserved(&call.network, a).veth),
         Holder::Container(_) => false,
     };
+    errors.extend(alive.error);
     match store.collect(|holder| valid.has(holder) || is_alive(holder)) {
         Ok(mut collected) => {
             errors.extend(collected.errors.drain(..).map(Error::from));
+            errors.extend(forget_bridges(call, store, &collected).err());
             errors.extend(clean_rules(call, valid, store, collected).err());
         }
         Err(error) => errors.push(error.into()),
     }
-    errors.extend(scratch::collect(call, |id| valid.containers.contains(id)));
 }
 
-/// Deletes the network's host veths that are not of a valid attachment, all at once. When that
-/// fails, says which may still be there.
-fn delete_veths(call: &Call, valid: &Valid, host: &Rtnl) -> Result<(), (Error, BTreeSet<String>)> {
-    let links = host
-        .links()
-        .map_err(|error| (error.into(), BTreeSet::new()))?;
+/// Host veths that could not be deleted, and why.
+#[derive(Default)]
+struct Alive {
+    left: BTreeSet<String>,
+    error: Option<Error>,
+}
+
+/// Deletes the network's host veths that are not of a valid attachment, all at once.
+fn delete_veths(call: &Call, valid: &Valid, host: &Rtnl) -> Result<Alive, Error> {
     let is_doomed = |link: &Link| {
         let owner = Owner::of(link);
         owner.is_some_and(|owner| owner.network == call.network.as_str())
             && !valid.veths.contains(&link.name)
     };
-    let doomed: Vec<_> = links.into_iter().filter(is_doomed).collect();
-    host.delete_links(&doomed).map_err(|error| {
-        let left = doomed.into_iter().map(|link| link.name).collect();
-        (error.into(), left)
+    let doomed: Vec<_> = host.links()?.into_iter().filter(is_doomed).collect();
+    let Err(error) = host.delete_links(&doomed) else {
+        return Ok(Alive::default());
+    };
+    Ok(Alive {
+        left: doomed.into_iter().map(|link| link.name).collect(),
+        error: Some(error.into()),
     })
+}
+
+/// Takes away what the `bridge` plugin made for the containers whose addresses came back, where
+/// it was here at all.
+fn forget_bridges(call: &Call, store: &Store, collected: &Collected<'_>) -> Result<(), Error> {
+    if !store.marks()?.iter().any(|mark| mark == Store::FOREIGN) {
+        return Ok(());
+    }
+    let ids = collected
+        .freed
+        .iter()
+        .filter_map(|(_, holder)| match holder {
+            Some(Holder::Attachment(attachment)) => Some(attachment.container_id()),
+            Some(Holder::Container(id)) => Some(id.as_str()),
+            None => None,
+        });
+    iptables::remove_bridges(&call.network, &ids.collect::<Vec<_>>())
 }
 
 /// Takes the masquerading rules away that nobody needs any more.
@@ -139,23 +164,16 @@ fn clean_rules(
     collected: Collected<'_>,
 ) -> Result<(), Error> {
     let Call { network, .. } = call;
-    let foreign = collected
-        .freed
-        .iter()
-        .filter_map(|(_, holder)| match holder {
-            Some(Holder::Attachment(attachment)) => Some(attachment.container_id()),
-            Some(Holder::Container(id)) => Some(id),
-            None => None,
-        });
-    iptables::remove_bridges(network, &foreign.collect::<Vec<_>>())?;
-    if Delegate::named_in(call).is_some() {
-        // Another IPAM plugin does not tell us which addresses are held.
-        let is_held = |_: IpNetwork| !valid.attachments.is_empty();
-        drop(collected.vacant);
-        return masquerade::retain(network, &store.marks()?, is_held);
-    }
+    let is_delegated = Delegate::named_in(call).is_some();
     if let Some(vacant) = collected.vacant {
+        // Another IPAM plugin does not tell us which addresses are held.
+        if is_delegated && !valid.attachments.is_empty() {
+            return Ok(());
+        }
         return masquerade::leave(network, vacant);
+    }
+    if is_delegated {
+        return Ok(());
     }
     let held = collected.held;
     let is_held = |subnet: IpNetwork| held.iter().any(|address| subnet.contains(*address));

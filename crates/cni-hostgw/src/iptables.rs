@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use cni::NetworkName;
@@ -19,7 +20,10 @@ const LOCK_WAIT: &str = "5";
 /// Where they are, when the runtime has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-const PROGRAMS: [&str; 2] = ["iptables", "ip6tables"];
+/// The program of a family.
+pub(crate) fn program(is_ipv6: bool) -> &'static str {
+    if is_ipv6 { "ip6tables" } else { "iptables" }
+}
 
 /// What leaves `subnet` is masqueraded, but for what goes to one of `except` or to many.
 pub(crate) struct Masquerade<'a> {
@@ -40,12 +44,19 @@ impl<'a> Masquerade<'a> {
 
     /// Whether POSTROUTING leads to the rules.
     pub(crate) fn is_there(&self) -> Result<bool, Error> {
-        let mut command = Command::new(program(self.program())?);
+        let mut command = Command::new(path(self.program())?);
         command.args(["-w", LOCK_WAIT, "-t", "nat", "-C", "POSTROUTING"]);
         let (comment, chain) = (self.comment(), self.chain());
         let jump = ["-s", &self.subnet.to_string(), "-m", "comment", "--comment"];
         command.args(jump).args([&comment, "-j", &chain]);
-        Ok(output(&mut command, "")?.status.success())
+        let output = output(&mut command, "")?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            // There is no such rule, or not even the chain that it leads to. Other numbers say that
+            // nobody could look.
+            Some(1 | 2) => Ok(false),
+            _ => succeeded(&output, self.program()).map(|_| false),
+        }
     }
 
     /// Puts the rules there, in one transaction, in the place of those for other exceptions.
@@ -82,7 +93,7 @@ impl<'a> Masquerade<'a> {
     }
 
     fn program(&self) -> &'static str {
-        PROGRAMS[usize::from(self.subnet.is_ipv6())]
+        program(self.subnet.is_ipv6())
     }
 
     fn comment(&self) -> String {
@@ -96,34 +107,37 @@ impl<'a> Masquerade<'a> {
     }
 }
 
-/// Takes away the rules of `network`'s subnets that nobody holds an address of.
+/// Takes away the rules of `network`'s subnets of one family that nobody holds an address of.
 pub(crate) fn retain(
     network: &NetworkName,
+    is_ipv6: bool,
     is_held: impl Fn(IpNetwork) -> bool,
 ) -> Result<(), Error> {
     let comment = comment(network);
-    remove(|jump| jump.comment == comment && !jump.source.is_some_and(&is_held))
+    remove(program(is_ipv6), |jump| {
+        jump.comment == comment && !jump.source.is_some_and(&is_held)
+    })
 }
 
-/// Takes away what the `bridge` plugin made for a container: it made a chain for each.
+/// Takes away what the `bridge` plugin made for containers: it made a chain for each. Where the
+/// programs are missing, it made none.
 pub(crate) fn remove_bridges(network: &NetworkName, container_ids: &[&str]) -> Result<(), Error> {
     let chain = |id: &&str| {
         let key = format!("{network}{id}");
         format!("CNI-{:.24}", hex(&Sha512::digest(key)))
     };
     let chains: Vec<_> = container_ids.iter().map(chain).collect();
-    if chains.is_empty() || is_available().is_err() {
-        return Ok(());
-    }
-    remove(|jump| chains.contains(&jump.chain))
-}
-
-/// Whether the programs are there.
-pub(crate) fn is_available() -> Result<(), Error> {
-    for name in PROGRAMS {
-        program(name)?;
+    for is_ipv6 in [false, true] {
+        if !chains.is_empty() && is_available(is_ipv6).is_ok() {
+            remove(program(is_ipv6), |jump| chains.contains(&jump.chain))?;
+        }
     }
     Ok(())
+}
+
+/// Whether the program of a family is there.
+pub(crate) fn is_available(is_ipv6: bool) -> Result<(), Error> {
+    path(program(is_ipv6)).map(drop)
 }
 
 /// A rule of POSTROUTING that leads to a chain.
@@ -154,14 +168,12 @@ impl Jump {
     }
 }
 
-fn remove(is_unwanted: impl Fn(&Jump) -> bool) -> Result<(), Error> {
-    for name in PROGRAMS {
-        let removal = removal(&jumps(name, &is_unwanted)?);
-        if !removal.is_empty() {
-            restore(name, &format!("*nat\n{removal}COMMIT\n"))?;
-        }
+fn remove(name: &str, is_unwanted: impl Fn(&Jump) -> bool) -> Result<(), Error> {
+    let removal = removal(&jumps(name, is_unwanted)?);
+    if removal.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    restore(name, &format!("*nat\n{removal}COMMIT\n"))
 }
 
 /// The lines that take jumps away, and then the chains that they led to.
@@ -177,14 +189,14 @@ fn removal(jumps: &[Jump]) -> String {
 }
 
 fn jumps(name: &str, is_meant: impl Fn(&Jump) -> bool) -> Result<Vec<Jump>, Error> {
-    let mut command = Command::new(program(&format!("{name}-save"))?);
+    let mut command = Command::new(path(&format!("{name}-save"))?);
     let saved = succeeded(&output(command.args(["-t", "nat"]), "")?, name)?;
     let jumps = saved.lines().filter_map(Jump::parse);
     Ok(jumps.filter(is_meant).collect())
 }
 
 fn restore(name: &str, rules: &str) -> Result<(), Error> {
-    let mut command = Command::new(program(&format!("{name}-restore"))?);
+    let mut command = Command::new(path(&format!("{name}-restore"))?);
     let output = output(command.args(["-w", LOCK_WAIT, "--noflush"]), rules)?;
     succeeded(&output, name).map(drop)
 }
@@ -193,7 +205,8 @@ fn succeeded(output: &Output, name: &str) -> Result<String, Error> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    // go-cni takes a DEL that failed with these words for one that succeeded.
+    let said = String::from_utf8_lossy(&output.stderr).replace("not found", "missing");
     Err(failed(name)(io::Error::other(format!(
         "{}: {}",
         output.status,
@@ -216,7 +229,7 @@ fn output(command: &mut Command, stdin: &str) -> Result<Output, Error> {
     run().map_err(failed("iptables"))
 }
 
-fn program(name: &str) -> Result<std::path::PathBuf, Error> {
+fn path(name: &str) -> Result<PathBuf, Error> {
     let found = find(name, DEFAULT_PATH);
     found.ok_or_else(|| {
         let reason = format!("it is in none of {DEFAULT_PATH}");

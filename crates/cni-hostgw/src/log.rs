@@ -1,13 +1,13 @@
 //! The log: one line for each request, where somebody asked for it.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use cni::{Call, CniArgs};
+use cni::CniArgs;
 
 /// How long each step of a request took.
 #[derive(Debug)]
@@ -35,19 +35,32 @@ impl Steps {
     }
 }
 
+/// Whom a request is about, as far as it says.
+#[derive(Debug, Default)]
+pub(crate) struct Subject {
+    /// `CNI_COMMAND`.
+    pub(crate) verb: String,
+    /// The network's name.
+    pub(crate) network: Option<String>,
+    /// `CNI_CONTAINERID`.
+    pub(crate) container_id: Option<String>,
+    /// `CNI_IFNAME`.
+    pub(crate) ifname: Option<String>,
+    /// `CNI_ARGS`.
+    pub(crate) args: Option<String>,
+}
+
 /// Appends the line of one request: when, what, of whom, how it went, and the microseconds of
 /// each step. Keys and values as logfmt has them.
 pub(crate) fn append(
     path: &Path,
-    call: &Call,
+    subject: Subject,
     outcome: Result<(), &cni::Error>,
     steps: &Steps,
 ) -> io::Result<()> {
     let mut line = format!(
-        "time={} verb={} network={}",
-        humantime::format_rfc3339_micros(SystemTime::now()),
-        call.verb.name(),
-        call.network
+        "time={}",
+        humantime::format_rfc3339_micros(SystemTime::now())
     );
     let mut add = |key: &str, value: &str| {
         let is_plain = |c: char| c.is_ascii_graphic() && c != '"' && c != '=';
@@ -58,14 +71,16 @@ pub(crate) fn append(
         }
         .expect("a string takes all text");
     };
-    if let Some(attached) = call.verb.attached() {
-        add("container", attached.container_id.as_str());
-        add("ifname", attached.ifname.as_str());
-        if let Some(pod) = CniArgs::parse(&attached.args)
-            .ok()
-            .and_then(|args| args.pod)
-        {
-            add("pod", &pod);
+    let args = subject.args.and_then(|args| CniArgs::parse(&args).ok());
+    for (key, value) in [
+        ("verb", Some(subject.verb)),
+        ("network", subject.network),
+        ("container", subject.container_id),
+        ("ifname", subject.ifname),
+        ("pod", args.and_then(|args| args.pod)),
+    ] {
+        if let Some(value) = value {
+            add(key, &value);
         }
     }
     match outcome {
@@ -82,6 +97,10 @@ pub(crate) fn append(
         add(name, &time.as_micros().to_string());
     }
     line.push('\n');
+    // To open a pipe would wait for who reads it.
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(io::Error::other("it is no regular file"));
+    }
     // One write to a file that is appended to: lines of others do not get in between.
     let mut options = File::options();
     let mut file = options.append(true).create(true).mode(0o640).open(path)?;

@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Config, Patience};
 use crate::error::Error;
-use crate::log::Steps;
+use crate::log::{Steps, Subject};
 
 const HELP: &str = "\
 Runtimes (containerd, CRI-O, cnitool) start it with CNI_COMMAND and the other variables of the
@@ -60,26 +60,43 @@ fn main() -> ExitCode {
 /// Answers one request; nothing is the answer of a verb without a result.
 fn serve() -> Result<Option<Value>, Refused> {
     let mut steps = Steps::begin();
-    let call = match Request::read(env, stdin)? {
-        Request::About => {
+    let request = Request::read(env, stdin);
+    let mut log_file = config::log_file(None, env("CNI_HOSTGW_LOG"));
+    let mut network = None;
+    let answer = match request {
+        Ok(Request::About) => {
             eprintln!("{}", about());
             return Ok(None);
         }
-        Request::Version => return Ok(Some(supported())),
-        Request::Call(call) => call,
+        Ok(Request::Version) => Ok(Some(supported())),
+        Ok(Request::Call(call)) => {
+            steps.done("read");
+            log_file = config::log_file(Some(&call.config), env("CNI_HOSTGW_LOG"));
+            network = Some(call.network.to_string());
+            answer(&call, &mut steps).map_err(|error| Refused {
+                version: call.version,
+                error: error.into_cni(),
+            })
+        }
+        Err(refused) => Err(refused),
     };
-    steps.done("read");
-    let answer = answer(&call, &mut steps).map_err(Error::into_cni);
-    if let Some(path) = config::log_file(&call.config, env("CNI_HOSTGW_LOG")) {
-        let outcome = answer.as_ref().map(drop);
-        if let Err(error) = log::append(&path, &call, outcome, &steps) {
+    if let Some(path) = log_file {
+        let verb = env("CNI_COMMAND").unwrap_or_default();
+        let is_of_one = matches!(verb.as_str(), "ADD" | "DEL" | "CHECK");
+        let variable = |name| env(name).filter(|value| is_of_one && !value.is_empty());
+        let subject = Subject {
+            verb,
+            network,
+            container_id: variable("CNI_CONTAINERID"),
+            ifname: variable("CNI_IFNAME"),
+            args: variable("CNI_ARGS"),
+        };
+        let outcome = answer.as_ref().map(drop).map_err(|refused| &refused.error);
+        if let Err(error) = log::append(&path, subject, outcome, &steps) {
             eprintln!("cni-hostgw: write the log {}: {error}", path.display());
         }
     }
-    answer.map_err(|error| Refused {
-        version: call.version,
-        error,
-    })
+    answer
 }
 
 fn answer(call: &Call, steps: &mut Steps) -> Result<Option<Value>, Error> {
@@ -93,9 +110,10 @@ fn answer(call: &Call, steps: &mut Steps) -> Result<Option<Value>, Error> {
         Verb::Del(attached) => del::del(call, attached, steps)?,
         Verb::Check(attached) => {
             let config = Config::read(call, &attached.args, Patience::None)?;
-            check::check(call, attached, &config)?;
+            steps.done("config");
+            check::check(call, attached, &config, steps)?;
         }
-        Verb::Status => status::status(call)?,
+        Verb::Status => status::status(call, steps)?,
         Verb::Gc => gc::gc(call, steps)?,
     }
     Ok(None)

@@ -51,6 +51,14 @@ impl Backend {
             Self::Iptables => "iptables",
         }
     }
+
+    /// The store's mark of a network that it masquerades: what is to be asked for the end.
+    fn mark(self, is_ipv6: bool) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => iptables::program(is_ipv6),
+        }
+    }
 }
 
 impl Masquerade {
@@ -65,10 +73,10 @@ impl Masquerade {
 
     /// Makes sure that the rules of each address's subnet are there.
     pub(crate) fn ensure(&self, store: &Store, addresses: &[Address]) -> Result<(), Error> {
-        // Noted first: a crash behind it leaves a note of nothing, which is no harm.
-        store.mark(self.backend.name())?;
         for address in addresses {
             let subnet = subnet_of(address);
+            // Noted first: a crash behind it leaves a note of nothing, which is no harm.
+            store.mark(self.backend.mark(subnet.is_ipv6()))?;
             let except = self.except(subnet);
             match self.backend {
                 Backend::Nftables => self.nftables(subnet, &except).ensure()?,
@@ -93,11 +101,13 @@ impl Masquerade {
         Ok(None)
     }
 
-    /// Whether the node has what makes them.
-    pub(crate) fn is_available(&self) -> Result<(), Error> {
+    /// Whether the node has what makes them, for these subnets.
+    pub(crate) fn is_available(&self, subnets: &[IpNetwork]) -> Result<(), Error> {
         match self.backend {
             Backend::Nftables => Ok(nftables::is_available()?),
-            Backend::Iptables => iptables::is_available(),
+            Backend::Iptables => subnets
+                .iter()
+                .try_for_each(|subnet| iptables::is_available(subnet.is_ipv6())),
         }
     }
 
@@ -143,12 +153,15 @@ pub(crate) fn retain(
     marks: &[String],
     is_held: impl Fn(IpNetwork) -> bool,
 ) -> Result<(), Error> {
-    let is_marked = |backend: Backend| marks.iter().any(|mark| mark == backend.name());
-    if is_marked(Backend::Nftables) {
-        nftables::retain_masquerade(&table(network), &is_held)?;
+    for is_ipv6 in [false, true] {
+        let mark = Backend::Iptables.mark(is_ipv6);
+        if marks.iter().any(|known| known == mark) {
+            iptables::retain(network, is_ipv6, &is_held)?;
+        }
     }
-    if is_marked(Backend::Iptables) {
-        iptables::retain(network, &is_held)?;
+    let mark = Backend::Nftables.mark(false);
+    if marks.iter().any(|known| known == mark) {
+        nftables::retain_masquerade(&table(network), &is_held)?;
     }
     Ok(())
 }

@@ -4,11 +4,11 @@
 
 use cni::{Attached, NetworkName};
 use host_local::Attachment;
-use kernel::{Link, Mac};
+use kernel::{ALIAS_MAX, Link, Mac};
 use sha2::{Digest, Sha256};
 
-/// What every alias of ours begins with.
-pub(crate) const ALIAS: &str = "cni-hostgw ";
+/// What the alias of every host veth of ours begins with.
+const ALIAS: &str = "cni-hostgw ";
 
 /// What an attachment's host end is called.
 pub(crate) struct Names {
@@ -49,8 +49,6 @@ impl Names {
     /// The host veth's alias: network, container id and interface, and the pod where its name is
     /// known, for the people who read `ip link`.
     pub(crate) fn alias(&self, pod: Option<&str>) -> String {
-        // The kernel's limit for an alias.
-        const ALIAS_MAX: usize = 255;
         let pod = pod.map(|pod| format!(" {pod}")).unwrap_or_default();
         let mut alias = format!("{ALIAS}{}{pod}", self.key);
         while alias.len() > ALIAS_MAX {
@@ -117,6 +115,6 @@ mod tests {
     #[test]
     fn the_longest_names_fit_into_the_kernels() {
         let long = names(&"n".repeat(200), &"c".repeat(200), "fifteen-bytes-x");
-        assert_eq!((long.veth.len(), long.alias(None).len()), (15, 255));
+        assert_eq!((long.veth.len(), long.alias(None).len()), (15, ALIAS_MAX));
     }
 }

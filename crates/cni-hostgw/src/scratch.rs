@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use cni::{Call, ContainerId, Json};
@@ -26,16 +27,14 @@ pub(crate) fn collect(call: &Call, is_valid: impl Fn(&str) -> bool) -> Vec<Error
     };
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
+        Err(error) if is_none(&error) => return Vec::new(),
         Err(error) => return vec![Error::Scratch(dir, error)],
     };
     let mut errors = Vec::new();
     for entry in entries {
         let removed = match entry {
             Ok(entry) => match entry.file_name().to_str() {
-                Some(name) if ContainerId::new(name).is_ok() && !is_valid(name) => {
-                    remove_file(call, entry.path())
-                }
+                Some(name) if !is_valid(name) => remove_file(call, entry.path()),
                 _ => Ok(()),
             },
             Err(error) => Err(Error::Scratch(dir.clone(), error)),
@@ -53,19 +52,43 @@ fn dir(call: &Call) -> Option<PathBuf> {
     Some(Path::new(configured.unwrap_or(DEFAULT_DIR)).to_owned())
 }
 
-/// Removes a file, unless it is of another network. One that is torn is of no use to anybody.
+/// Removes a scratch file of the network, and one that is torn, as a crash left it. Whatever else
+/// stands there is somebody's: the folder may have been named by mistake.
 fn remove_file(call: &Call, path: PathBuf) -> Result<(), Error> {
+    let is_container = |name: &str| {
+        ContainerId::new(name).is_ok() && name.parse::<IpAddr>().is_err() && name != "lock"
+    };
+    if !path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(is_container)
+    {
+        return Ok(());
+    }
     let remove = || -> io::Result<()> {
-        let text = fs::read(&path)?;
-        let conf = Json::parse(&text).ok();
-        let name = conf.as_ref().and_then(|conf| conf.get("name")?.as_str());
-        if name.is_some_and(|name| name != call.network.as_str()) {
+        if !fs::symlink_metadata(&path)?.is_file() {
             return Ok(());
         }
-        fs::remove_file(&path)
+        let text = fs::read(&path)?;
+        let is_ours = match Json::parse(&text) {
+            Ok(conf) => {
+                conf.get("name").and_then(|name| name.as_str()) == Some(call.network.as_str())
+            }
+            Err(_) => text.is_empty() || text.starts_with(b"{"),
+        };
+        if is_ours {
+            fs::remove_file(&path)
+        } else {
+            Ok(())
+        }
     };
     match remove() {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::Scratch(path, error)),
+        Err(error) if !is_none(&error) => Err(Error::Scratch(path, error)),
         _ => Ok(()),
     }
+}
+
+/// Whether there is no such file, or no folder that it could be in.
+fn is_none(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }

@@ -7,11 +7,12 @@ use crate::bridge::obstacles;
 use crate::config::{Config, Patience};
 use crate::error::Error;
 use crate::ipam::Ipam;
+use crate::log::Steps;
 
 /// Answers with code 50 and the reason while ADD could not succeed. A full range is no such
 /// reason: runtimes would take the whole node out of service for it.
-pub(crate) fn status(call: &Call) -> Result<(), Error> {
-    look(call).map_err(|error| {
+pub(crate) fn status(call: &Call, steps: &mut Steps) -> Result<(), Error> {
+    look(call, steps).map_err(|error| {
         let cni::Error { msg, details, .. } = error.into_cni();
         cni::Error::new(Code::NOT_AVAILABLE, msg)
             .with_details(details)
@@ -19,16 +20,18 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
     })
 }
 
-fn look(call: &Call) -> Result<(), Error> {
+fn look(call: &Call, steps: &mut Steps) -> Result<(), Error> {
     let config = Config::read(call, "", Patience::None)?;
+    steps.done("config");
     match &config.ipam {
         Ipam::HostLocal(_) => config.store.is_usable()?,
         Ipam::Delegate(delegate) => drop(delegate.run("STATUS")?),
         Ipam::None => {}
     }
     if let Some(masquerade) = &config.masquerade {
-        masquerade.is_available()?;
+        masquerade.is_available(&config.ipam.gateways())?;
     }
+    steps.done("ipam");
     let host = Rtnl::connect()?;
     let Some(bridge) = host.link(&config.bridge)? else {
         // The first ADD makes it.

@@ -88,6 +88,9 @@ impl IfName {
             .any(|c| c == '/' || c == ':' || c.is_whitespace() || c == '\0')
         {
             "interface name contains / or : or whitespace characters"
+        } else if text.contains('%') {
+            // The kernel puts a number in the place of `%d`.
+            "interface name contains %"
         } else {
             return Ok(Self(text.to_owned()));
         };
@@ -121,6 +124,7 @@ mod tests {
             "a:b",
             "a b",
             "a\u{a0}b",
+            "eth%d",
         ] {
             assert_eq!(
                 IfName::new(bad).expect_err(bad).code,

@@ -70,6 +70,8 @@ const KEYS: &[&str] = &[
     "sandbox",
     "scope",
     "search",
+    "searches",
+    "servers",
     "socketPath",
     "subnet",
     "subnetFile",

@@ -249,6 +249,9 @@ pub struct RuntimeConfig {
     pub mac: Option<String>,
     /// Capability `ipRanges`: range sets that come before those of `ipam`.
     pub ip_ranges: Vec<Vec<RangeConf>>,
+    /// Capability `dns`: comes before the configured one.
+    #[serde(deserialize_with = "runtime_dns")]
+    pub dns: Option<Dns>,
     /// Capability `portMappings`: not ours.
     pub port_mappings: Vec<Value>,
     /// Capability `bandwidth`: not ours.
@@ -310,6 +313,25 @@ impl ValidAttachment {
         let lists: Lists = json.to().map_err(|error| decode(&error))?;
         Ok(lists.valid.or(lists.old))
     }
+}
+
+/// Name resolution in the words of the capability; nothing where it says nothing.
+fn runtime_dns<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Dns>, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Capability {
+        servers: Vec<String>,
+        searches: Vec<String>,
+        options: Vec<String>,
+    }
+    let said = Capability::deserialize(from)?;
+    let dns = Dns {
+        nameservers: said.servers,
+        search: said.searches,
+        options: said.options,
+        domain: None,
+    };
+    Ok((dns != Dns::default()).then_some(dns))
 }
 
 pub(crate) fn network<'de, D: Deserializer<'de>>(from: D) -> Result<IpNetwork, D::Error> {

@@ -33,29 +33,6 @@ pub struct Call {
     pub path: Option<String>,
 }
 
-impl Verb {
-    /// The verb as it stands in `CNI_COMMAND`.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Add(_) => "ADD",
-            Self::Del(_) => "DEL",
-            Self::Check(_) => "CHECK",
-            Self::Gc => "GC",
-            Self::Status => "STATUS",
-        }
-    }
-
-    /// The attachment that it is about, where it is about one.
-    #[must_use]
-    pub fn attached(&self) -> Option<&Attached> {
-        match self {
-            Self::Add(attached) | Self::Del(attached) | Self::Check(attached) => Some(attached),
-            Self::Gc | Self::Status => None,
-        }
-    }
-}
-
 /// A verb, with the parameters that it has.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each variant is the SPEC's verb of its name")]

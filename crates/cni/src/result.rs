@@ -172,16 +172,19 @@ impl AddResult {
     ///
     /// Errors with code 6 when it is not a result of the configuration's family of versions.
     pub fn previous(config: &Json, version: Version) -> Result<Option<Self>, Error> {
-        let Some(previous) = config.object("prevResult") else {
-            return Ok(None);
-        };
-        let result = Self::read(&previous, version);
         let decode = |reason| {
             Error::new(
                 Code::DECODE,
                 format!("could not parse prevResult: {reason}"),
             )
         };
+        let Some(previous) = config.object("prevResult") else {
+            return match config.get("prevResult") {
+                None => Ok(None),
+                Some(other) => Err(decode(format!("expected an object, not {other}"))),
+            };
+        };
+        let result = Self::read(&previous, version);
         result.map(Some).map_err(decode)
     }
 
@@ -194,6 +197,7 @@ impl AddResult {
         let its = head
             .version
             .as_deref()
+            .filter(|text| !text.is_empty())
             .map_or(Some(version), Version::supported);
         if its.map(Version::family) != Some(version.family()) {
             let its = head.version.unwrap_or_default();

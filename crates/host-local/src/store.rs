@@ -399,6 +399,8 @@ impl<'a> Locked<'a> {
         // up again is written again, because its entry's time says that an ADD is in flight.
         let addresses: Vec<_> = fresh.iter().map(|(_, address)| *address).collect();
         let indexed = self.files.index(attachment, &[held, &addresses].concat());
+        // Half an entry is none: as far as it can be, what was there before is put back.
+        let indexed = indexed.inspect_err(|_| drop(self.files.index(attachment, held)));
         indexed.map_err(self.store.io("write the index"))?;
         for (set, address) in fresh {
             let written = self.files.reserve(*address, attachment);

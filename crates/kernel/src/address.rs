@@ -42,16 +42,13 @@ enum Step<'a> {
 }
 
 impl Rtnl {
-    /// The addresses of `link` that are valid beyond it, with their prefix lengths.
+    /// The addresses of `link`, with their prefix lengths.
     pub fn addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
         let found = self.dump_addresses(link.index)?.into_iter();
-        Ok(found
-            .filter(|found| found.is_global)
-            .map(|found| found.address)
-            .collect())
+        Ok(found.map(|found| found.address).collect())
     }
 
-    /// The same of every link, each with its link's number.
+    /// Those of every link that are valid beyond it, each with its link's number.
     pub fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>, Error> {
         let found = self.dump_addresses(0)?.into_iter();
         Ok(found
@@ -78,11 +75,15 @@ impl Rtnl {
         }
     }
 
-    /// Takes `address` from `link`.
+    /// Takes `address` from `link`. One that is gone already is fine.
     pub fn delete_address(&self, link: &Link, address: IpNetwork) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelAddress(address_message(link, address));
         let doing = || format!("delete address {address} from {}", link.name);
-        self.change((message, 0), doing)
+        match self.change((message, 0), doing) {
+            // Another process was faster.
+            Err(error) if error.is_gone() => Ok(()),
+            other => other,
+        }
     }
 
     /// Gives a link that is down its addresses, sets it up and adds its routes: in this order,

@@ -53,7 +53,7 @@ impl Error {
     pub fn is_gone(&self) -> bool {
         matches!(
             self.errno,
-            Some(Errno::ENOENT | Errno::ENODEV | Errno::ESRCH)
+            Some(Errno::ENOENT | Errno::ENODEV | Errno::ESRCH | Errno::EADDRNOTAVAIL)
         )
     }
 }

@@ -20,7 +20,7 @@ mod watch;
 
 pub use address::Furnishing;
 pub use error::Error;
-pub use link::{Bridge, Kind, Link, Port, Veth};
+pub use link::{ALIAS_MAX, Bridge, Kind, Link, Port, Veth};
 pub use mac::{InvalidMac, Mac};
 #[cfg(feature = "monitor")]
 pub use monitor::Monitor;

@@ -1,15 +1,12 @@
 //! Links: bridges, veth pairs, and what else there is.
 
-use std::net::IpAddr;
-
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
     LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 
-use crate::neighbour::new_neighbour;
 use crate::rtnl::{Answer, Change, attributes, number, text};
 use crate::{Error, Mac, Netns, Rtnl};
 
@@ -94,9 +91,10 @@ pub struct Veth<'a> {
     pub port: Port,
     /// What to write on the host end.
     pub alias: &'a str,
-    /// The container's addresses.
-    pub addresses: &'a [IpAddr],
 }
+
+/// The longest alias that the kernel takes, in bytes.
+pub const ALIAS_MAX: usize = 254;
 
 impl Rtnl {
     /// The link called `name`, if there is one.
@@ -120,6 +118,20 @@ impl Rtnl {
         // The kernel's filter is a recent one.
         Ok(ports
             .filter(|link| link.bridge == Some(bridge.index))
+            .collect())
+    }
+
+    /// How a bridge treats its ports: the number of each and its settings, which is a quarter of
+    /// what there is to say of a link.
+    pub fn port_settings(&self, bridge: &Link) -> Result<Vec<(u32, Port)>, Error> {
+        let mut message = link_message(Vec::new());
+        message.header.interface_family = AddressFamily::Bridge;
+        let message = RouteNetlinkMessage::GetLink(message);
+        let doing = format!("list the ports of {}", bridge.name);
+        let ports = self.dump(&message, &doing)?;
+        Ok(ports
+            .iter()
+            .filter_map(|answer| Port::read_of(answer, bridge))
             .collect())
     }
 
@@ -192,16 +204,6 @@ impl Rtnl {
         })
     }
 
-    /// Writes on a link.
-    pub fn set_alias(&self, link: &Link, alias: &str) -> Result<(), Error> {
-        let mut message = change_of(link);
-        message
-            .attributes
-            .push(LinkAttribute::IfAlias(alias.to_owned()));
-        let change = (RouteNetlinkMessage::SetLink(message), 0);
-        self.change(change, || format!("set the alias of {}", link.name))
-    }
-
     /// Has the bridge treat its ports like this. One that is gone meanwhile is fine.
     pub fn set_ports<'a>(
         &self,
@@ -222,9 +224,9 @@ impl Rtnl {
     }
 
     /// Makes a veth pair where it belongs: both names, hardware addresses, MTU, the host end
-    /// up and on its bridge, the container end in its namespace, and the bridge's neighbours
-    /// told of the container. Gives the container's end, which `container` is asked for where
-    /// the kernel does not tell (before 6.2). On failure nothing is left.
+    /// up and on its bridge, the container end in its namespace. Gives the container's end, which
+    /// `container` is asked for where the kernel does not tell (before 6.2). On failure nothing
+    /// is left.
     pub fn add_veth(&self, veth: &Veth<'_>, container: &Self) -> Result<Link, Error> {
         let Veth { host, .. } = veth;
         let doing = || format!("create veth {host} with peer {}", veth.container);
@@ -232,20 +234,8 @@ impl Rtnl {
         let rest = || -> Result<Link, Error> {
             // The creating message ignores a port's settings without a word, so they follow by
             // name: in a send of their own, for a name that was taken is not ours to set up.
-            let neighbour = |ip: &IpAddr| new_neighbour(veth.bridge.index, veth.container_mac, *ip);
-            let changes = [set_port(veth)]
-                .into_iter()
-                .chain(veth.addresses.iter().map(neighbour));
-            let doing = |i| match i {
-                0 => format!("set up veth {host} as a port of {}", veth.bridge.name),
-                _ => format!("set neighbour {}", veth.addresses[i - 1]),
-            };
-            let outcomes = self
-                .changes(changes)
-                .map_err(|error| Error::new(doing(0), error))?;
-            for (i, outcome) in outcomes.into_iter().enumerate() {
-                outcome.map_err(|refusal| Error::new(doing(i), refusal))?;
-            }
+            let doing = || format!("set up veth {host} as a port of {}", veth.bridge.name);
+            self.change(set_port(veth), doing)?;
             match peer_of(made.as_ref(), veth) {
                 Some(link) => Ok(link),
                 None => container.link(veth.container)?.ok_or_else(|| {
@@ -474,6 +464,23 @@ impl Link {
 }
 
 impl Port {
+    /// Reads what the kernel says of a port in the bridge's family; nothing for another bridge's.
+    fn read_of(answer: &Answer, bridge: &Link) -> Option<(u32, Self)> {
+        const MASTER: u16 = 10;
+        const PROTINFO: u16 = 12;
+        let (head, attributes) = answer.parts::<16>()?;
+        let (mut is_its, mut port) = (false, None);
+        for (kind, value) in attributes {
+            match kind {
+                MASTER => is_its = number(value) == bridge.index,
+                PROTINFO => port = Some(Self::read(value)),
+                _ => {}
+            }
+        }
+        port.filter(|_| is_its)
+            .map(|port| (number(&head[4..]), port))
+    }
+
     fn read(data: &[u8]) -> Self {
         const HAIRPIN: u16 = 4;
         const ISOLATED: u16 = 33;

@@ -7,19 +7,26 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
-use crate::rtnl::Change;
 use crate::{Error, Link, Mac, Rtnl};
 
 impl Rtnl {
+    /// Forgets what is believed of `ips` on `link`, so that the next packet asks. What nobody
+    /// believed anything of is fine.
+    pub fn forget_neighbours(&self, link: &Link, ips: &[IpAddr]) -> Result<(), Error> {
+        let forget = |ip: &IpAddr| {
+            let message = message(link.index, *ip);
+            (RouteNetlinkMessage::DelNeighbour(message), 0)
+        };
+        // An entry that the kernel does not delete, it does not have.
+        self.changes(ips.iter().map(forget))
+            .map(drop)
+            .map_err(|error| Error::new(format!("forget neighbours on {}", link.name), error))
+    }
+
     /// The hardware address that `ip` is believed to have on `link`; nothing where none is known.
     pub fn neighbour(&self, link: &Link, ip: IpAddr) -> Result<Option<Mac>, Error> {
-        let mut request = message(link.index, ip);
-        // The kernel's rule: a question names the interface and the address, and no more.
-        request.header.state = NeighbourState::None;
-        request.header.kind = RouteType::Unspec;
-        let request = RouteNetlinkMessage::GetNeighbour(request);
+        let request = RouteNetlinkMessage::GetNeighbour(message(link.index, ip));
         let doing = || format!("look up neighbour {ip} on {}", link.name);
         let Some(answer) = self.get(request, doing)? else {
             return Ok(None);
@@ -47,24 +54,12 @@ impl Rtnl {
 /// The attribute that holds the hardware address.
 const LLADDR: u16 = 2;
 
-/// Says that `ip` is reachable on link `index` at `mac`, whatever was believed before. The
-/// entry ages like a learned one, so nothing is left behind that could become wrong.
-pub(crate) fn new_neighbour(index: u32, mac: Mac, ip: IpAddr) -> Change {
-    let mut message = message(index, ip);
-    message
-        .attributes
-        .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-    (
-        RouteNetlinkMessage::NewNeighbour(message),
-        NLM_F_CREATE | NLM_F_REPLACE,
-    )
-}
-
 fn message(index: u32, ip: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.ifindex = index;
-    message.header.state = NeighbourState::Reachable;
-    message.header.kind = RouteType::Unicast;
+    // The kernel's rule: who is meant, and no more.
+    message.header.state = NeighbourState::None;
+    message.header.kind = RouteType::Unspec;
     let destination = match ip {
         IpAddr::V4(v4) => {
             message.header.family = AddressFamily::Inet;

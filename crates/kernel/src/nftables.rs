@@ -111,9 +111,23 @@ pub fn retain_masquerade(
 
 /// The names of the chains of `table`.
 fn chains(socket: &Socket, family: u8, table: &str) -> io::Result<Vec<String>> {
-    let answer = exchange(socket, &message(GET_CHAIN, DUMP, &[family, 0, 0, 0]))?;
+    const INTERRUPTED: u16 = 0x10;
+    for _ in 0..TRIES {
+        let answer = exchange(socket, &message(GET_CHAIN, DUMP, &[family, 0, 0, 0]))?;
+        if let Some(errno) = answer.refusal {
+            return Err(errno.into());
+        }
+        // A list that changed while it was read is read again.
+        if messages(&answer.text).all(|(_, flags, _)| flags & INTERRUPTED == 0) {
+            return Ok(names_in(&answer.text, table));
+        }
+    }
+    Err(Errno::EINTR.into())
+}
+
+fn names_in(answer: &[u8], table: &str) -> Vec<String> {
     let mut names = Vec::new();
-    for (kind, body) in messages(&answer.text) {
+    for (kind, _, body) in messages(answer) {
         if kind != NEW_CHAIN {
             continue;
         }
@@ -134,7 +148,7 @@ fn chains(socket: &Socket, family: u8, table: &str) -> io::Result<Vec<String>> {
             names.extend(name);
         }
     }
-    Ok(names)
+    names
 }
 
 /// What a chain's name says. nft prints a name as it is and would not read back the slash and
@@ -437,7 +451,7 @@ fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
             Err(error) => return Err(error),
         }
     }
-    for (kind, body) in messages(&answer.text) {
+    for (kind, _, body) in messages(&answer.text) {
         let code = body
             .first_chunk()
             .map_or(0, |code| i32::from_ne_bytes(*code));
@@ -448,8 +462,8 @@ fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
     Ok(answer)
 }
 
-/// The kind and the body of each message.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+/// The kind, the flags and the body of each message.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     const HEADER: usize = 16;
     std::iter::from_fn(move || {
         let head: &[u8; HEADER] = rest.first_chunk()?;
@@ -457,7 +471,8 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         let length = usize::try_from(length).expect("fits").max(HEADER);
         let body = rest.get(HEADER..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([head[4], head[5]]), body))
+        let pair = |i: usize| u16::from_ne_bytes([head[i], head[i + 1]]);
+        Some((pair(4), pair(6), body))
     })
 }
 

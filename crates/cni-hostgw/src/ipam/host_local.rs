@@ -220,6 +220,8 @@ fn requested(conf: &NetConf, args: &CniArgs) -> Result<Vec<IpAddr>, Error> {
         .map(keyed("runtimeConfig.ips"));
     let all = all.chain(conf.args.ips.iter().map(keyed("args.cni.ips")));
     let all = all.chain(args.ip.iter().map(keyed("CNI_ARGS IP")));
+    // Nothing is no address to ask for.
+    let all = all.filter(|(_, text)| !text.is_empty());
     let mut seen = BTreeSet::new();
     let mut requested = Vec::new();
     for (key, text) in all {
