@@ -203,8 +203,8 @@ fn the_nodes_own_namespace_is_refused_before_anything_changes() {
 }
 
 /// A failed ADD on a node that never had one, and every trace before and after it. What belongs
-/// to the node and not to the attachment may be there afterwards: the store's lock, boot id, marks
-/// and round robin, and what `also` names.
+/// to the node and not to the attachment may be there afterwards: the store's lock, boot id, marks,
+/// settings and round robin, and what `also` names.
 fn failed_add(
     spoil: impl Fn(&Node<'_>),
     conf: &Value,
@@ -219,7 +219,13 @@ fn failed_add(
     let (before, inside_before) = (traces(&node), links_inside(&node));
     let error = plugin.call(&node, "ADD", attachment, conf).error();
     let (after, before) = (traces(&node), before.lines().collect::<Vec<_>>());
-    let of_node = ["/lock:", "/boot_id:", "/marks:", "/last_reserved_ip.0:"];
+    let of_node = [
+        "/lock:",
+        "/boot_id:",
+        "/marks:",
+        "/settings:",
+        "/last_reserved_ip.0:",
+    ];
     let new: Vec<_> = after
         .lines()
         .filter(|line| !before.contains(line))

@@ -64,6 +64,7 @@ fn add() -> io::Result<()> {
     attribute(&mut peer, 3, b"eth0\0");
     attribute(&mut peer, 1, &mac);
     attribute(&mut peer, 28, &netns.as_raw_fd().to_ne_bytes());
+    one_queue(&mut peer);
     let mut data = Vec::new();
     attribute(&mut data, 1, &peer);
     let mut info = Vec::new();
@@ -74,6 +75,7 @@ fn add() -> io::Result<()> {
     attribute(&mut pair, 1, &[0x0a, 0x59, mac[2], mac[3], mac[4], mac[5]]);
     attribute(&mut pair, 10, &bridge.to_ne_bytes());
     attribute(&mut pair, 18, &info);
+    one_queue(&mut pair);
     let mut settings = Vec::new();
     attribute(&mut settings, 4, &[1]);
     let mut info = Vec::new();
@@ -212,6 +214,12 @@ fn link(index: u32, flags: u32) -> Vec<u8> {
     body.extend(flags.to_ne_bytes());
     body.extend(flags.to_ne_bytes());
     body
+}
+
+/// One queue to send and one to receive, which is all that a veth uses.
+fn one_queue(body: &mut Vec<u8>) {
+    attribute(body, 31, &1_u32.to_ne_bytes());
+    attribute(body, 32, &1_u32.to_ne_bytes());
 }
 
 fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {

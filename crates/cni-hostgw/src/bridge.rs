@@ -140,24 +140,26 @@ fn conflict(gateway: IpNetwork, foreign: IpNetwork) -> bool {
         && (gateway.is_ipv4() || gateway.contains(foreign.ip()) || foreign.contains(gateway.ip()))
 }
 
-/// Puts the ports right that were made under another configuration, or that somebody changed.
-/// Those of other networks and plugins are left alone.
+/// Puts the network's ports right when they were made under another configuration: the store
+/// remembers which. To read what they are would cost 5 µs for each port of the node, on every ADD.
 fn ensure_ports(
     host: &Rtnl,
     network: &NetworkName,
     config: &Config,
     bridge: &Link,
 ) -> Result<(), Error> {
-    let is_wrong = |(_, port): &(u32, Port)| *port != config.port;
-    if !host.port_settings(bridge)?.iter().any(is_wrong) {
+    let Port { hairpin, isolated } = config.port;
+    let wanted = format!("{}: hairpin {hairpin}, isolated {isolated}", bridge.name);
+    if config.store.settings()? == wanted {
         return Ok(());
     }
-    let is_ours_and_wrong = |port: &&Link| {
+    let is_wrong = |port: &&Link| {
         let is_ours = Owner::of(port).is_some_and(|owner| owner.network == network.as_str());
         is_ours && port.port != Some(config.port)
     };
     let ports = host.ports(bridge)?;
-    Ok(host.set_ports(ports.iter().filter(is_ours_and_wrong), config.port)?)
+    host.set_ports(ports.iter().filter(is_wrong), config.port)?;
+    Ok(config.store.set_settings(&wanted)?)
 }
 
 /// Some runtimes turn IPv6 off in a namespace before they ask for an address of it.

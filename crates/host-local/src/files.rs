@@ -9,6 +9,7 @@
 //!         <container id>:<ifname>     that attachment's addresses, a line each
 //!         boot_id                     the boot in which the index was last used
 //!         marks                       what the network has on the node beside its attachments
+//!         settings                    what its attachments were last made with
 //! ```
 //!
 //! The index only says where to look: an address is held when its own file names the
@@ -28,6 +29,7 @@ use crate::attachment::{Attachment, Holder};
 const INDEX: &str = ".attachments";
 const BOOT_ID: &str = "boot_id";
 const MARKS: &str = "marks";
+const SETTINGS: &str = "settings";
 
 /// The directory of one network. Every method expects the lock to be held.
 #[derive(Debug)]
@@ -95,6 +97,16 @@ impl<'a> Files<'a> {
             return remove(&path);
         }
         fs::write(path, lines(marks))
+    }
+
+    /// What the network's attachments were last made with; nothing where nobody said.
+    pub(crate) fn settings(&self) -> io::Result<String> {
+        let settings = read(&self.dir.join(INDEX).join(SETTINGS))?;
+        Ok(settings.unwrap_or_default())
+    }
+
+    pub(crate) fn set_settings(&self, settings: &str) -> io::Result<()> {
+        fs::write(self.dir.join(INDEX).join(SETTINGS), settings)
     }
 
     /// Whose `address` is. Under the lock nobody is between making a file and writing it, so a

@@ -118,6 +118,20 @@ impl Store {
         self.files().marks().map_err(self.io("read the marks"))
     }
 
+    /// What [`Store::set_settings`] said last; nothing where it never did.
+    pub fn settings(&self) -> Result<String, StoreError> {
+        self.files()
+            .settings()
+            .map_err(self.io("read the settings"))
+    }
+
+    /// Notes what the network's attachments are made with from now on.
+    pub fn set_settings(&self, settings: &str) -> Result<(), StoreError> {
+        let locked = self.lock()?;
+        let set = locked.files.set_settings(settings);
+        set.map_err(self.io("write the settings"))
+    }
+
     /// Keeps every other process from the store while the value lives, for what must not be done
     /// twice at once.
     pub fn exclusive(&self) -> Result<impl Sized + use<'_>, StoreError> {

@@ -1,10 +1,10 @@
 //! Links: bridges, veth pairs, and what else there is.
 
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
     LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 
 use crate::rtnl::{Answer, Change, attributes, number, text};
@@ -118,20 +118,6 @@ impl Rtnl {
         // The kernel's filter is a recent one.
         Ok(ports
             .filter(|link| link.bridge == Some(bridge.index))
-            .collect())
-    }
-
-    /// How a bridge treats its ports: the number of each and its settings, which is a quarter of
-    /// what there is to say of a link.
-    pub fn port_settings(&self, bridge: &Link) -> Result<Vec<(u32, Port)>, Error> {
-        let mut message = link_message(Vec::new());
-        message.header.interface_family = AddressFamily::Bridge;
-        let message = RouteNetlinkMessage::GetLink(message);
-        let doing = format!("list the ports of {}", bridge.name);
-        let ports = self.dump(&message, &doing)?;
-        Ok(ports
-            .iter()
-            .filter_map(|answer| Port::read_of(answer, bridge))
             .collect())
     }
 
@@ -361,6 +347,7 @@ fn new_veth(veth: &Veth<'_>) -> Change {
         LinkAttribute::Address(veth.container_mac.to_vec()),
         LinkAttribute::NetNsFd(veth.netns.raw_fd()),
     ]);
+    peer.attributes.extend(one_queue());
     peer.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
     let mut message = link_message(vec![
         LinkAttribute::IfName(veth.host.to_owned()),
@@ -371,12 +358,20 @@ fn new_veth(veth: &Veth<'_>) -> Change {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]),
     ]);
+    message.attributes.extend(one_queue());
     message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
     set_flag(&mut message, LinkFlags::Up);
     (
         RouteNetlinkMessage::NewLink(message),
         NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO,
     )
+}
+
+/// One queue is what a veth uses. Unless it is told so, the kernel makes one for each processor,
+/// with a folder in sysfs, and takes all but the first away again: 0.13 ms of 0.47 with two
+/// processors.
+fn one_queue() -> [LinkAttribute; 2] {
+    [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]
 }
 
 fn set_port(veth: &Veth<'_>) -> Change {
@@ -464,23 +459,6 @@ impl Link {
 }
 
 impl Port {
-    /// Reads what the kernel says of a port in the bridge's family; nothing for another bridge's.
-    fn read_of(answer: &Answer, bridge: &Link) -> Option<(u32, Self)> {
-        const MASTER: u16 = 10;
-        const PROTINFO: u16 = 12;
-        let (head, attributes) = answer.parts::<16>()?;
-        let (mut is_its, mut port) = (false, None);
-        for (kind, value) in attributes {
-            match kind {
-                MASTER => is_its = number(value) == bridge.index,
-                PROTINFO => port = Some(Self::read(value)),
-                _ => {}
-            }
-        }
-        port.filter(|_| is_its)
-            .map(|port| (number(&head[4..]), port))
-    }
-
     fn read(data: &[u8]) -> Self {
         const HAIRPIN: u16 = 4;
         const ISOLATED: u16 = 33;

@@ -132,6 +132,10 @@ impl Timed {
                 };
                 let i = (pod / 2 + turn) % contenders.len();
                 add[i].push(contenders[i].call("ADD", pod));
+                // A DEL waits for grace periods, which end with the clock's ticks: it is to begin
+                // anywhere between two of them, and not always as long after the one before.
+                let offset = (pod * contenders.len() + turn) * 1237 % 10_000;
+                thread::sleep(Duration::from_micros(offset.try_into().expect("small")));
                 del[i].push(contenders[i].call("DEL", pod));
             }
         }

@@ -21,12 +21,12 @@ use crate::contender::{Contender, Timed, bridge_conf, flannel_conf};
 use crate::count::{counts, peak};
 
 /// How many attachments each median is of, at the least.
-const SERIAL: usize = 100;
+const SERIAL: usize = 150;
 /// The pods that are there beside, where the bridge is to be full.
 const CROWD: usize = 200;
 /// The addresses that are held beside, where the store is to be full.
 const HELD: u32 = 30_000;
-/// How often the first pods are attached to an empty bridge.
+/// How many are attached at once, and how often.
 const AT_ONCE: usize = 16;
 const ROUNDS: usize = 10;
 
