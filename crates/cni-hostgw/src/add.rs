@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use cni::{AddResult, Attached, Call, Dns, Interface, Ip, RouteConf};
 use host_local::Store;
-use ipnetwork::IpNetwork;
 use kernel::{Furnishing, Home, Link, Mac, Netns, Rtnl, Veth, Watch, sysctl};
 
 use crate::bridge::{self, enable_ipv6};
@@ -236,16 +235,10 @@ fn result(
         ..Interface::default()
     };
     let bridge = veth.bridge;
-    let gateway = |a: &Address| {
-        let first = || allocation.gateways().into_iter().map(|g: IpNetwork| g.ip());
-        let of_address = |ip: &IpAddr| a.address.contains(*ip);
-        a.gateway
-            .or_else(|| first().find(of_address).filter(|_| config.is_gateway))
-    };
     let ip = |a: &Address| Ip {
         interface: Some(2),
         address: a.address,
-        gateway: gateway(a),
+        gateway: a.gateway.or(config.is_gateway.then(|| a.bridges())),
     };
     let dns = if config.dns == Dns::default() {
         allocation.dns.clone()

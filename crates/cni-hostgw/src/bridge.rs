@@ -8,7 +8,7 @@ use kernel::{Bridge, Link, Mac, Port, Rtnl, sysctl};
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::names::Owner;
+use crate::names::{Owner, is_of};
 
 /// The bridge, up, with the gateways' addresses, its ports as the configuration wants them, and
 /// a node that forwards.
@@ -153,10 +153,7 @@ fn ensure_ports(
     if config.store.settings()? == wanted {
         return Ok(());
     }
-    let is_wrong = |port: &&Link| {
-        let is_ours = Owner::of(port).is_some_and(|owner| owner.network == network.as_str());
-        is_ours && port.port != Some(config.port)
-    };
+    let is_wrong = |port: &&Link| is_of(port, network) && port.port != Some(config.port);
     let ports = host.ports(bridge)?;
     host.set_ports(ports.iter().filter(is_wrong), config.port)?;
     Ok(config.store.set_settings(&wanted)?)

@@ -7,7 +7,7 @@ use kernel::{Home, Kind, Link, Netns, Rtnl};
 use crate::error::Error;
 use crate::ipam::{Delegate, store_of};
 use crate::log::Steps;
-use crate::names::{Names, Owner};
+use crate::names::{Names, Owner, is_of};
 use crate::{iptables, masquerade, scratch};
 
 /// Deletes the veth pair, then gives the addresses back: in this order, so that nobody gets an
@@ -48,9 +48,10 @@ pub(crate) fn del(call: &Call, attached: &Attached, steps: &mut Steps) -> Result
     let delegate = Delegate::named_in(call);
     if let Some(vacant) = released.vacant {
         // Another IPAM plugin does not tell us whose address was the last, but the links do.
-        let is_of_network =
-            |link: &Link| Owner::of(link).is_some_and(|owner| owner.network == network.as_str());
-        if delegate.is_none() || !host.links()?.iter().any(is_of_network) {
+        let is_last = || -> Result<bool, Error> {
+            Ok(!host.links()?.iter().any(|link| is_of(link, network)))
+        };
+        if delegate.is_none() || is_last()? {
             masquerade::leave(network, vacant)?;
         }
         steps.done("masquerade");

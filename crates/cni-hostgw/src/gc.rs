@@ -10,7 +10,7 @@ use kernel::{Link, Rtnl};
 use crate::error::Error;
 use crate::ipam::{Delegate, reclaim, store_of};
 use crate::log::Steps;
-use crate::names::{Names, Owner};
+use crate::names::{Names, is_of};
 use crate::{iptables, masquerade, scratch};
 
 /// Takes away the host veths, addresses, rules and scratch files of attachments that the runtime
@@ -124,11 +124,7 @@ struct Alive {
 
 /// Deletes the network's host veths that are not of a valid attachment, all at once.
 fn delete_veths(call: &Call, valid: &Valid, host: &Rtnl) -> Result<Alive, Error> {
-    let is_doomed = |link: &Link| {
-        let owner = Owner::of(link);
-        owner.is_some_and(|owner| owner.network == call.network.as_str())
-            && !valid.veths.contains(&link.name)
-    };
+    let is_doomed = |link: &Link| is_of(link, &call.network) && !valid.veths.contains(&link.name);
     let doomed: Vec<_> = host.links()?.into_iter().filter(is_doomed).collect();
     let Err(error) = host.delete_links(&doomed) else {
         return Ok(Alive::default());

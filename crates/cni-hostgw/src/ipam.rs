@@ -91,6 +91,14 @@ impl Ipam {
     }
 }
 
+impl Address {
+    /// What the bridge has, where it is the gateway: an IPAM plugin that names none leaves it to
+    /// us, and it is the subnet's first address.
+    pub(crate) fn bridges(&self) -> IpAddr {
+        self.gateway.unwrap_or_else(|| first_of(self.address))
+    }
+}
+
 impl Allocation<'_> {
     /// Makes it outlive this process.
     pub(crate) fn keep(mut self) {
@@ -99,12 +107,11 @@ impl Allocation<'_> {
         }
     }
 
-    /// The gateways, each with its subnet's prefix length, as the bridge gets them. An IPAM
-    /// plugin that names none leaves it to us: the subnet's first address.
+    /// The gateways, each with its subnet's prefix length, as the bridge gets them.
     pub(crate) fn gateways(&self) -> Vec<IpNetwork> {
         let gateway = |a: &Address| {
-            let gateway = a.gateway.unwrap_or_else(|| first_of(a.address));
-            IpNetwork::new(gateway, a.address.prefix()).expect("the address has that prefix length")
+            let prefix = a.address.prefix();
+            IpNetwork::new(a.bridges(), prefix).expect("the address has that prefix length")
         };
         let mut all: Vec<_> = self.addresses.iter().map(gateway).collect();
         all.dedup();

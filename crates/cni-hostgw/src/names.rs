@@ -61,9 +61,14 @@ impl Names {
 /// Whom a host veth is of, according to its alias; nothing where it is none of ours.
 pub(crate) struct Owner<'a> {
     /// The network.
-    pub(crate) network: &'a str,
+    network: &'a str,
     /// The pod, or where its name is not known the container's id.
     pub(crate) pod: &'a str,
+}
+
+/// Whether a link is the host veth of one of the network's attachments.
+pub(crate) fn is_of(link: &Link, network: &NetworkName) -> bool {
+    Owner::of(link).is_some_and(|owner| owner.network == network.as_str())
 }
 
 impl<'a> Owner<'a> {
