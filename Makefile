@@ -17,9 +17,9 @@ PREFIX     ?= /usr/local
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
-.PHONY: build demo test test-clients bench lint tools install packages clean
+.PHONY: build demo test test-clients bench lint tools install packages build-packages clean
 
-build:
+build: build-packages
 	$(STATIC) -p cni-hostgw
 	$(STATIC) -p hostgw-agent
 	$(STATIC) -p subnet-env --features cli
@@ -27,11 +27,15 @@ build:
 	for exe in cni-hostgw hostgw-agent subnet-env; do \
 	  cp $(BUILT)/$$exe $(DIST)/.$$exe && mv -f $(DIST)/.$$exe $(DIST)/$$exe; done
 
-# What the tests need from Debian. Only what is missing is installed.
-PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc
+# What is needed from Debian: to build (etcd's protocol is compiled), and to test. Only what is missing
+# is installed.
+BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
+PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc \
+            etcd-server etcd-client prometheus
 
-packages:
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+packages build-packages:
+	@missing=$$(for p in $(if $(filter build-%,$@),$(BUILD_PACKAGES),$(PACKAGES)); do \
+	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; fi
 
 # KEEP=1 leaves it standing and says how to get in.
@@ -50,7 +54,7 @@ bench: build packages
 	$(STATIC) -p conformance --bin floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- $(BUILT)/floor
 
-lint:
+lint: build-packages
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items

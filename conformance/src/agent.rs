@@ -44,7 +44,7 @@ impl Agent {
         let child = command
             .arg(inner.get_program())
             .args(inner.get_args())
-            .arg("run")
+            .args(["run", "--log-format=text"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

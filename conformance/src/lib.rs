@@ -14,6 +14,7 @@
 mod agent;
 pub mod clients;
 mod containerd;
+pub mod etcd;
 mod holder;
 mod lab;
 mod plugin;
@@ -21,6 +22,7 @@ pub mod reference_picture;
 
 pub use agent::Agent;
 pub use containerd::{Containerd, Release, Sandbox};
+pub use etcd::Etcd;
 pub use holder::Output;
 pub use lab::{Lab, Node, Pod, Server, wait_for};
 pub use plugin::{Attachment, Chain, Plugin, Reply, Running};

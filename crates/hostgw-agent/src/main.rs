@@ -1,76 +1,100 @@
-//! `hostgw-agent`: routes every other node's subnet to that node, and says in the node's
-//! subnet file which one is its own.
+//! `hostgw-agent`: leases the node's subnet, routes every other node's subnet to that node, and
+//! says in the node's subnet file which one is its own.
 
 mod agent;
+mod cache;
+mod check;
+mod cleanup;
+mod cli;
+mod firewall;
 mod lease;
+mod metrics;
 mod net_conf;
-mod node;
+mod peers;
 mod plan;
+mod programs;
+mod release;
+mod serve;
+mod state;
+mod status;
 mod store;
+mod uplink;
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::prelude::*;
 
-use crate::agent::Agent;
-
-/// The node route agent of the host-gw pod network.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Write the node's subnet file and keep the routes to all other nodes until stopped.
-    /// What was set up stays when the agent stops.
-    Run(RunArgs),
-}
-
-#[derive(Args)]
-struct RunArgs {
-    /// The cluster: its network and its nodes. Watched; an edit takes effect at once.
-    #[arg(long, value_name = "FILE", default_value = "/etc/hostgw/cluster.json")]
-    cluster: PathBuf,
-    /// This node's name in the cluster. Without it, the node is the one whose public address
-    /// the interface has.
-    #[arg(long, value_name = "NAME")]
-    node_name: Option<String>,
-    /// The interface to the other nodes, by name or by address. Without it, the one with a
-    /// node's public address, the default route's first; with --node-name, the default route's
-    /// if none has it.
-    #[arg(long, value_name = "NAME|ADDRESS")]
-    iface: Option<String>,
-    /// The node's subnet file, for the CNI plugin to read.
-    #[arg(long, value_name = "FILE", default_value = subnet_env::DEFAULT_PATH)]
-    subnet_file: PathBuf,
-}
+use crate::agent::{Agent, Settings};
+use crate::cli::{Cli, Log, LogFormat, Serving, Task};
 
 fn main() -> ExitCode {
-    let Command::Run(args) = Cli::parse().command;
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.expect("the runtime needs nothing but a poll descriptor");
-    let outcome = runtime.block_on(async {
-        Agent::new(args.cluster, args.node_name, args.iface, args.subnet_file)?
-            .run()
-            .await
+    let env = |name: &str| std::env::var(name).ok();
+    let cli = Cli::parse_from(cli::arguments(std::env::args_os(), env));
+    log(&cli.log());
+    let outcome = cli.task().and_then(|task| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.expect("the runtime needs nothing but a poll descriptor");
+        runtime.block_on(perform(task))
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{}", agent::chain(&error));
+        Ok(text) => {
+            // Who does not read to the end has what he wants.
+            drop(std::io::stdout().write_all(text.as_bytes()));
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            drop(writeln!(std::io::stderr(), "hostgw-agent: {reason}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Does it, and gives what is to be printed.
+async fn perform(task: Task) -> Result<String, String> {
+    match task {
+        Task::Run(settings, serving) => run(*settings, serving).await.map(|()| String::new()),
+        Task::Status(asked) => status::show(&asked.socket, asked.json).await,
+        Task::Check(files) => check::check(&files),
+        Task::Release(settings, serving) => release::release(*settings, &serving.socket).await,
+        Task::Cleanup(cleanup) => cleanup.run(),
+    }
+}
+
+async fn run(settings: Settings, serving: Serving) -> Result<(), String> {
+    let shared = agent::shared();
+    serve::start(&shared, &serving.socket, serving.address).await?;
+    let agent = Agent::new(settings, shared).map_err(|error| agent::chain(&error))?;
+    agent.run().await.map_err(|error| agent::chain(&error))
+}
+
+/// The log goes to standard error: as text to a terminal, as JSON to what collects it.
+fn log(how: &Log) {
+    let is_terminal = std::io::stderr().is_terminal();
+    let level = match how.verbosity {
+        0 => LevelFilter::INFO,
+        1..=4 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    // Libraries tell of every frame, with passwords in it.
+    let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
+    let text = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal)
+        .with_target(false);
+    let registry = tracing_subscriber::registry();
+    match how.log_format {
+        LogFormat::Auto if !is_terminal => registry
+            .with(text.json().flatten_event(true).with_filter(ours))
+            .init(),
+        LogFormat::Json => registry
+            .with(text.json().flatten_event(true).with_filter(ours))
+            .init(),
+        LogFormat::Auto | LogFormat::Text => registry.with(text.with_filter(ours)).init(),
     }
 }

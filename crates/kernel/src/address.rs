@@ -33,6 +33,21 @@ pub struct Furnishing<'a> {
     pub routes: &'a [(Route, RouteOptions)],
 }
 
+/// An address of this namespace that others may be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The number of its link.
+    pub link: u32,
+    /// The address, with its prefix length.
+    pub network: IpNetwork,
+    /// Whether it is valid beyond the link.
+    pub is_global: bool,
+    /// Whether it stays until somebody takes it away.
+    pub is_permanent: bool,
+    /// Whether it is one of those that IPv6 changes for privacy.
+    pub is_temporary: bool,
+}
+
 /// One change of a furnishing.
 enum Step<'a> {
     Announce,
@@ -48,13 +63,22 @@ impl Rtnl {
         Ok(found.map(|found| found.address).collect())
     }
 
-    /// Those of every link that are valid beyond it, each with its link's number.
-    pub fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>, Error> {
+    /// Those of every link that are valid beyond the node itself and not about to go.
+    pub fn all_addresses(&self) -> Result<Vec<Address>, Error> {
         let found = self.dump_addresses(0)?.into_iter();
-        Ok(found
-            .filter(|found| found.is_global)
-            .map(|found| (found.index, found.address))
-            .collect())
+        let usable = found.filter(|found| {
+            let link_local = found.scope == AddressScope::Link;
+            let no = AddressFlags::Deprecated | AddressFlags::Dadfailed;
+            (link_local || found.scope == AddressScope::Universe) && !found.flags.intersects(no)
+        });
+        let address = |found: Found| Address {
+            link: found.index,
+            network: found.address,
+            is_global: found.scope == AddressScope::Universe,
+            is_permanent: found.flags.contains(AddressFlags::Permanent),
+            is_temporary: found.address.is_ipv6() && found.flags.contains(AddressFlags::Secondary),
+        };
+        Ok(usable.map(address).collect())
     }
 
     fn dump_addresses(&self, index: u32) -> Result<Vec<Found>, Error> {
@@ -152,7 +176,8 @@ impl Rtnl {
                 if found.flags.contains(AddressFlags::Dadfailed) {
                     return Err(Error::new(doing(), format!("{ip} is in use elsewhere")));
                 }
-                if found.flags.contains(AddressFlags::Tentative) && found.is_global {
+                let is_tentative = found.flags.contains(AddressFlags::Tentative);
+                if is_tentative && found.scope == AddressScope::Universe {
                     pending = Some(ip);
                 }
             }
@@ -231,8 +256,7 @@ struct Found {
     index: u32,
     address: IpNetwork,
     flags: AddressFlags,
-    /// Whether it is valid beyond its link.
-    is_global: bool,
+    scope: AddressScope,
 }
 
 impl Found {
@@ -258,7 +282,7 @@ impl Found {
             index: number(&head[4..]),
             address: IpNetwork::new(local.or(address)?, head[1]).ok()?,
             flags: AddressFlags::from_bits_retain(flags),
-            is_global: AddressScope::from(head[3]) == AddressScope::Universe,
+            scope: AddressScope::from(head[3]),
         })
     }
 }

@@ -18,12 +18,12 @@ mod rtnl;
 pub mod sysctl;
 mod watch;
 
-pub use address::Furnishing;
+pub use address::{Address, Furnishing};
 pub use error::Error;
 pub use link::{ALIAS_MAX, Bridge, Kind, Link, Port, Veth};
 pub use mac::{InvalidMac, Mac};
 #[cfg(feature = "monitor")]
-pub use monitor::Monitor;
+pub use monitor::{Monitor, Notice};
 pub use netns::{Home, Netns};
 pub use route::{Protocol, Route, RouteChange, RouteOptions};
 pub use rtnl::Rtnl;

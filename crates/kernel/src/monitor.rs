@@ -4,49 +4,101 @@ use std::io;
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::{
-    AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE,
+    AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 
-use crate::Error;
+use crate::rtnl::number;
+use crate::{Error, Rtnl};
 
-/// A socket on which the kernel tells of changes to links, addresses and routes.
+/// Sockets on which the kernel tells of changes to links, addresses, routes and `nf_tables`.
 ///
-/// It says that something changed and not what: whoever listens compares with the kernel
+/// They say that something changed and not what: whoever listens compares with the kernel
 /// anyway, and a notice that got lost in a full socket is a notice too.
 pub struct Monitor {
-    socket: TokioSocket,
+    network: TokioSocket,
+    firewall: TokioSocket,
+    ours: u32,
+}
+
+/// What changed, of what we did not change ourselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notice {
+    /// A link, an address or a route.
+    pub network: bool,
+    /// A table, a chain or a rule of `nf_tables`, by whomever.
+    pub firewall: bool,
 }
 
 impl Monitor {
-    /// Listens in the namespace of this thread. Needs a tokio runtime.
-    pub fn open() -> Result<Self, Error> {
-        let open = || -> io::Result<TokioSocket> {
-            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-            let groups = [
-                MulticastGroup::Link,
-                MulticastGroup::Ipv4Ifaddr,
-                MulticastGroup::Ipv6Ifaddr,
-                MulticastGroup::Ipv4Route,
-                MulticastGroup::Ipv6Route,
-            ];
-            let bits = groups
-                .into_iter()
-                .fold(0, |bits, group| bits | 1 << (group as u32 - 1));
-            socket.socket_mut().bind(&SocketAddr::new(0, bits))?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|error| Error::new("listen for network changes", error))?;
-        Ok(Self { socket })
+    /// Listens in the namespace of this thread. Routes that `ours` changes make no notice. Needs
+    /// a tokio runtime.
+    pub fn open(ours: &Rtnl) -> Result<Self, Error> {
+        /// The kernel's `NFNLGRP_NFTABLES`.
+        const NFTABLES: u32 = 7;
+        let failed = |error| Error::new("listen for network changes", error);
+        // A conversation has its number from the first request on.
+        ours.link("lo")?;
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let groups = groups.map(|group| group as u32);
+        Ok(Self {
+            network: listen(NETLINK_ROUTE, &groups).map_err(failed)?,
+            firewall: listen(NETLINK_NETFILTER, &[NFTABLES]).map_err(failed)?,
+            ours: ours.port().map_err(failed)?,
+        })
     }
 
     /// Waits until something changes.
-    pub async fn changed(&mut self) -> Result<(), Error> {
-        /// ENOBUFS: the socket was full and notices are lost, which is a change all the same.
-        const NO_BUFFER_SPACE: i32 = 105;
-        match self.socket.recv_from_full().await {
-            Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(NO_BUFFER_SPACE) => Ok(()),
-            Err(error) => Err(Error::new("wait for network changes", error)),
+    pub async fn changed(&mut self) -> Result<Notice, Error> {
+        loop {
+            return Ok(tokio::select! {
+                message = receive(&mut self.network) => match message? {
+                    Some(message) if self.is_ours(&message) => continue,
+                    _ => Notice { network: true, ..Notice::default() },
+                },
+                message = receive(&mut self.firewall) => {
+                    message?;
+                    Notice { firewall: true, ..Notice::default() }
+                }
+            });
         }
+    }
+
+    /// Whether we caused this ourselves. A route's notice says who did.
+    fn is_ours(&self, message: &[u8]) -> bool {
+        // Length, kind, flags, sequence, port.
+        let port = message.get(12..16).map(number);
+        port == Some(self.ours)
+    }
+}
+
+fn listen(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    let bits = groups.iter().fold(0, |bits, group| bits | 1 << (group - 1));
+    socket.socket_mut().bind(&SocketAddr::new(0, bits))?;
+    Ok(socket)
+}
+
+/// The next notice; nothing where some were lost because the socket was full.
+async fn receive(socket: &mut TokioSocket) -> Result<Option<Vec<u8>>, Error> {
+    /// ENOBUFS
+    const NO_BUFFER_SPACE: i32 = 105;
+    match socket.recv_from_full().await {
+        Ok((message, _)) => Ok(Some(message)),
+        Err(error) if error.raw_os_error() == Some(NO_BUFFER_SPACE) => Ok(None),
+        Err(error) => Err(Error::new("wait for network changes", error)),
+    }
+}
+
+impl std::ops::BitOrAssign for Notice {
+    fn bitor_assign(&mut self, other: Self) {
+        self.network |= other.network;
+        self.firewall |= other.firewall;
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -41,6 +41,8 @@ pub struct Route {
     pub metric: u32,
     /// Whether it leads somewhere: not so for `blackhole` and its like.
     pub is_unicast: bool,
+    /// Whether the next hop counts as on the link although no address of ours says so.
+    pub is_onlink: bool,
 }
 
 impl Route {
@@ -56,6 +58,7 @@ impl Route {
             protocol,
             metric,
             is_unicast: true,
+            is_onlink: false,
         }
     }
 }
@@ -68,6 +71,9 @@ impl fmt::Display for Route {
         }
         if !self.is_unicast {
             write!(f, " (not unicast)")?;
+        }
+        if self.is_onlink {
+            write!(f, " onlink")?;
         }
         write!(f, " proto {}", self.protocol.0)
     }
@@ -197,6 +203,9 @@ fn route_message(route: &Route) -> RouteMessage {
         None if route.to.is_ipv4() => RouteScope::Link,
         _ => RouteScope::Universe,
     };
+    if route.is_onlink {
+        header.flags = RouteFlags::Onlink;
+    }
     let attributes = &mut message.attributes;
     if route.to.prefix() > 0 {
         attributes.push(RouteAttribute::Destination(route.to.network().into()));
@@ -230,14 +239,15 @@ impl Route {
         const TABLE: u16 = 15;
         // Family, lengths of destination and source, tos, table, protocol, scope, type, flags.
         let (head, attributes) = answer.parts::<12>()?;
-        let [family, length, _, tos, its, protocol, _, kind, ..] = *head;
+        let [family, length, _, tos, its, protocol, _, kind, flags @ ..] = head;
+        let (family, length, tos) = (*family, *length, *tos);
         let unspecified: IpAddr = match AddressFamily::from(family) {
             AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
             AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
             _ => return None,
         };
         let (mut to, mut via, mut dev, mut metric) = (unspecified, None, 0, 0);
-        let mut its = u32::from(its);
+        let mut its = u32::from(*its);
         for (kind, value) in attributes {
             match kind {
                 DST => to = ip(value)?,
@@ -253,9 +263,10 @@ impl Route {
             to: IpNetwork::new(to, length).ok()?,
             via,
             dev,
-            protocol: Protocol(protocol),
+            protocol: Protocol(*protocol),
             metric,
-            is_unicast: RouteType::from(kind) == RouteType::Unicast,
+            is_unicast: RouteType::from(*kind) == RouteType::Unicast,
+            is_onlink: RouteFlags::from_bits_retain(number(flags)).contains(RouteFlags::Onlink),
         })
     }
 }

@@ -145,6 +145,15 @@ impl Rtnl {
         home.visit(netns, Self::connect)?
     }
 
+    /// The number by which the kernel knows this conversation: its notices of a change say whose
+    /// it was. There is one from the first request on.
+    #[cfg(feature = "monitor")]
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
+
     /// Asks for one thing; nothing where there is none.
     pub(crate) fn get(
         &self,

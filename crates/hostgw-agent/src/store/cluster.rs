@@ -14,11 +14,12 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Deserializer};
 
-use crate::lease::{Hop, Lease, Snapshot};
+use crate::lease::{Hop, Lease, Snapshot, overlap};
 use crate::net_conf::NetConf;
 
 #[derive(Deserialize)]
@@ -89,7 +90,7 @@ pub(crate) fn parse(text: &str) -> Result<Snapshot, String> {
     json.end().map_err(|error| error.to_string())?;
     let mut names = Unique::new("name");
     let mut addresses = Unique::new("public address");
-    let mut leases: Vec<Lease> = Vec::new();
+    let mut leases: Vec<Arc<Lease>> = Vec::new();
     for (i, node) in cluster.nodes.into_iter().enumerate() {
         let wrong = |key: &str, reason: String| format!("nodes[{i}].{key}: {reason}");
         if node.name.is_empty() {
@@ -115,10 +116,11 @@ pub(crate) fn parse(text: &str) -> Result<Snapshot, String> {
                 }
             }
         }
-        leases.push(Lease {
+        leases.push(Arc::new(Lease {
             node: node.name,
             hops,
-        });
+            flaw: None,
+        }));
     }
     Ok(Snapshot {
         network: cluster.network,
@@ -129,15 +131,15 @@ pub(crate) fn parse(text: &str) -> Result<Snapshot, String> {
 /// One hop of each enabled family. Errors name the key.
 fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, String)> {
     let mut hops = Vec::new();
-    if let Some(network) = network.ipv4 {
+    if let Some(space) = network.ipv4 {
         let via = node
             .public_ip
             .ok_or(("publicIP", "is missing".to_owned()))?;
         let subnet = node.subnet.ok_or(("subnet", "is missing".to_owned()))?;
         check_address("publicIP", via.into())?;
-        hops.push(hop("subnet", network.into(), subnet.into(), via.into())?);
+        hops.push(hop("subnet", space.network, subnet.into(), via.into())?);
     }
-    if let Some(network) = network.ipv6 {
+    if let Some(space) = network.ipv6 {
         let via = node
             .public_ipv6
             .ok_or(("publicIPv6", "is missing".to_owned()))?;
@@ -145,12 +147,7 @@ fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, Strin
             .ipv6_subnet
             .ok_or(("ipv6Subnet", "is missing".to_owned()))?;
         check_address("publicIPv6", via.into())?;
-        hops.push(hop(
-            "ipv6Subnet",
-            network.into(),
-            subnet.into(),
-            via.into(),
-        )?);
+        hops.push(hop("ipv6Subnet", space.network, subnet.into(), via.into())?);
     }
     Ok(hops)
 }
@@ -187,10 +184,6 @@ fn hop(
         return wrong("is too small for a gateway and a pod".to_owned());
     }
     Ok(Hop { subnet, via })
-}
-
-fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    a.contains(b.network()) || b.contains(a.network())
 }
 
 /// Finds what two nodes have both.

@@ -1,0 +1,200 @@
+//! A real etcd, one or several members, each on a node.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::{Node, Output, wait_for};
+
+/// Where flannel keeps its network.
+pub const PREFIX: &str = "/coreos.com/network";
+
+/// A running member. Ends when it is dropped, and with the program that started it.
+pub struct Etcd<'a> {
+    node: &'a Node<'a>,
+    address: String,
+    arguments: Vec<String>,
+    child: Child,
+}
+
+impl<'a> Etcd<'a> {
+    /// A cluster of one on `node`, which has this address.
+    #[must_use]
+    pub fn start(node: &'a Node<'a>, address: &str) -> Self {
+        let mut members = Self::cluster(&[(node, address)]);
+        members.pop().expect("one member")
+    }
+
+    /// The same with more arguments, such as those for TLS; its clients' URL begins with `scheme`.
+    #[must_use]
+    pub fn start_with(node: &'a Node<'a>, address: &str, scheme: &str, more: &[&str]) -> Self {
+        let url = format!("{scheme}://{address}:2379");
+        let mut arguments = vec![
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+        ];
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        Self::spawn(node, address, arguments)
+    }
+
+    /// One member on each of these nodes.
+    ///
+    /// # Panics
+    ///
+    /// When they do not find one another.
+    #[must_use]
+    pub fn cluster(nodes: &[(&'a Node<'a>, &str)]) -> Vec<Self> {
+        let peer = |address: &str| format!("http://{address}:2380");
+        let all = nodes
+            .iter()
+            .map(|(node, address)| format!("{}={}", node.name, peer(address)));
+        let all = all.collect::<Vec<_>>().join(",");
+        let member = |(node, address): &(&'a Node<'a>, &str)| {
+            let client = format!("http://{address}:2379");
+            let arguments = vec![
+                format!("--name={}", node.name),
+                format!("--listen-client-urls={client}"),
+                format!("--advertise-client-urls={client}"),
+                format!("--listen-peer-urls={}", peer(address)),
+                format!("--initial-advertise-peer-urls={}", peer(address)),
+                format!("--initial-cluster={all}"),
+            ];
+            Self::spawn(node, address, arguments)
+        };
+        let members: Vec<_> = nodes.iter().map(member).collect();
+        for member in &members {
+            member.wait();
+        }
+        members
+    }
+
+    fn spawn(node: &'a Node<'a>, address: &str, arguments: Vec<String>) -> Self {
+        let child = Self::child(node, &arguments);
+        Self {
+            node,
+            address: address.to_owned(),
+            arguments,
+            child,
+        }
+    }
+
+    fn child(node: &Node<'_>, arguments: &[String]) -> Child {
+        let inner = node.command("etcd");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(node.path("/run/etcd.log"));
+        Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .arg("--data-dir=/var/lib/etcd")
+            // These tests are not about a slow disk.
+            .args([
+                "--unsafe-no-fsync",
+                "--heartbeat-interval=50",
+                "--election-timeout=500",
+            ])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("the node's /run takes files"))
+            .spawn()
+            .expect("etcd: make packages installs it")
+    }
+
+    /// Waits until it answers.
+    pub fn wait(&self) {
+        wait_for(&format!("etcd on {} answers", self.node.name), || {
+            self.ctl("endpoint health").success
+        });
+    }
+
+    /// Where clients find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}:2379", self.address)
+    }
+
+    /// What `etcdctl` says.
+    #[must_use]
+    pub fn ctl(&self, args: &str) -> Output {
+        let url = self.url();
+        let script = format!(
+            "ETCDCTL_API=3 timeout 5 etcdctl --endpoints={url} --command-timeout=2s {args}"
+        );
+        self.node.sh(&script)
+    }
+
+    /// Writes a value.
+    pub fn put(&self, key: &str, value: &Value) {
+        self.ctl(&format!("put {PREFIX}/{key} '{value}'")).ok();
+    }
+
+    /// Writes the network's configuration, with these keys beside the usual ones.
+    pub fn configure(&self, more: &Value) {
+        let mut network = json!({"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            network[key] = value.clone();
+        }
+        self.put("config", &network);
+    }
+
+    /// A value as it stands there; nothing where there is none.
+    #[must_use]
+    pub fn get(&self, key: &str) -> String {
+        let output = self.ctl(&format!("get --print-value-only '{PREFIX}/{key}'"));
+        output.ok().trim().to_owned()
+    }
+
+    /// The leases: each key behind `subnets/`, and its value.
+    #[must_use]
+    pub fn leases(&self) -> Vec<(String, String)> {
+        let text = self.ctl(&format!("get --prefix {PREFIX}/subnets/")).ok();
+        let lines: Vec<_> = text.lines().collect();
+        let pair = |pair: &[&str]| {
+            let key = pair[0].rsplit('/').next().unwrap_or_default();
+            (key.to_owned(), pair[1].to_owned())
+        };
+        lines.chunks_exact(2).map(pair).collect()
+    }
+
+    /// What etcd says of a key in all words: revisions, the number of its lease.
+    #[must_use]
+    pub fn entry(&self, key: &str) -> Value {
+        let text = self.ctl(&format!("get -w json '{PREFIX}/{key}'")).ok();
+        let value: Value = serde_json::from_str(&text).expect("JSON was asked for");
+        value["kvs"][0].clone()
+    }
+
+    /// Ends it, as a crash would.
+    pub fn kill(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+
+    /// Starts it again, on what it had.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = Self::child(self.node, &self.arguments);
+    }
+
+    /// Stops it without ending it, as a machine does that hangs; or lets it go on.
+    pub fn freeze(&self, is_frozen: bool) {
+        let signal = if is_frozen {
+            Signal::STOP
+        } else {
+            Signal::CONT
+        };
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a child has an id"), signal).ok();
+    }
+}
+
+impl Drop for Etcd<'_> {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,114 @@
+//! The last good state, on disk: a node that boots while its store is away comes up with its
+//! subnet and its routes.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fs, mem};
+
+use serde::{Deserialize, Serialize};
+
+use crate::lease::{Lease, Snapshot};
+use crate::net_conf::NetConf;
+use crate::store::etcd::Held;
+
+/// What is kept.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// Which store said so: another one's word does not count.
+    store: String,
+    network: NetConf,
+    leases: Vec<Lease>,
+    /// This node's lease.
+    pub(crate) own: Lease,
+    /// The same, as etcd has it.
+    pub(crate) held: Option<Held>,
+}
+
+/// The file that it is kept in.
+pub(crate) struct Cache {
+    path: PathBuf,
+    store: String,
+    /// Whether there is news since it was written.
+    is_stale: bool,
+}
+
+impl Cache {
+    pub(crate) fn new(path: PathBuf, store: String) -> Self {
+        Self {
+            path,
+            store,
+            is_stale: false,
+        }
+    }
+
+    /// What was kept, if anything of use was.
+    pub(crate) fn read(&self) -> Result<Option<Kept>, String> {
+        read(&self.path, &self.store)
+    }
+
+    /// Remembers that there is something new to write.
+    pub(crate) fn touch(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// Writes what there is, if it is new.
+    pub(crate) fn write(
+        &mut self,
+        snapshot: &Snapshot,
+        own: &Lease,
+        held: Option<Held>,
+    ) -> Result<(), String> {
+        if !mem::take(&mut self.is_stale) {
+            return Ok(());
+        }
+        let kept = Kept {
+            store: self.store.clone(),
+            network: snapshot.network,
+            leases: snapshot
+                .leases
+                .iter()
+                .map(|lease| (**lease).clone())
+                .collect(),
+            own: own.clone(),
+            held,
+        };
+        replace(&self.path, &kept)
+            .map_err(|error| format!("write {}: {error}", self.path.display()))
+    }
+}
+
+/// What is kept in `path` of what `store` said.
+pub(crate) fn read(path: &Path, store: &str) -> Result<Option<Kept>, String> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("read {}: {error}", path.display())),
+    };
+    let kept: Kept =
+        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Some(kept).filter(|kept| kept.store == store))
+}
+
+impl Kept {
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            network: self.network,
+            leases: self.leases.iter().cloned().map(Arc::new).collect(),
+        }
+    }
+}
+
+/// In one step, and on the disk before the old one is gone.
+fn replace(path: &Path, kept: &Kept) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(&serde_json::to_vec(kept)?)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

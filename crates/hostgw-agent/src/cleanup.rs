@@ -1,0 +1,152 @@
+//! `hostgw-agent cleanup`: takes away what the agent set up, and what flannel did.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use kernel::nftables::{self, Family, Transaction};
+use kernel::{Protocol, Route, RouteChange, Rtnl};
+use subnet_env::SubnetEnv;
+
+use crate::agent::chain;
+use crate::firewall;
+
+/// What is to go.
+pub(crate) struct Cleanup {
+    pub(crate) flannel: bool,
+    /// Only say so.
+    pub(crate) is_dry: bool,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) state_file: PathBuf,
+    pub(crate) socket: PathBuf,
+}
+
+/// One thing that goes.
+enum Part {
+    Route(Route),
+    Table,
+    Forward(usize),
+    Iptables(usize),
+    Flannel(firewall::Remain),
+    File(PathBuf),
+}
+
+impl Cleanup {
+    /// Does it, and says what went, or would go.
+    pub(crate) fn run(&self) -> Result<String, String> {
+        if !self.is_dry && std::os::unix::net::UnixStream::connect(&self.socket).is_ok() {
+            let socket = self.socket.display();
+            return Err(format!(
+                "an agent runs here (it answers at {socket}), and would put everything back; stop it first"
+            ));
+        }
+        let kernel = Rtnl::connect().map_err(|error| chain(&error))?;
+        let parts = self.parts(&kernel)?;
+        let mut lines = Vec::new();
+        for part in parts {
+            if self.is_dry {
+                lines.push(format!("would remove {part}\n"));
+            } else {
+                part.remove(&kernel)
+                    .map_err(|reason| format!("remove {part}: {reason}"))?;
+                lines.push(format!("removed {part}\n"));
+            }
+        }
+        if lines.is_empty() {
+            lines.push("nothing is left\n".to_owned());
+        }
+        Ok(lines.concat())
+    }
+
+    /// The network's own routes go before the files that name it.
+    fn parts(&self, kernel: &Rtnl) -> Result<Vec<Part>, String> {
+        let mut parts = Vec::new();
+        let routes = kernel.routes().map_err(|error| chain(&error))?;
+        let file = SubnetEnv::read(&self.subnet_file).ok();
+        let networks: Vec<_> = file.iter().flat_map(networks).collect();
+        let is_of_flannel = |route: &Route| self.flannel && is_of_flannel(route, &networks);
+        let gone = routes
+            .into_iter()
+            .filter(|route| route.protocol == Protocol::HOSTGW || is_of_flannel(route));
+        parts.extend(gone.map(Part::Route));
+        if nftables::has_table(Family::Inet, firewall::TABLE).map_err(|error| chain(&error))? {
+            parts.push(Part::Table);
+        }
+        let count = firewall::remove_forward(true)?;
+        parts.extend((count > 0).then_some(Part::Forward(count)));
+        let count = firewall::remove_iptables(true)?;
+        parts.extend((count > 0).then_some(Part::Iptables(count)));
+        if self.flannel {
+            parts.extend(firewall::flannels_remains()?.into_iter().map(Part::Flannel));
+        }
+        let files = [&self.subnet_file, &self.state_file, &self.socket];
+        let files = files.into_iter().filter(|path| path.exists());
+        parts.extend(files.cloned().map(Part::File));
+        Ok(parts)
+    }
+}
+
+/// The cluster's networks, as a subnet file has them.
+fn networks(file: &SubnetEnv) -> impl Iterator<Item = IpNetwork> {
+    let ipv4 = file.network.iter().copied().map(IpNetwork::V4);
+    ipv4.chain(file.ipv6_network.iter().copied().map(IpNetwork::V6))
+}
+
+/// flanneld's routes bear no mark: they are by a next hop, to a part of the cluster's network,
+/// and nobody in particular put them there.
+pub(crate) fn is_of_flannel(route: &Route, networks: &[IpNetwork]) -> bool {
+    let mut around = networks
+        .iter()
+        .filter(|network| network.prefix() < route.to.prefix() && network.contains(route.to.ip()));
+    route.protocol == Protocol::BOOT && route.via.is_some() && around.next().is_some()
+}
+
+impl Part {
+    fn remove(&self, kernel: &Rtnl) -> Result<(), String> {
+        match self {
+            Self::Route(route) => {
+                let changes = [RouteChange::Delete(route.clone())];
+                let outcomes = kernel
+                    .change_routes(&changes)
+                    .map_err(|error| chain(&error))?;
+                let done: Result<Vec<()>, _> = outcomes.into_iter().collect();
+                done.map(drop).map_err(|error| chain(&error))
+            }
+            Self::Table => {
+                let mut transaction = Transaction::new();
+                transaction.delete_table(Family::Inet, firewall::TABLE);
+                transaction
+                    .commit("delete our table")
+                    .map_err(|error| chain(&error))
+            }
+            Self::Forward(_) => firewall::remove_forward(false).map(drop),
+            Self::Iptables(_) => firewall::remove_iptables(false).map(drop),
+            Self::Flannel(remain) => remain.remove(),
+            Self::File(path) => remove_file(path).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::Table => write!(f, "nf_tables table inet {}", firewall::TABLE),
+            Self::Forward(count) => {
+                write!(f, "{count} rule(s) of ours in iptables' FORWARD chains")
+            }
+            Self::Iptables(count) => write!(f, "{count} iptables chain(s) of ours"),
+            Self::Flannel(remain) => write!(f, "flannel's {remain}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! The command line: our own commands, and flanneld's flags and variables as they are.
+
+mod flanneld;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
+use regex::Regex;
+
+pub(crate) use flanneld::arguments;
+
+use crate::agent::{Settings, StoreSettings};
+use crate::firewall::{self, Backend};
+use crate::store::etcd::{self, Access, Password};
+use crate::uplink::Selection;
+
+/// The node route agent of the host-gw pod network.
+///
+/// Without a command it runs, so that flanneld's command line works as it is. Flags may be written
+/// with one dash; the variable `FLANNELD_<FLAG>` stands for a flag that is not given.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+    #[command(flatten)]
+    log: Log,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write the node's subnet file and keep routes and firewall right until stopped. What was
+    /// set up stays when the agent stops.
+    Run(Box<Run>),
+    /// Show what the agent of this node does: its lease, its interface, every other node.
+    Status(Status),
+    /// Check cluster files, net-conf.json files and CNI configurations.
+    Check {
+        /// The files; what each is shows in its keys.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Give this node's lease back to etcd, when the node is drained for good.
+    Release(Box<Run>),
+    /// Take away what the agent set up: routes, firewall rules, subnet file, saved state.
+    Cleanup(Cleanup),
+}
+
+/// How the agent runs.
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    etcd: Etcd,
+    #[command(flatten)]
+    interface: Interface,
+    #[command(flatten)]
+    firewall: Firewall,
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    refused: flanneld::Refused,
+    /// The `file` store: the cluster's network and its nodes. Watched; an edit takes effect at
+    /// once. The store, unless etcd is asked for.
+    #[arg(long, value_name = "FILE", default_value = "/etc/hostgw/cluster.json")]
+    cluster: PathBuf,
+    /// The `file` store: this node's name in the cluster. Without it, the node is the one whose
+    /// public address the interface has.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Where /healthz, /readyz and /metrics are answered.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    healthz_ip: IpAddr,
+    /// On which port; 0: nowhere.
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    healthz_port: u16,
+}
+
+/// The `etcd` store.
+#[expect(clippy::struct_field_names, reason = "a field is its flag")]
+#[derive(Args, Debug)]
+struct Etcd {
+    /// The `etcd` store: its servers, with commas in between.
+    #[arg(long, value_name = "URL,…", value_delimiter = ',')]
+    etcd_endpoints: Vec<String>,
+    /// The `etcd` store: below which key the network lies.
+    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
+    etcd_prefix: String,
+    /// Who signed the servers' certificates; enough by itself for TLS.
+    #[arg(long, value_name = "FILE")]
+    etcd_cafile: Option<PathBuf>,
+    /// This node's certificate.
+    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
+    etcd_certfile: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    etcd_keyfile: Option<PathBuf>,
+    /// The user to log in to etcd.
+    #[arg(long, value_name = "NAME")]
+    etcd_username: Option<String>,
+    /// His password. Everybody on the node sees it here: rather write it into a file.
+    #[arg(long, value_name = "TEXT", requires = "etcd_username")]
+    etcd_password: Option<String>,
+    /// The file that has his password.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "etcd_username",
+        conflicts_with = "etcd_password"
+    )]
+    etcd_password_file: Option<PathBuf>,
+    /// For how long a lease holds without being renewed.
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
+    subnet_lease_ttl: Duration,
+    /// How many minutes before its end a lease is renewed; at most half its time.
+    #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1439))]
+    subnet_lease_renew_margin: u64,
+}
+
+/// The interface to the other nodes. The first that is said counts; without any, the one with the
+/// default route.
+#[derive(Args, Debug)]
+struct Interface {
+    /// The interface to the other nodes, by name or by address; the first that there is of
+    /// several.
+    #[arg(long, value_name = "NAME|ADDRESS")]
+    iface: Vec<String>,
+    /// The same by a regular expression, for an address or else for the name.
+    #[arg(long, value_name = "REGEX")]
+    iface_regex: Vec<Regex>,
+    /// The same by where packets to this address go.
+    #[arg(long, value_name = "ADDRESS")]
+    iface_can_reach: Option<IpAddr>,
+    /// This node's address for the other nodes; one of the interface's.
+    #[arg(long, value_name = "ADDRESS")]
+    public_ip: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    #[arg(long, value_name = "ADDRESS")]
+    public_ipv6: Option<Ipv6Addr>,
+    /// Route by next hops, too, that are not on the interface's link by its addresses: for
+    /// fabrics that carry them all the same.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    onlink: bool,
+}
+
+#[derive(Args, Debug)]
+struct Firewall {
+    /// By what firewall rules are made.
+    #[arg(
+        long = "firewall",
+        value_enum,
+        value_name = "HOW",
+        default_value = "auto"
+    )]
+    backend: Backend,
+    /// Masquerade what pods send out of the cluster's network.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    ip_masq: bool,
+    /// Do not choose ports at random when masquerading.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    ip_masq_fully_random_disable: bool,
+    /// Do not masquerade what pods send there, either.
+    #[arg(long, value_name = "NETWORK")]
+    non_masquerade_cidr: Vec<IpNetwork>,
+    /// Accept what is forwarded from and to pods.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    iptables_forward_rules: bool,
+    /// Taken for flanneld's sake: rules are watched, and those that cannot be are compared every
+    /// ten seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    iptables_resync: u64,
+}
+
+#[derive(Args, Debug)]
+struct Files {
+    /// The node's subnet file, for the CNI plugin to read.
+    #[arg(long, value_name = "FILE", default_value = subnet_env::DEFAULT_PATH)]
+    subnet_file: PathBuf,
+    /// Where the last good state is kept for a boot without the store.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/lib/hostgw/state.json"
+    )]
+    state_file: PathBuf,
+    /// Where `status` asks.
+    #[arg(long, value_name = "FILE", default_value = "/run/hostgw/agent.sock")]
+    socket: PathBuf,
+}
+
+/// How the log is written, to standard error.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Log {
+    /// Text for people, JSON for programs; which, a terminal decides.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORM",
+        default_value = "auto",
+        global = true
+    )]
+    pub(crate) log_format: LogFormat,
+    /// How much is logged: from 1, every renewal and every route.
+    #[arg(
+        short,
+        long = "v",
+        value_name = "LEVEL",
+        default_value_t = 0,
+        global = true
+    )]
+    pub(crate) verbosity: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Status {
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where the agent listens.
+    #[arg(long, value_name = "FILE", default_value = "/run/hostgw/agent.sock")]
+    pub(crate) socket: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Cleanup {
+    /// flannel's tables, chains and routes, too.
+    #[arg(long)]
+    pub(crate) flannel: bool,
+    /// Only say what would go.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// What is to be done, checked.
+pub(crate) enum Task {
+    Run(Box<Settings>, Serving),
+    Status(Status),
+    Check(Vec<PathBuf>),
+    Release(Box<Settings>, Serving),
+    Cleanup(crate::cleanup::Cleanup),
+}
+
+/// Where the agent answers.
+pub(crate) struct Serving {
+    pub(crate) socket: PathBuf,
+    pub(crate) address: Option<SocketAddr>,
+}
+
+impl Cli {
+    /// What is to be done. Errors name the flag.
+    pub(crate) fn task(self) -> Result<Task, String> {
+        Ok(match self.command {
+            None => {
+                let (settings, serving) = self.run.check()?;
+                Task::Run(settings, serving)
+            }
+            Some(Command::Run(run)) => {
+                let (settings, serving) = run.check()?;
+                Task::Run(settings, serving)
+            }
+            Some(Command::Release(run)) => {
+                let (settings, serving) = run.check()?;
+                Task::Release(settings, serving)
+            }
+            Some(Command::Status(status)) => Task::Status(status),
+            Some(Command::Check { files }) => Task::Check(files),
+            Some(Command::Cleanup(cleanup)) => Task::Cleanup(crate::cleanup::Cleanup {
+                flannel: cleanup.flannel,
+                is_dry: cleanup.dry_run,
+                subnet_file: cleanup.files.subnet_file,
+                state_file: cleanup.files.state_file,
+                socket: cleanup.files.socket,
+            }),
+        })
+    }
+
+    pub(crate) fn log(&self) -> Log {
+        self.log.clone()
+    }
+}
+
+impl Run {
+    fn check(self) -> Result<(Box<Settings>, Serving), String> {
+        self.refused.check()?;
+        let address = SocketAddr::new(self.healthz_ip, self.healthz_port);
+        let serving = Serving {
+            socket: self.files.socket,
+            address: Some(address).filter(|address| address.port() != 0),
+        };
+        let public_ip = self.interface.public_ip.map(IpAddr::V4);
+        let public = public_ip
+            .into_iter()
+            .chain(self.interface.public_ipv6.map(IpAddr::V6));
+        let settings = Settings {
+            store: match self.etcd.options()? {
+                Some(options) => StoreSettings::Etcd(Box::new(options)),
+                None => StoreSettings::File(self.cluster),
+            },
+            node_name: self.node_name,
+            selection: Selection {
+                names: self.interface.iface,
+                patterns: self.interface.iface_regex,
+                can_reach: self.interface.iface_can_reach,
+                public: public.collect(),
+            },
+            is_onlink: self.interface.onlink,
+            subnet_file: self.files.subnet_file,
+            cache_file: self.files.state_file,
+            firewall: firewall::Settings {
+                backend: self.firewall.backend,
+                masquerade: self.firewall.ip_masq,
+                is_random: !self.firewall.ip_masq_fully_random_disable,
+                keep: self.firewall.non_masquerade_cidr,
+                forward: self.firewall.iptables_forward_rules,
+            },
+        };
+        Ok((Box::new(settings), serving))
+    }
+}
+
+impl Etcd {
+    /// Nothing where etcd is not asked for.
+    fn options(self) -> Result<Option<etcd::Options>, String> {
+        let endpoints: Vec<_> = self
+            .etcd_endpoints
+            .iter()
+            .map(|url| url.trim().to_owned())
+            .collect();
+        if endpoints.is_empty() {
+            return Ok(None);
+        }
+        for url in &endpoints {
+            let rest = url
+                .strip_prefix("http://")
+                .or_else(|| url.strip_prefix("https://"));
+            if rest.is_none_or(str::is_empty) {
+                return Err(format!(
+                    "--etcd-endpoints: {url:?} is not such as http://192.168.2.17:2379"
+                ));
+            }
+        }
+        let prefix = self.etcd_prefix.trim_end_matches('/').to_owned();
+        if !prefix.starts_with('/') {
+            return Err(format!(
+                "--etcd-prefix: {:?} must begin with a slash",
+                self.etcd_prefix
+            ));
+        }
+        let ttl = self.subnet_lease_ttl;
+        if ttl < Duration::from_secs(5) {
+            return Err("--subnet-lease-ttl: a lease holds 5 seconds at least".to_owned());
+        }
+        let password = match (self.etcd_password, self.etcd_password_file) {
+            (Some(password), _) => Password::Said(password),
+            (None, Some(file)) => Password::File(file),
+            (None, None) => Password::Said(String::new()),
+        };
+        let margin = Duration::from_secs(self.subnet_lease_renew_margin * 60);
+        Ok(Some(etcd::Options {
+            access: Access {
+                endpoints,
+                ca: self.etcd_cafile,
+                identity: self.etcd_certfile.zip(self.etcd_keyfile),
+                user: self.etcd_username.map(|name| (name, password)),
+            },
+            prefix,
+            ttl,
+            margin: margin.min(ttl / 2),
+        }))
+    }
+}

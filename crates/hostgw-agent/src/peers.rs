@@ -1,0 +1,208 @@
+//! Which of the other nodes' subnets can be routed, and why the others cannot. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use crate::lease::{Hop, Lease, Snapshot, overlap};
+use crate::uplink::Uplink;
+
+/// A subnet of another node, and what is to be done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) lease: Arc<Lease>,
+    /// Nothing where the lease says too little.
+    pub(crate) hop: Option<Hop>,
+    /// Why it is not routed.
+    pub(crate) refused: Option<Refusal>,
+}
+
+/// Why a subnet is not routed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The lease itself says so.
+    Flaw(String),
+    /// It is no subnet of the network.
+    Outside(String),
+    /// It has an address in common with another's, which was there before.
+    Overlaps(IpNetwork, String),
+    /// Another lease, made later, has the same next hop.
+    SameAddress(IpAddr, String),
+    /// The next hop is this node, or no node at all.
+    NoPeer(IpAddr),
+    /// The next hop is not on the interface's link.
+    NotOnLink(IpAddr, String),
+    /// The kernel says no.
+    Kernel(String),
+}
+
+/// What this node is, as far as others matter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own<'a> {
+    pub(crate) lease: &'a Lease,
+    pub(crate) uplink: &'a Uplink,
+    /// Whether a next hop counts as on the link whatever addresses say.
+    pub(crate) is_onlink: bool,
+}
+
+/// Judges every other node's subnets. An older lease is in the right where two have one subnet;
+/// where two have one address, the newer is, because nodes leave leases behind.
+pub(crate) fn judge(snapshot: &Snapshot, own: Own<'_>) -> Vec<Peer> {
+    let mut newest: HashMap<IpAddr, &str> = HashMap::new();
+    for lease in others(snapshot, own).filter(|lease| lease.flaw.is_none()) {
+        for hop in &lease.hops {
+            newest.insert(hop.via, &lease.node);
+        }
+    }
+    let mut ground = Ground::default();
+    for hop in &own.lease.hops {
+        ground.take(hop.subnet, "this node");
+    }
+    let mut peers = Vec::with_capacity(snapshot.leases.len());
+    for lease in others(snapshot, own) {
+        let refuse = |hop, refused| Peer {
+            lease: Arc::clone(lease),
+            hop,
+            refused,
+        };
+        if lease.hops.is_empty() {
+            let reason = lease
+                .flaw
+                .clone()
+                .unwrap_or_else(|| "it has no subnet".to_owned());
+            peers.push(refuse(None, Some(Refusal::Flaw(reason))));
+        }
+        for hop in &lease.hops {
+            let refused =
+                refusal(lease, *hop, snapshot, own, &newest).or_else(|| ground.refuse(hop.subnet));
+            if refused.is_none() {
+                ground.take(hop.subnet, &lease.node);
+            }
+            peers.push(refuse(Some(*hop), refused));
+        }
+    }
+    peers
+}
+
+fn others<'a>(snapshot: &'a Snapshot, own: Own<'a>) -> impl Iterator<Item = &'a Arc<Lease>> {
+    // Who has taken our lease over has its name, and another address.
+    snapshot
+        .leases
+        .iter()
+        .filter(move |lease| lease.as_ref() != own.lease)
+}
+
+fn refusal(
+    lease: &Lease,
+    hop: Hop,
+    snapshot: &Snapshot,
+    own: Own<'_>,
+    newest: &HashMap<IpAddr, &str>,
+) -> Option<Refusal> {
+    let Hop { subnet, via } = hop;
+    if let Some(reason) = &lease.flaw {
+        return Some(Refusal::Flaw(reason.clone()));
+    }
+    let space = snapshot.network.space(subnet);
+    if !space.is_some_and(|space| {
+        space.network.prefix() <= subnet.prefix() && space.network.contains(subnet.ip())
+    }) {
+        let networks: Vec<_> = snapshot.network.networks().map(|n| n.to_string()).collect();
+        return Some(Refusal::Outside(networks.join(" and ")));
+    }
+    if own.uplink.has(via) || via.is_unspecified() || via.is_loopback() || via.is_multicast() {
+        return Some(Refusal::NoPeer(via));
+    }
+    if let Some(newer) = newest.get(&via).filter(|node| **node != lease.node) {
+        return Some(Refusal::SameAddress(via, (*newer).to_owned()));
+    }
+    if !own.is_onlink && !own.uplink.reaches(via) {
+        return Some(Refusal::NotOnLink(via, own.uplink.link.name.clone()));
+    }
+    None
+}
+
+/// Subnets that are taken, none of which overlap, by where they begin.
+#[derive(Default)]
+struct Ground<'a>(BTreeMap<IpAddr, (IpNetwork, &'a str)>);
+
+impl<'a> Ground<'a> {
+    fn take(&mut self, subnet: IpNetwork, node: &'a str) {
+        self.0.insert(subnet.network(), (subnet, node));
+    }
+
+    /// What is taken begins before the subnet or within it.
+    fn refuse(&self, subnet: IpNetwork) -> Option<Refusal> {
+        let before = self.0.range(..=subnet.network()).next_back();
+        let after = self.0.range(subnet.network()..).next();
+        let mut near = before.into_iter().chain(after).map(|(_, taken)| taken);
+        let (taken, node) = near.find(|(taken, _)| overlap(subnet, *taken))?;
+        Some(Refusal::Overlaps(*taken, (*node).to_owned()))
+    }
+}
+
+impl Peer {
+    /// What is to be routed; nothing where it is refused.
+    pub(crate) fn wanted(&self) -> Option<Hop> {
+        self.hop.filter(|_| self.refused.is_none())
+    }
+}
+
+impl Refusal {
+    /// One word for it, for metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Flaw(_) => "flaw",
+            Self::Outside(_) => "outside-network",
+            Self::Overlaps(..) => "overlap",
+            Self::SameAddress(..) => "same-address",
+            Self::NoPeer(_) => "no-peer",
+            Self::NotOnLink(..) => "not-on-link",
+            Self::Kernel(_) => "kernel",
+        }
+    }
+
+    /// All of them.
+    pub(crate) const LABELS: [&'static str; 7] = [
+        "flaw",
+        "outside-network",
+        "overlap",
+        "same-address",
+        "no-peer",
+        "not-on-link",
+        "kernel",
+    ];
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flaw(reason) | Self::Kernel(reason) => f.write_str(reason),
+            Self::Outside(networks) => write!(f, "it lies outside the network {networks}"),
+            Self::Overlaps(subnet, node) if *node == subnet.to_string() => {
+                write!(f, "it overlaps {subnet}")
+            }
+            Self::Overlaps(subnet, node) => write!(f, "it overlaps {subnet} of {node}"),
+            Self::SameAddress(via, newer) => {
+                write!(f, "{via} is also the address of {newer}, which is newer")
+            }
+            Self::NoPeer(via) => write!(f, "{via} is not the address of another node"),
+            Self::NotOnLink(via, link) => write!(
+                f,
+                "{via} is not on the link of {link} (--onlink takes it all the same)"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.hop {
+            Some(hop) => write!(f, "{} of {}", hop.subnet, self.lease.node),
+            None => write!(f, "the lease {}", self.lease.node),
+        }
+    }
+}

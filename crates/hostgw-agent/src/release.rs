@@ -1,0 +1,43 @@
+//! `hostgw-agent release`: gives the node's lease back.
+
+use std::fs;
+use std::path::Path;
+
+use kernel::Rtnl;
+use tracing::debug;
+
+use crate::agent::{Settings, StoreSettings, chain};
+use crate::cache;
+use crate::store::etcd;
+use crate::uplink::Interfaces;
+
+/// Gives the lease back, and forgets it: no pod is to get an address of it any more. Fails while
+/// the agent runs, which would take it again.
+pub(crate) async fn release(settings: Settings, socket: &Path) -> Result<String, String> {
+    let name = settings.store.name();
+    let StoreSettings::Etcd(options) = settings.store else {
+        return Err("a cluster file has no leases to give back (--etcd-endpoints)".to_owned());
+    };
+    if crate::status::is_running(socket).await {
+        let socket = socket.display();
+        return Err(format!(
+            "an agent runs here (it answers at {socket}), and would take the lease again; stop it first"
+        ));
+    }
+    let kernel = Rtnl::connect().map_err(|error| chain(&error))?;
+    let routes = kernel.routes().map_err(|error| chain(&error))?;
+    let interfaces = Interfaces::list(&kernel, &routes).map_err(|error| chain(&error))?;
+    let uplink = settings
+        .selection
+        .uplink(&interfaces)
+        .map_err(|error| chain(&error))?;
+    let kept = cache::read(&settings.cache_file, &name).unwrap_or_default();
+    let held = kept.and_then(|kept| kept.held);
+    let said = etcd::release(*options, held, uplink.public(None)).await?;
+    for file in [&settings.subnet_file, &settings.cache_file] {
+        if let Err(error) = fs::remove_file(file) {
+            debug!("remove {}: {error}", file.display());
+        }
+    }
+    Ok(said + "\n")
+}

@@ -1,0 +1,117 @@
+//! What the agent tells over HTTP and to systemd: `/healthz`, `/readyz`, `/metrics`, `/status`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::extract::State as Extract;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use sd_notify::NotifyState;
+use tokio::net::{TcpListener, UnixListener};
+use tracing::{error, warn};
+
+use crate::metrics;
+use crate::state::{Shared, State};
+
+/// Answers on a socket for `hostgw-agent status`, and on an address where one was asked for. What
+/// cannot be listened on is an error at once.
+pub(crate) async fn start(
+    shared: &Shared,
+    socket: &Path,
+    address: Option<SocketAddr>,
+) -> Result<(), String> {
+    let router = Router::new()
+        .route("/healthz", get(|| async { "hostgw-agent is running\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .with_state(shared.clone());
+    if let Some(address) = address {
+        let listener = TcpListener::bind(address).await;
+        let listener =
+            listener.map_err(|error| format!("listen on {address} (--healthz-port): {error}"))?;
+        tokio::spawn(serve(axum::serve(listener, router.clone()).into_future()));
+    }
+    match listen(socket) {
+        Ok(listener) => {
+            tokio::spawn(serve(axum::serve(listener, router).into_future()));
+        }
+        // Nobody can ask, and everything else works.
+        Err(error) => warn!("listen on {} (--socket): {error}", socket.display()),
+    }
+    Ok(())
+}
+
+async fn serve(server: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = server.await {
+        error!("answer over HTTP: {error}");
+    }
+}
+
+/// A socket that is left from an earlier run makes way.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    UnixListener::bind(path)
+}
+
+fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn readyz(Extract(shared): Extract<Shared>) -> (StatusCode, String) {
+    let state = lock(&shared);
+    if state.is_ready() {
+        return (StatusCode::OK, "hostgw-agent is ready\n".to_owned());
+    }
+    let mut reasons = state.is_stopped_by.join("\n");
+    if reasons.is_empty() {
+        "this node has no subnet yet".clone_into(&mut reasons);
+    }
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("hostgw-agent is not ready\n{reasons}\n"),
+    )
+}
+
+async fn metrics(Extract(shared): Extract<Shared>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], metrics::text(shared))
+}
+
+async fn status(Extract(shared): Extract<Shared>) -> impl IntoResponse {
+    let text = lock(&shared).json().to_string();
+    ([(header::CONTENT_TYPE, "application/json")], text)
+}
+
+/// Tells systemd, where it listens, that this node is ready or why it is not.
+pub(crate) fn tell_systemd(is_ready: bool, troubles: &BTreeSet<String>) {
+    let status = match troubles.first() {
+        Some(trouble) => trouble.as_str(),
+        None if is_ready => "this node has its subnet and its routes",
+        None => "waiting for a subnet",
+    };
+    let mut words = vec![NotifyState::Status(status), NotifyState::Watchdog];
+    if is_ready {
+        words.push(NotifyState::Ready);
+    }
+    // Nobody listens where there is no systemd.
+    drop(sd_notify::notify(&words));
+}
+
+/// Tells systemd that we end.
+pub(crate) fn tell_systemd_the_end() {
+    drop(sd_notify::notify(&[NotifyState::Stopping]));
+}

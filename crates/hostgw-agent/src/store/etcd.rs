@@ -1,0 +1,574 @@
+//! The `etcd` store (v3): keys and values as flannel writes them, so that flannel's nodes and
+//! ours share a cluster.
+//!
+//! One task reads everything in one range, watches from that revision on, and holds this node's
+//! own lease. Whatever goes wrong (compaction, a leader that is lost, a watch that falls silent,
+//! other certificates) ends the session, and the next one begins with everything again.
+
+mod connection;
+mod contents;
+mod format;
+mod own;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{
+    Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchResponse,
+};
+use rand::RngExt;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval, sleep, timeout};
+use tracing::{info, warn};
+
+pub(crate) use connection::{Access, Password};
+pub(crate) use format::{Addresses, Subnets, Value};
+pub(crate) use own::Held;
+
+use crate::lease::{Lease, Snapshot};
+use connection::{PATIENCE, why};
+use contents::Contents;
+use own::{Claim, Step};
+
+/// A snapshot may be large: 50,000 leases are 12 MB.
+const LARGEST: usize = 256 << 20;
+/// A snapshot may take its time.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(20);
+/// How often we look at what makes no notice: due dates, files, silence.
+const TICK: Duration = Duration::from_secs(1);
+/// A watch without news is asked for a sign of life.
+const QUIET: Duration = Duration::from_secs(4);
+/// One that gives none is not believed any more.
+const SILENT: Duration = Duration::from_secs(10);
+/// How often somebody may get in between.
+const TRIES: usize = 100;
+
+/// What is to be known to begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) access: Access,
+    /// Below which key everything lies, without a slash behind it.
+    pub(crate) prefix: String,
+    /// For how long a lease holds.
+    pub(crate) ttl: Duration,
+    /// How long before its end it is renewed.
+    pub(crate) margin: Duration,
+}
+
+/// A running store. It ends when it is dropped; its lease stays.
+pub(crate) struct EtcdStore {
+    shared: Arc<Shared>,
+    addresses: watch::Sender<Option<Addresses>>,
+    task: JoinHandle<()>,
+}
+
+/// What the store knows.
+pub(crate) struct Report {
+    /// Everything, or what is wrong with the configuration. Nothing before the first contact.
+    pub(crate) snapshot: Option<Result<Snapshot, String>>,
+    /// This node's lease, once it held one since it started.
+    pub(crate) own: Option<(Arc<Lease>, Held)>,
+    /// Why this node's lease is not as it should be.
+    pub(crate) trouble: Option<String>,
+    /// Why nothing can be heard.
+    pub(crate) unreachable: Option<String>,
+    /// How far the store was read.
+    pub(crate) revision: i64,
+    /// When something was last heard.
+    pub(crate) heard: Option<Instant>,
+    /// When the lease ends; nothing for a reservation.
+    pub(crate) expires: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    contents: Option<Contents>,
+    own: Option<(Arc<Lease>, Held)>,
+    trouble: Option<String>,
+    unreachable: Option<String>,
+    heard: Option<Instant>,
+    expires: Option<Instant>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known, and tells.
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_one();
+    }
+}
+
+impl EtcdStore {
+    /// Begins. `held` is the lease that this node had, and `previous` are subnets that it had
+    /// before, the best known first. Needs a tokio runtime.
+    pub(crate) fn start(options: Options, held: Option<Held>, previous: Vec<Subnets>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (sender, addresses) = watch::channel(None);
+        let keeper = Keeper {
+            options,
+            shared: Arc::clone(&shared),
+            addresses,
+            held,
+            is_confirmed: false,
+            previous,
+            due: None,
+        };
+        Self {
+            shared,
+            addresses: sender,
+            task: tokio::spawn(keeper.run()),
+        }
+    }
+
+    /// Says by which addresses this node is reached now.
+    pub(crate) fn set_addresses(&self, addresses: Addresses) {
+        self.addresses.send_if_modified(|present| {
+            let is_new = *present != Some(addresses);
+            *present = Some(addresses);
+            is_new
+        });
+    }
+
+    /// Waits until something changed.
+    pub(crate) async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// What is known now.
+    pub(crate) fn report(&self) -> Report {
+        let state = self.shared.state();
+        let contents = state.contents.as_ref();
+        Report {
+            snapshot: contents.map(Contents::snapshot),
+            own: state.own.clone(),
+            trouble: state.trouble.clone(),
+            unreachable: state.unreachable.clone(),
+            revision: contents.map_or(0, |contents| contents.revision),
+            heard: state.heard,
+            expires: state.expires,
+        }
+    }
+}
+
+impl Drop for EtcdStore {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Gives this node's lease back. Says what became of it.
+pub(crate) async fn release(
+    options: Options,
+    held: Option<Held>,
+    addresses: Addresses,
+) -> Result<String, String> {
+    let mut failed = Vec::new();
+    for endpoint in &options.access.endpoints {
+        let mut client = match options.access.connect(endpoint).await {
+            Ok(client) => client,
+            Err(reason) => {
+                failed.push(format!("{endpoint}: {reason}"));
+                continue;
+            }
+        };
+        return match release_by(&mut client, &options, held.as_ref(), addresses).await {
+            Ok(said) => Ok(said),
+            Err(reason) => Err(format!("etcd at {endpoint}: {reason}")),
+        };
+    }
+    Err(format!("reach etcd: {}", failed.join("; ")))
+}
+
+async fn release_by(
+    client: &mut Client,
+    options: &Options,
+    held: Option<&Held>,
+    addresses: Addresses,
+) -> Result<String, String> {
+    let contents = read_all(client, &options.prefix).await?;
+    let network = *contents.network()?;
+    let claim = Claim {
+        addresses,
+        held: held.cloned(),
+        is_confirmed: false,
+        is_due: true,
+        previous: Vec::new(),
+    };
+    let Step::Write {
+        name,
+        revision,
+        is_reservation,
+        ..
+    } = claim.step(&contents)
+    else {
+        let networks: Vec<_> = network
+            .networks()
+            .map(|network| network.to_string())
+            .collect();
+        return Ok(format!(
+            "this node holds no lease in {}",
+            networks.join(", ")
+        ));
+    };
+    if is_reservation {
+        return Ok(format!("{name} is a reservation, and stays"));
+    }
+    let path = contents.path(&name);
+    let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, revision);
+    let delete = TxnOp::delete(path.as_str(), None);
+    if !commit(client, vec![unchanged], vec![delete], vec![path])
+        .await?
+        .0
+    {
+        return Err(format!("the lease of {name} changed meanwhile"));
+    }
+    Ok(format!("gave {name} back"))
+}
+
+/// Reads everything below the prefix, in one range.
+async fn read_all(client: &Client, prefix: &str) -> Result<Contents, String> {
+    let mut contents = Contents::new(prefix);
+    let mut reader = client.kv_client().max_decoding_message_size(LARGEST);
+    let all = reader.get(contents.folder(), Some(GetOptions::new().with_prefix()));
+    let all = within(SNAPSHOT_PATIENCE, all).await?;
+    contents.revision = all
+        .header()
+        .map_or(0, etcd_client::ResponseHeader::revision);
+    for pair in all.kvs() {
+        contents.put(pair);
+    }
+    Ok(contents)
+}
+
+/// What is at some keys of etcd.
+type Found = Vec<(String, Option<KeyValue>)>;
+
+/// Makes changes if all comparisons hold. Says whether it did, and what is at `paths` afterwards,
+/// however it went.
+async fn commit(
+    client: &mut Client,
+    when: Vec<Compare>,
+    mut changes: Vec<TxnOp>,
+    paths: Vec<String>,
+) -> Result<(bool, Found), String> {
+    let look: Vec<_> = paths
+        .iter()
+        .map(|path| TxnOp::get(path.as_str(), None))
+        .collect();
+    changes.extend(look.clone());
+    let txn = Txn::new().when(when).and_then(changes).or_else(look);
+    let answer = within(PATIENCE, client.txn(txn)).await?;
+    let pairs = answer
+        .op_responses()
+        .into_iter()
+        .filter_map(|answer| match answer {
+            TxnOpResponse::Get(found) => Some(found.kvs().first().cloned()),
+            _ => None,
+        });
+    Ok((answer.succeeded(), paths.into_iter().zip(pairs).collect()))
+}
+
+async fn within<T>(
+    patience: Duration,
+    answer: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, String> {
+    match timeout(patience, answer).await {
+        Ok(answer) => answer.map_err(|error| why(&error)),
+        Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
+    }
+}
+
+/// Reads, watches and holds, for ever.
+struct Keeper {
+    options: Options,
+    shared: Arc<Shared>,
+    addresses: watch::Receiver<Option<Addresses>>,
+    held: Option<Held>,
+    is_confirmed: bool,
+    previous: Vec<Subnets>,
+    /// When the lease is to be renewed.
+    due: Option<Instant>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut failed = Vec::new();
+        for i in 0.. {
+            let endpoints = &self.options.access.endpoints;
+            let endpoint = endpoints[i % endpoints.len()].clone();
+            let Err(reason) = self.session(&endpoint).await else {
+                continue;
+            };
+            if self.shared.state().unreachable.is_none() {
+                failed.clear();
+            }
+            failed.push(format!("{endpoint}: {reason}"));
+            // Another one may be well.
+            if failed.len() < self.options.access.endpoints.len() {
+                self.shared.state().unreachable.get_or_insert_default();
+                continue;
+            }
+            let reason = format!("etcd cannot be reached: {}", failed.join("; "));
+            self.shared.update(|state| state.unreachable = Some(reason));
+            failed.clear();
+            // Back in step within a second, and not all nodes at once.
+            let pause = rand::rng().random_range(200..600);
+            sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    /// Everything from one range read to the end of its watch. It ends well when a new session
+    /// is to begin at once.
+    async fn session(&mut self, endpoint: &str) -> Result<(), String> {
+        let files = self.options.access.age_of_files();
+        let mut client = self.options.access.connect(endpoint).await?;
+        let contents = read_all(&client, &self.options.prefix).await?;
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(contents.revision + 1);
+        let mut watcher = client.watch_client().max_decoding_message_size(LARGEST);
+        let watch = watcher.watch(contents.folder(), Some(options));
+        let mut watch = within(PATIENCE, watch).await?;
+        self.shared.update(|state| {
+            state.contents = Some(contents);
+            state.unreachable = None;
+            state.heard = Some(Instant::now());
+        });
+        let mut tick = interval(TICK);
+        loop {
+            self.hold(&mut client).await?;
+            tokio::select! {
+                word = watch.message() => {
+                    let word = word.map_err(|error| why(&error))?;
+                    if !self.take_in(&word.ok_or("the watch ended")?)? {
+                        return Ok(());
+                    }
+                }
+                Ok(()) = self.addresses.changed() => {}
+                _ = tick.tick() => {
+                    let silence = self.shared.state().heard.map_or(SILENT, |heard| heard.elapsed());
+                    if silence > SILENT {
+                        return Err(format!("nothing was heard for {} s", SILENT.as_secs()));
+                    }
+                    if silence > QUIET {
+                        within(PATIENCE, watch.request_progress()).await?;
+                    }
+                    if self.options.access.age_of_files() != files {
+                        info!("the certificates changed; connecting anew");
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in what the watch tells. Says whether it goes on.
+    fn take_in(&self, word: &WatchResponse) -> Result<bool, String> {
+        if word.compact_revision() > 0 {
+            warn!(
+                "etcd has forgotten what was before revision {}; reading everything anew",
+                word.compact_revision()
+            );
+            return Ok(false);
+        }
+        if word.canceled() {
+            return Err(format!("the watch was cancelled: {}", word.cancel_reason()));
+        }
+        let mut state = self.shared.state();
+        state.heard = Some(Instant::now());
+        if let Some(contents) = &mut state.contents {
+            let revision = word
+                .header()
+                .map_or(0, etcd_client::ResponseHeader::revision);
+            contents.revision = contents.revision.max(revision);
+            word.events().iter().for_each(|event| contents.apply(event));
+        }
+        if !word.events().is_empty() {
+            self.shared.changed.notify_one();
+        }
+        Ok(true)
+    }
+
+    /// Sees to it that this node holds its lease.
+    async fn hold(&mut self, client: &mut Client) -> Result<(), String> {
+        for _ in 0..TRIES {
+            let Some(addresses) = *self.addresses.borrow_and_update() else {
+                return Ok(());
+            };
+            let claim = Claim {
+                addresses,
+                held: self.held.clone(),
+                is_confirmed: self.is_confirmed,
+                is_due: self.due.is_some_and(|due| due <= Instant::now()),
+                previous: self.previous.clone(),
+            };
+            let step = self
+                .shared
+                .state()
+                .contents
+                .as_ref()
+                .map(|contents| claim.step(contents));
+            let trouble = match step {
+                None | Some(Step::Hold) => None,
+                Some(Step::Stuck(reason)) => Some(reason),
+                Some(step) => {
+                    self.make(client, step).await?;
+                    continue;
+                }
+            };
+            if self.shared.state().trouble != trouble {
+                self.shared.update(|state| state.trouble = trouble);
+            }
+            return Ok(());
+        }
+        Err("others change this node's lease all the time".to_owned())
+    }
+
+    /// Takes or writes the lease. Where somebody was faster, what he did is taken in.
+    async fn make(&mut self, client: &mut Client, step: Step) -> Result<(), String> {
+        let path = |name: &str| format!("{}/subnets/{name}", self.options.prefix);
+        let (name, value, is_reservation) = match &step {
+            Step::Take { subnets, value, .. } => (subnets.to_string(), value.clone(), false),
+            Step::Write {
+                name,
+                value,
+                is_reservation,
+                ..
+            } => (name.clone(), value.clone(), *is_reservation),
+            Step::Hold | Step::Stuck(_) => return Ok(()),
+        };
+        let own = path(&name);
+        let mut paths = vec![own.clone()];
+        let mut when = Vec::new();
+        let mut changes = Vec::new();
+        match &step {
+            Step::Take { instead_of, .. } => {
+                when.push(Compare::version(own.as_str(), CompareOp::Equal, 0));
+                if let Some((old, revision)) = instead_of {
+                    let old = path(old);
+                    when.push(Compare::mod_revision(
+                        old.as_str(),
+                        CompareOp::Equal,
+                        *revision,
+                    ));
+                    changes.push(TxnOp::delete(old.as_str(), None));
+                    paths.push(old);
+                }
+            }
+            Step::Write { revision, .. } => {
+                when.push(Compare::mod_revision(
+                    own.as_str(),
+                    CompareOp::Equal,
+                    *revision,
+                ));
+            }
+            Step::Hold | Step::Stuck(_) => {}
+        }
+        let ttl = i64::try_from(self.options.ttl.as_secs()).unwrap_or(i64::MAX);
+        let granted = if is_reservation {
+            None
+        } else {
+            Some(within(PATIENCE, client.lease_grant(ttl, None)).await?)
+        };
+        let etcd_lease = granted
+            .as_ref()
+            .map_or(0, etcd_client::LeaseGrantResponse::id);
+        let text = serde_json::to_string(&value).expect("texts and numbers");
+        let put = PutOptions::new().with_lease(etcd_lease);
+        // A reservation that says what it should is not touched.
+        if !(is_reservation && self.says(&name, &value)) {
+            changes.push(TxnOp::put(own.as_str(), text, Some(put)));
+        }
+        let (is_done, found) = commit(client, when, changes, paths).await?;
+        let (true, Some(lease)) = (is_done, self.learn(found, &name)) else {
+            if etcd_lease != 0 {
+                within(PATIENCE, client.lease_revoke(etcd_lease)).await?;
+            }
+            return Ok(());
+        };
+        self.tell(&step, &name, &value.to_string());
+        let old = self.held.replace(Held {
+            name,
+            value,
+            etcd_lease,
+        });
+        self.is_confirmed = true;
+        let until = granted.map(|granted| {
+            let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
+            self.due = Some(Instant::now() + ttl.saturating_sub(self.options.margin));
+            Instant::now() + ttl
+        });
+        let held = self.held.clone();
+        self.shared.update(|state| {
+            state.own = held.map(|held| (lease, held));
+            state.trouble = None;
+            state.expires = until;
+        });
+        // Only what we had granted ourselves: others may have hung more on theirs.
+        if let Some(old) = old.filter(|old| old.etcd_lease != 0 && old.etcd_lease != etcd_lease) {
+            drop(within(PATIENCE, client.lease_revoke(old.etcd_lease)).await);
+        }
+        Ok(())
+    }
+
+    /// Whether the lease `name` has this value.
+    fn says(&self, name: &str, value: &Value) -> bool {
+        let state = self.shared.state();
+        let entry = state
+            .contents
+            .as_ref()
+            .and_then(|contents| contents.get(name));
+        entry.is_some_and(|entry| entry.value.as_ref() == Ok(value))
+    }
+
+    /// Takes in what was found. Gives the lease `name`, where there is one.
+    fn learn(&self, found: Found, name: &str) -> Option<Arc<Lease>> {
+        let mut state = self.shared.state();
+        let contents = state.contents.as_mut()?;
+        for (path, pair) in found {
+            match pair {
+                Some(pair) => contents.put(&pair),
+                None => contents.delete(path.as_bytes()),
+            }
+        }
+        let lease = contents.get(name).map(|entry| Arc::clone(&entry.lease));
+        drop(state);
+        lease
+    }
+
+    /// Says what became of the lease, where it is news.
+    fn tell(&self, step: &Step, name: &str, address: &str) {
+        match (step, &self.held) {
+            (Step::Take { .. }, Some(held)) if self.is_confirmed && held.name == name => {
+                warn!("the lease of {name} was gone; took it again");
+            }
+            (
+                Step::Take {
+                    instead_of: Some((old, _)),
+                    ..
+                },
+                _,
+            ) => {
+                info!("took {name} for {address} instead of {old}");
+            }
+            (Step::Take { .. }, _) => info!("took {name} for {address}"),
+            (Step::Write { .. }, Some(held)) if held.value.to_string() != address => {
+                info!("the lease of {name} is for {address} now");
+            }
+            (Step::Write { .. }, _) if !self.is_confirmed => info!("took over {name} of {address}"),
+            _ => tracing::debug!("renewed the lease of {name}"),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Keys and values of leases in etcd, byte for byte as flannel writes them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use serde::{Deserialize, Serialize};
+
+use crate::lease::{Hop, Lease};
+use crate::net_conf::NetConf;
+
+/// The subnets of a lease, which are its key: `10.10.1.0-24`, with IPv6 behind an ampersand:
+/// `10.10.1.0-24&fd00:10:10:1::-64`. Where there is no IPv4, flannel writes `0.0.0.0-0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Subnets {
+    pub(crate) ipv4: Option<Ipv4Network>,
+    pub(crate) ipv6: Option<Ipv6Network>,
+}
+
+/// What a node says of itself in its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Value {
+    #[serde(rename = "PublicIP", default = "nowhere")]
+    pub(crate) public_ip: Ipv4Addr,
+    #[serde(rename = "PublicIPv6", default)]
+    pub(crate) public_ipv6: Option<Ipv6Addr>,
+    #[serde(default)]
+    pub(crate) backend_type: String,
+}
+
+/// The addresses by which a node is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Addresses {
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    pub(crate) ipv6: Option<Ipv6Addr>,
+}
+
+/// The backend of all our leases.
+pub(crate) const HOST_GW: &str = "host-gw";
+
+fn nowhere() -> Ipv4Addr {
+    Ipv4Addr::UNSPECIFIED
+}
+
+impl Subnets {
+    /// Those there are, IPv4 first.
+    pub(crate) fn all(self) -> impl Iterator<Item = IpNetwork> {
+        let ipv4 = self.ipv4.map(IpNetwork::V4);
+        ipv4.into_iter().chain(self.ipv6.map(IpNetwork::V6))
+    }
+
+    /// Whether a node can hold them in this network: of each enabled family one, of each other
+    /// none.
+    pub(crate) fn fit(self, network: &NetConf) -> bool {
+        let fits = |subnet: Option<IpNetwork>, space: Option<_>| match (subnet, space) {
+            (None, None) => true,
+            (Some(subnet), Some(space)) => crate::net_conf::Space::fits(&space, subnet),
+            _ => false,
+        };
+        fits(self.ipv4.map(Into::into), network.ipv4)
+            && fits(self.ipv6.map(Into::into), network.ipv6)
+    }
+
+    /// Those of a subnet file.
+    pub(crate) fn of_file(file: &subnet_env::SubnetEnv) -> Self {
+        let ipv4 = file
+            .subnet
+            .map(|v4| Ipv4Network::new(v4.network(), v4.prefix()));
+        let ipv6 = file
+            .ipv6_subnet
+            .map(|v6| Ipv6Network::new(v6.network(), v6.prefix()));
+        let whole = "a network's own prefix length";
+        Self {
+            ipv4: ipv4.map(|v4| v4.expect(whole)),
+            ipv6: ipv6.map(|v6| v6.expect(whole)),
+        }
+    }
+}
+
+impl fmt::Display for Subnets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ipv4 {
+            Some(v4) => write!(f, "{}-{}", v4.network(), v4.prefix())?,
+            None => write!(f, "0.0.0.0-0")?,
+        }
+        match self.ipv6 {
+            Some(v6) => write!(f, "&{}-{}", v6.network(), v6.prefix()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Subnets {
+    type Err = ();
+
+    fn from_str(key: &str) -> Result<Self, ()> {
+        let (ipv4, ipv6) = match key.split_once('&') {
+            Some((ipv4, ipv6)) => (ipv4, Some(ipv6)),
+            None => (key, None),
+        };
+        let ipv6 = ipv6
+            .map(|text| network(text).and_then(|(ip, prefix)| Ipv6Network::new(ip, prefix).ok()));
+        let ipv4 = match ipv4 {
+            "0.0.0.0-0" if ipv6.is_some() => None,
+            text => Some(network(text).and_then(|(ip, prefix)| Ipv4Network::new(ip, prefix).ok())),
+        };
+        // A family that is written is one that can be read.
+        let subnets = Self {
+            ipv4: ipv4.map(|network| network.ok_or(())).transpose()?,
+            ipv6: ipv6.map(|network| network.ok_or(())).transpose()?,
+        };
+        // `10.10.1.7-24` would be another name for the same subnet.
+        if subnets.to_string() == key {
+            Ok(subnets)
+        } else {
+            Err(())
+        }
+    }
+}
+
+fn network<A: FromStr>(text: &str) -> Option<(A, u8)> {
+    let (address, prefix) = text.rsplit_once('-')?;
+    Some((address.parse().ok()?, prefix.parse().ok()?))
+}
+
+impl Value {
+    /// What we write: addresses of the families that the network has.
+    pub(crate) fn new(addresses: Addresses, network: &NetConf) -> Result<Self, &'static str> {
+        let public_ip = match network.ipv4 {
+            Some(_) => addresses.ipv4.ok_or("IPv4")?,
+            None => Ipv4Addr::UNSPECIFIED,
+        };
+        let public_ipv6 = match network.ipv6 {
+            Some(_) => Some(addresses.ipv6.ok_or("IPv6")?),
+            None => None,
+        };
+        Ok(Self {
+            public_ip,
+            public_ipv6,
+            backend_type: HOST_GW.to_owned(),
+        })
+    }
+
+    /// Whether it is the lease of a node with these addresses. As in flannel, the IPv4 address
+    /// decides where there is one.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        if other.public_ip.is_unspecified() {
+            self.public_ipv6 == other.public_ipv6
+        } else {
+            self.public_ip == other.public_ip
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    /// The address that the node goes by.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.public_ipv6 {
+            Some(v6) if self.public_ip.is_unspecified() => write!(f, "{v6}"),
+            _ => write!(f, "{}", self.public_ip),
+        }
+    }
+}
+
+/// The lease that a key and a value are, however odd they be.
+pub(crate) fn lease(key: &str, subnets: Option<Subnets>, value: &Result<Value, String>) -> Lease {
+    let mut lease = Lease {
+        node: key.to_owned(),
+        hops: Vec::new(),
+        flaw: None,
+    };
+    let Some(subnets) = subnets else {
+        lease.flaw = Some("its key names no subnet".to_owned());
+        return lease;
+    };
+    let value = match value {
+        Ok(value) => value,
+        Err(reason) => {
+            lease.flaw = Some(reason.clone());
+            return lease;
+        }
+    };
+    let ipv4 = Some(IpAddr::V4(value.public_ip)).filter(|address| !address.is_unspecified());
+    let ipv6 = value.public_ipv6.map(IpAddr::V6);
+    let hop = |subnet: Option<IpNetwork>, via: Option<IpAddr>| {
+        let (subnet, via) = (subnet?, via?);
+        Some(Hop { subnet, via })
+    };
+    lease.hops.extend(hop(subnets.ipv4.map(Into::into), ipv4));
+    lease.hops.extend(hop(subnets.ipv6.map(Into::into), ipv6));
+    if value.backend_type != HOST_GW {
+        lease.flaw = Some(format!(
+            "its backend is {:?}, not {HOST_GW:?}",
+            value.backend_type
+        ));
+    } else if lease.hops.len() < subnets.all().count() {
+        lease.flaw = Some("it has no address for one of its subnets".to_owned());
+    }
+    lease
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_flannels() {
+        for key in [
+            "10.10.1.0-24",
+            "10.10.1.0-24&fd00:10:10:1::-64",
+            "0.0.0.0-0&fd00:10:10:1::-64",
+        ] {
+            let subnets: Subnets = key.parse().expect(key);
+            assert_eq!(subnets.to_string(), key);
+        }
+        for key in [
+            "",
+            "10.10.1.0",
+            "10.10.1.7-24",
+            "10.10.1.0-33",
+            "x-24",
+            "10.10.1.0-24&",
+            "0.0.0.0-0&x-64",
+        ] {
+            assert!(key.parse::<Subnets>().is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn values_are_flannels() {
+        for value in [
+            r#"{"PublicIP":"192.168.2.15","PublicIPv6":null,"BackendType":"host-gw"}"#,
+            r#"{"PublicIP":"192.168.2.15","PublicIPv6":"fd00::1","BackendType":"host-gw"}"#,
+            r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::1","BackendType":"host-gw"}"#,
+        ] {
+            let read: Value = serde_json::from_str(value).expect(value);
+            assert_eq!(serde_json::to_string(&read).expect("written"), value);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_routed_says_why() {
+        let flaw = |key: &str, value: &str| {
+            let value = serde_json::from_str(value).map_err(|error| error.to_string());
+            lease(key, key.parse().ok(), &value)
+                .flaw
+                .unwrap_or_default()
+        };
+        let good = r#"{"PublicIP":"192.168.2.15","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        assert_eq!(flaw("10.10.1.0-24", good), "");
+        assert_eq!(flaw("lock", good), "its key names no subnet");
+        assert_eq!(
+            flaw(
+                "10.10.1.0-24",
+                r#"{"PublicIP":"192.168.2.15","BackendType":"vxlan","BackendData":{"VNI":1}}"#
+            ),
+            r#"its backend is "vxlan", not "host-gw""#
+        );
+        assert_eq!(
+            flaw("10.10.1.0-24&fd00::-64", good),
+            "it has no address for one of its subnets"
+        );
+        assert!(flaw("10.10.1.0-24", r#"{"PublicIP":null}"#).starts_with("invalid type: null"));
+    }
+}
