@@ -7,7 +7,7 @@ use std::{fs, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Node, wait_for};
+use crate::Node;
 
 /// A running `hostgw-agent`. Ends when it is dropped, and with the program that started it.
 pub struct Agent {
@@ -65,10 +65,20 @@ impl Agent {
     }
 
     /// Waits until the log holds `text`.
+    ///
+    /// # Panics
+    ///
+    /// When it does not within fifteen seconds; shows the log.
     pub fn wait_for_log(&self, text: &str) {
-        wait_for(
-            &format!("{text:?} in the agent's log: {}", self.log()),
-            || self.log().contains(text),
+        for _ in 0..1500 {
+            if self.log().contains(text) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!(
+            "not within 15 seconds: {text:?} in the agent's log:\n{}",
+            self.log()
         );
     }
 

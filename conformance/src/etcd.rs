@@ -1,8 +1,12 @@
 //! A real etcd, one or several members, each on a node.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -133,6 +137,68 @@ impl<'a> Etcd<'a> {
         self.ctl(&format!("put {PREFIX}/{key} '{value}'")).ok();
     }
 
+    /// Writes many values, each in a request of its own, over one connection.
+    pub fn put_each(&self, pairs: impl IntoIterator<Item = (String, String)>) {
+        let put = |(key, value): (String, String)| ("/v3/kv/put", put(&key, &value));
+        self.post(pairs.into_iter().map(put));
+    }
+
+    /// Writes many values, a hundred in one transaction.
+    pub fn put_all(&self, pairs: impl IntoIterator<Item = (String, String)>) {
+        let puts: Vec<_> = pairs
+            .into_iter()
+            .map(|(key, value)| json!({"requestPut": put(&key, &value)}))
+            .collect();
+        let txn = |puts: &[Value]| ("/v3/kv/txn", json!({"success": puts}));
+        self.post(puts.chunks(100).map(txn));
+    }
+
+    /// Deletes many keys, a hundred in one transaction.
+    pub fn delete_all(&self, keys: impl IntoIterator<Item = String>) {
+        let delete =
+            |key: String| json!({"requestDeleteRange": {"key": text(&format!("{PREFIX}/{key}"))}});
+        let all: Vec<_> = keys.into_iter().map(delete).collect();
+        let txn = |all: &[Value]| ("/v3/kv/txn", json!({"success": all}));
+        self.post(all.chunks(100).map(txn));
+    }
+
+    /// Sends requests one after the other, by HTTP and JSON.
+    ///
+    /// # Panics
+    ///
+    /// When not every one succeeds.
+    fn post(&self, requests: impl IntoIterator<Item = (&'static str, Value)>) {
+        let mut text = String::new();
+        let mut count = 0;
+        for (path, body) in requests {
+            let body = body.to_string();
+            let length = body.len();
+            text += "POST ";
+            text += path;
+            text += &format!(" HTTP/1.1\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}");
+            count += 1;
+        }
+        text += "GET /health HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n";
+        let mut command = self.node.command("busybox");
+        let mut client = command
+            .args(["nc", &self.address, "2379"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("busybox is there");
+        let mut stdin = client.stdin.take().expect("it is piped");
+        let writer = thread::spawn(move || stdin.write_all(text.as_bytes()).map(|()| stdin));
+        let mut answers = client.stdout.take().expect("it is piped");
+        let mut said = String::new();
+        answers
+            .read_to_string(&mut said)
+            .expect("etcd answers in text");
+        drop(writer.join());
+        drop(client.wait());
+        let good = said.matches("HTTP/1.1 200 OK").count();
+        assert_eq!(good, count + 1, "every request succeeds: {said:.2000}");
+    }
+
     /// Writes the network's configuration, with these keys beside the usual ones.
     pub fn configure(&self, more: &Value) {
         let mut network = json!({"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}});
@@ -191,6 +257,16 @@ impl<'a> Etcd<'a> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         kill_process(pid.expect("a child has an id"), signal).ok();
     }
+}
+
+/// A request to write one value.
+fn put(key: &str, value: &str) -> Value {
+    json!({"key": text(&format!("{PREFIX}/{key}")), "value": text(value)})
+}
+
+/// As JSON has bytes.
+fn text(text: &str) -> String {
+    STANDARD.encode(text)
 }
 
 impl Drop for Etcd<'_> {

@@ -75,6 +75,8 @@ pub(crate) struct Agent {
     uplink: Option<Result<Uplink, String>>,
     /// What is wrong, each said once.
     troubles: BTreeSet<String>,
+    /// What is wrong with the store that does not keep this node from working, said once.
+    warning: Option<String>,
     /// Which subnets are not routed, each said once.
     refusals: BTreeSet<String>,
     shared: Shared,
@@ -138,6 +140,7 @@ impl Agent {
             adopted: None,
             uplink: None,
             troubles: BTreeSet::new(),
+            warning: None,
             refusals: BTreeSet::new(),
             shared,
         })
@@ -232,7 +235,7 @@ impl Agent {
         if wake.is_slow {
             self.keep();
         }
-        self.tell(troubles, &peers);
+        self.tell(troubles, store.warning.as_ref(), &peers);
         let mut state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         state.took(begin.elapsed(), SystemTime::now());
         state.is_stopped_by = self.troubles.iter().cloned().collect();
@@ -505,7 +508,13 @@ impl Agent {
     }
 
     /// Says what is wrong that was not before.
-    fn tell(&mut self, troubles: BTreeSet<String>, peers: &[Peer]) {
+    fn tell(&mut self, troubles: BTreeSet<String>, warning: Option<&String>, peers: &[Peer]) {
+        match warning {
+            Some(warning) if self.warning.as_ref() != Some(warning) => warn!("{warning}"),
+            None if self.warning.is_some() => info!("the store is back"),
+            _ => {}
+        }
+        self.warning = warning.cloned();
         for trouble in troubles.difference(&self.troubles) {
             error!("{trouble}");
         }

@@ -39,9 +39,9 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(20);
 /// How often we look at what makes no notice: due dates, files, silence.
 const TICK: Duration = Duration::from_secs(1);
 /// A watch without news is asked for a sign of life.
-const QUIET: Duration = Duration::from_secs(4);
+const QUIET: Duration = Duration::from_secs(2);
 /// One that gives none is not believed any more.
-const SILENT: Duration = Duration::from_secs(10);
+const SILENT: Duration = Duration::from_secs(5);
 /// How often somebody may get in between.
 const TRIES: usize = 100;
 

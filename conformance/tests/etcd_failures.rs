@@ -1,0 +1,321 @@
+//! What happens to the `etcd` store, and what does not happen to the node for it.
+
+use std::time::{Duration, Instant};
+
+use conformance::reference_picture::{Family, nodes};
+use conformance::{Agent, Etcd, Lab, Node, wait_for};
+use serde_json::json;
+
+const MEMBERS: [(&str, &str); 3] = [
+    ("etcd1", "192.168.2.21"),
+    ("etcd2", "192.168.2.22"),
+    ("etcd3", "192.168.2.23"),
+];
+
+fn stores(lab: &Lab) -> Vec<Node<'_>> {
+    let node = |(name, address): &(&str, &str)| lab.node(name, &[&format!("{address}/24")]);
+    MEMBERS.iter().map(node).collect()
+}
+
+fn cluster<'a>(stores: &'a [Node<'a>]) -> Vec<Etcd<'a>> {
+    let addresses = MEMBERS.map(|(_, address)| address);
+    let members: Vec<_> = stores.iter().zip(addresses).collect();
+    let cluster = Etcd::cluster(&members);
+    cluster[0].configure(&json!({"SubnetMin": "10.10.1.0", "SubnetMax": "10.10.1.0"}));
+    cluster
+}
+
+fn endpoints(members: &[Etcd<'_>]) -> String {
+    let urls: Vec<_> = members.iter().map(Etcd::url).collect();
+    format!("--etcd-endpoints={}", urls.join(","))
+}
+
+/// Gives subnet `i` to another node.
+fn lease(etcd: &Etcd<'_>, i: u8) -> bool {
+    let value = json!({"PublicIP": format!("192.168.2.{}", 100 + i), "BackendType": "host-gw"});
+    let key = format!("/coreos.com/network/subnets/10.10.{i}.0-24");
+    etcd.ctl(&format!("put {key} '{value}'")).success
+}
+
+fn has_route(node: &Node<'_>, i: u8) -> bool {
+    let route = format!(
+        "ip route show 10.10.{i}.0/24 via 192.168.2.{} proto 104",
+        100 + i
+    );
+    !node.sh(&route).ok().trim().is_empty()
+}
+
+fn wait_for_route(node: &Node<'_>, agent: &Agent, i: u8) -> Duration {
+    wait_for(&format!("a route to subnet {i}: {}", agent.log()), || {
+        has_route(node, i)
+    })
+}
+
+fn ready(node: &Node<'_>) -> bool {
+    node.sh("busybox wget -q -O - http://127.0.0.1:8080/readyz")
+        .success
+}
+
+#[test]
+fn a_store_that_is_away_changes_nothing_and_counts_again_when_it_is_back() {
+    let lab = Lab::new();
+    let (nodes, stores) = (nodes(&lab, Family::Ipv4), stores(&lab));
+    let mut members = cluster(&stores);
+    let all = endpoints(&members);
+    let args = [all.as_str(), "--healthz-port=8080"];
+    let worker1 = &nodes[1];
+    let agent = Agent::start(worker1, &args);
+    assert!(lease(&members[0], 2));
+    wait_for_route(worker1, &agent, 2);
+    let file = worker1.path("/run/flannel/subnet.env");
+    let written = std::fs::read_to_string(&file).expect("written before the route");
+    members.iter_mut().for_each(Etcd::kill);
+    agent.wait_for_log("etcd cannot be reached");
+    assert!(has_route(worker1, 2) && ready(worker1), "nothing changed");
+    // What is damaged is still mended.
+    worker1.sh("ip route del 10.10.2.0/24").ok();
+    wait_for_route(worker1, &agent, 2);
+    // A boot without the store: links and routes are new, and so is /run.
+    assert!(agent.stop());
+    worker1
+        .sh("ip route flush proto 104; rm -r /run/flannel; rm /run/hostgw-agent.log")
+        .ok();
+    let agent = Agent::start(worker1, &args);
+    agent.wait_for_log("etcd cannot be reached");
+    wait_for_route(worker1, &agent, 2);
+    let again = std::fs::read_to_string(&file).expect("written");
+    assert_eq!(again, written);
+    wait_for("readiness", || ready(worker1));
+    let status = worker1.sh("/mnt/bin/hostgw-agent status").ok();
+    assert!(
+        status.contains("(not reached)") && status.contains("going by what it said last"),
+        "{status}"
+    );
+    // Back again.
+    members.iter_mut().for_each(Etcd::restart);
+    wait_for("etcd takes a lease", || lease(&members[1], 3));
+    let late = wait_for_route(worker1, &agent, 3);
+    assert!(late < Duration::from_secs(1), "{late:?}");
+}
+
+#[test]
+fn a_lost_leader_and_a_member_that_hangs_are_left_for_another() {
+    let lab = Lab::new();
+    let (nodes, stores) = (nodes(&lab, Family::Ipv4), stores(&lab));
+    let mut members = cluster(&stores);
+    let worker1 = &nodes[1];
+    let agent = Agent::start(worker1, &[&endpoints(&members)]);
+    assert!(lease(&members[0], 2));
+    wait_for_route(worker1, &agent, 2);
+    // The agent talks to the first. It ends.
+    members[0].kill();
+    wait_for("the others take a lease", || lease(&members[1], 3));
+    wait_for_route(worker1, &agent, 3);
+    members[0].restart();
+    members[0].wait();
+    // Now it talks to the second. That one hangs, with its connections open.
+    members[1].freeze(true);
+    wait_for("the others take a lease", || lease(&members[2], 4));
+    let late = wait_for_route(worker1, &agent, 4);
+    assert!(late < Duration::from_secs(9), "{late:?}");
+    members[1].freeze(false);
+    // Who talks to a member without a leader hears nothing new, and knows it.
+    let lonely = Agent::start(
+        &nodes[2],
+        &[
+            "--etcd-endpoints=http://192.168.2.23:2379",
+            "--subnet-file=/run/other/subnet.env",
+            "--state-file=/run/other/state.json",
+            "--socket=/run/other/socket",
+        ],
+    );
+    lonely.wait_for_log("no subnet is free");
+    members[0].kill();
+    members[1].kill();
+    lonely.wait_for_log("etcd cannot be reached: http://192.168.2.23:2379: etcdserver: no leader");
+    members[0].restart();
+    members[1].restart();
+    wait_for("a leader takes a lease", || lease(&members[0], 5));
+    wait_for_route(worker1, &agent, 5);
+}
+
+#[test]
+fn a_reader_that_slept_through_a_compaction_reads_everything_anew() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.21");
+    etcd.configure(&json!({"SubnetMin": "10.10.1.0", "SubnetMax": "10.10.1.0"}));
+    let worker1 = &nodes[1];
+    let agent = Agent::start(worker1, &[&format!("--etcd-endpoints={}", etcd.url())]);
+    assert!(lease(&etcd, 2) && lease(&etcd, 3));
+    wait_for_route(worker1, &agent, 3);
+    worker1.sh(&format!("kill -STOP {}", agent.pid())).ok();
+    // More than the sockets in between can hold, and then more than etcd keeps for its reader.
+    let junk = |_| ("subnets/junk".to_owned(), "x".repeat(500_000));
+    etcd.put_each((0..20).map(junk));
+    etcd.put_each((0..3000).map(|i| ("subnets/junk".to_owned(), format!("{i}"))));
+    etcd.ctl("del /coreos.com/network/subnets/10.10.2.0-24")
+        .ok();
+    etcd.ctl("del /coreos.com/network/subnets/junk").ok();
+    assert!(lease(&etcd, 4));
+    let revision = etcd.entry("subnets/10.10.4.0-24")["mod_revision"].clone();
+    etcd.ctl(&format!("compact --physical {revision}")).ok();
+    worker1.sh(&format!("kill -CONT {}", agent.pid())).ok();
+    wait_for_route(worker1, &agent, 4);
+    wait_for("the old route goes", || !has_route(worker1, 2));
+    assert!(has_route(worker1, 3));
+    agent.wait_for_log("etcd has forgotten what was before revision");
+}
+
+/// Makes an authority, and certificates of it for the store and for a client, in /mnt/pki/<name>.
+fn authority(store: &Node<'_>, name: &str) {
+    let script = format!(
+        "mkdir -p /mnt/pki/{name} && cd /mnt/pki/{name} && \
+         new() {{ openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout $1.key -subj /CN=$1 \"$@\"; }} && \
+         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout ca.key -out ca.pem -subj /CN={name} && \
+         for who in server client; do \
+           openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout $who.key -out $who.csr -subj /CN=$who && \
+           printf 'subjectAltName=IP:192.168.2.21\\nextendedKeyUsage=serverAuth,clientAuth\\n' > ext && \
+           openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $who.pem; \
+         done"
+    );
+    store.sh(&script).ok();
+}
+
+#[test]
+fn certificates_are_checked_and_followed() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    authority(&store, "first");
+    authority(&store, "second");
+    store
+        .sh("cp -r /mnt/pki/first /mnt/pki/server && cp -r /mnt/pki/first /mnt/pki/node")
+        .ok();
+    let serve = |more: &[&str]| {
+        let tls = [
+            "--cert-file=/mnt/pki/server/server.pem",
+            "--key-file=/mnt/pki/server/server.key",
+        ];
+        Etcd::start_with(&store, "192.168.2.21", "https", &[&tls[..], more].concat())
+    };
+    let ctl = |args: &str| {
+        store.sh(&format!(
+            "ETCDCTL_API=3 etcdctl --endpoints=https://192.168.2.21:2379 --cacert=/mnt/pki/server/ca.pem \
+             --cert=/mnt/pki/server/client.pem --key=/mnt/pki/server/client.key --command-timeout=2s {args}"
+        ))
+    };
+    let put = |i: u8| {
+        let value = json!({"PublicIP": format!("192.168.2.{}", 100 + i), "BackendType": "host-gw"});
+        ctl(&format!(
+            "put /coreos.com/network/subnets/10.10.{i}.0-24 '{value}'"
+        ))
+        .success
+    };
+    let worker1 = &nodes[1];
+    let agent = |args: &[&str]| {
+        Agent::start(
+            worker1,
+            &[&["--etcd-endpoints=https://192.168.2.21:2379"], args].concat(),
+        )
+    };
+    // The servers' authority is enough, where they do not ask who we are.
+    let etcd = serve(&[]);
+    wait_for("etcd takes the configuration", || {
+        let network =
+            r#"{"Network": "10.10.0.0/16", "SubnetMin": "10.10.1.0", "SubnetMax": "10.10.1.0"}"#;
+        ctl(&format!("put /coreos.com/network/config '{network}'")).success
+    });
+    let trusting = agent(&["--etcd-cafile=/mnt/pki/node/ca.pem"]);
+    assert!(put(2));
+    wait_for_route(worker1, &trusting, 2);
+    assert!(trusting.stop());
+    let wrong = agent(&["--etcd-cafile=/mnt/pki/second/ca.pem"]);
+    wrong.wait_for_log("invalid peer certificate");
+    assert!(wrong.stop());
+    drop(etcd);
+    // Where they do, it takes a certificate.
+    let etcd = serve(&[
+        "--client-cert-auth",
+        "--trusted-ca-file=/mnt/pki/server/ca.pem",
+    ]);
+    wait_for("etcd answers", || put(3));
+    let known = agent(&[
+        "--etcd-cafile=/mnt/pki/node/ca.pem",
+        "--etcd-certfile=/mnt/pki/node/client.pem",
+        "--etcd-keyfile=/mnt/pki/node/client.key",
+    ]);
+    wait_for_route(worker1, &known, 3);
+    // All certificates change, on both sides.
+    worker1.sh("cp /mnt/pki/second/* /mnt/pki/node/").ok();
+    known.wait_for_log("the certificates changed; connecting anew");
+    known.wait_for_log("etcd cannot be reached");
+    store.sh("cp /mnt/pki/second/* /mnt/pki/server/").ok();
+    drop(etcd);
+    let _etcd = serve(&[
+        "--client-cert-auth",
+        "--trusted-ca-file=/mnt/pki/server/ca.pem",
+    ]);
+    wait_for("etcd answers", || put(4));
+    wait_for_route(worker1, &known, 4);
+}
+
+#[test]
+fn a_password_comes_from_a_file_and_goes_nowhere_else() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.21");
+    etcd.configure(&json!({"SubnetMin": "10.10.1.0", "SubnetMax": "10.10.1.0"}));
+    for step in [
+        "user add root:rootsecret",
+        "user grant-role root root",
+        "user add flannel:s3cr3t",
+        "role add flannel",
+        "role grant-permission flannel --prefix=true readwrite /coreos.com/network",
+        "user grant-role flannel flannel",
+        "auth enable",
+    ] {
+        etcd.ctl(step).ok();
+    }
+    let worker1 = &nodes[1];
+    lab.write("wrong", "guess\n");
+    lab.write("right", "s3cr3t\n");
+    let endpoints = format!("--etcd-endpoints={}", etcd.url());
+    let start = |file: &str| {
+        let file = format!("--etcd-password-file=/mnt/{file}");
+        Agent::start(
+            worker1,
+            &[&endpoints, "-v=9", "--etcd-username=flannel", &file],
+        )
+    };
+    let agent = start("wrong");
+    agent.wait_for_log("authentication failed, invalid user ID or password");
+    // A file that is put right counts by itself.
+    lab.write("wrong", "s3cr3t\n");
+    wait_for("a subnet", || {
+        worker1.path("/run/flannel/subnet.env").exists()
+    });
+    assert!(agent.stop());
+    let agent = start("right");
+    let put = |i: u8| {
+        let value = json!({"PublicIP": format!("192.168.2.{}", 100 + i), "BackendType": "host-gw"});
+        let key = format!("/coreos.com/network/subnets/10.10.{i}.0-24");
+        etcd.ctl(&format!("--user=root:rootsecret put {key} '{value}'"))
+            .ok();
+    };
+    put(2);
+    wait_for_route(worker1, &agent, 2);
+    for secret in ["s3cr3t", "guess"] {
+        assert!(!agent.log().contains(secret), "{}", agent.log());
+    }
+    let status = worker1
+        .sh("/mnt/bin/hostgw-agent status --json; cat /var/lib/hostgw/state.json")
+        .ok();
+    assert!(!status.contains("s3cr3t"));
+    let begin = Instant::now();
+    put(3);
+    wait_for_route(worker1, &agent, 3);
+    assert!(begin.elapsed() < Duration::from_secs(1));
+}
