@@ -277,7 +277,7 @@ impl Pod<'_> {
     }
 }
 
-/// A busybox server in a pod. Ends when it is dropped, and with the program that started it.
+/// A busybox server in a pod or on a node. Ends when it is dropped, and with the program that started it.
 pub struct Server(Child);
 
 impl Server {
@@ -288,7 +288,16 @@ impl Server {
     /// When it cannot be started.
     #[must_use]
     pub fn start(pod: &Pod<'_>, applet: &str) -> Self {
-        let inner = pod.command("busybox");
+        Self::run(&pod.command("busybox"), applet)
+    }
+
+    /// The same on a node itself.
+    #[must_use]
+    pub fn start_on(node: &Node<'_>, applet: &str) -> Self {
+        Self::run(&node.command("busybox"), applet)
+    }
+
+    fn run(inner: &Command, applet: &str) -> Self {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(inner.get_program())

@@ -163,6 +163,9 @@ impl Agent {
             if !self.troubles.is_empty() {
                 slow = slow.min(begin + RETRY);
             }
+            if let Some(poll) = self.firewall.poll() {
+                slow = slow.min(begin + poll);
+            }
             let rested = Instant::now() + SETTLE.max(begin.elapsed() * REST);
             wake = tokio::select! {
                 () = self.store.changed() => Wake::store(),

@@ -171,9 +171,9 @@ struct Firewall {
     /// Accept what is forwarded from and to pods.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     iptables_forward_rules: bool,
-    /// Taken for flanneld's sake: rules are watched, and those that cannot be are compared every
-    /// ten seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    /// How often rules are compared that make no notice: those of the old iptables. All others
+    /// are watched.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     iptables_resync: u64,
 }
 
@@ -327,6 +327,7 @@ impl Run {
                 is_random: !self.firewall.ip_masq_fully_random_disable,
                 keep: self.firewall.non_masquerade_cidr,
                 forward: self.firewall.iptables_forward_rules,
+                poll: Duration::from_secs(self.firewall.iptables_resync),
             },
         };
         Ok((Box::new(settings), serving))

@@ -9,6 +9,8 @@ mod forward;
 mod iptables;
 mod legacy;
 
+use std::time::Duration;
+
 use ipnetwork::IpNetwork;
 use kernel::nftables::{self, Chain, Family, Hook, Rule, Transaction};
 use tracing::{info, warn};
@@ -52,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) keep: Vec<IpNetwork>,
     /// Whether what pods send and get is accepted where it is forwarded.
     pub(crate) forward: bool,
+    /// How often rules are looked at that make no notice.
+    pub(crate) poll: Duration,
 }
 
 impl Settings {
@@ -105,6 +109,16 @@ impl Firewall {
     /// Whether rules of flannel were there just now, and so may routes be.
     pub(crate) fn found_flannel(&mut self) -> bool {
         std::mem::take(&mut self.found_flannel)
+    }
+
+    /// How soon to look again at rules that make no notice, where there are such.
+    pub(crate) fn poll(&self) -> Option<Duration> {
+        let is_polled = match self.backend? {
+            Backend::Iptables => true,
+            Backend::Nftables => self.settings.forward && legacy::is_in_use(),
+            Backend::Auto | Backend::None => false,
+        };
+        is_polled.then_some(self.settings.poll)
     }
 
     /// What is wrong.

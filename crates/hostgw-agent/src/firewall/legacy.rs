@@ -57,6 +57,11 @@ impl Legacy {
     }
 }
 
+/// Whether somebody filters by it.
+pub(super) fn is_in_use() -> bool {
+    FAMILIES.iter().any(|legacy| legacy.has("filter"))
+}
+
 /// Accepts where the default is to drop. Says how many rules were added.
 pub(super) fn ensure_forward(rules: &Rules) -> Result<usize, String> {
     let mut added = 0;
