@@ -60,34 +60,20 @@ impl Lab {
         let script = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib \
              && mkdir -p /run/netns /var/lib/cni && ip link set lo up";
         let holder = Holder::start(&mut inside, Root::Private, script);
-        let pid = holder.pid();
-        let port: String = format!("p-{name}").chars().take(15).collect();
-        let wire = format!(
-            "ip link add {port} type veth peer name enp0s5 netns {pid} \
-             && ip link set {port} master sw up"
-        );
         let node = Node {
             name: name.to_owned(),
             holder,
             lab: self,
         };
-        run(self.switch.enter(&["-n", "-m"]).args(["sh", "-c", &wire])).ok();
-        // Duplicate detection would keep IPv6 waiting, and going down would take it away.
-        node.sh(
-            "echo 1 > /proc/sys/net/ipv6/conf/enp0s5/keep_addr_on_down; \
-             echo 0 > /proc/sys/net/ipv6/conf/enp0s5/accept_dad; ip link set enp0s5 up",
-        )
-        .ok();
+        node.plug("enp0s5", addresses);
         for address in addresses {
-            let (nodad, via) = if address.contains(':') {
-                ("nodad", "fd00:192:168:2::1")
+            let via = if address.contains(':') {
+                "fd00:192:168:2::1"
             } else {
-                ("", "192.168.2.1")
+                "192.168.2.1"
             };
-            node.sh(&format!(
-                "ip addr add {address} dev enp0s5 {nodad} && ip route add default via {via} dev enp0s5"
-            ))
-            .ok();
+            node.sh(&format!("ip route add default via {via} dev enp0s5"))
+                .ok();
         }
         node
     }
@@ -163,6 +149,31 @@ impl<'lab> Node<'lab> {
         Pod {
             name: name.to_owned(),
             node: self,
+        }
+    }
+
+    /// Gives the node an interface to the switch, with these addresses and prefix lengths.
+    pub fn plug(&self, interface: &str, addresses: &[&str]) {
+        let pid = self.holder.pid();
+        let port: String = format!("p-{}", self.name).chars().take(13).collect();
+        let port = format!("{port}-{}", &interface[interface.len() - 1..]);
+        let wire = format!(
+            "ip link add {port} type veth peer name {interface} netns {pid} \
+             && ip link set {port} master sw up"
+        );
+        let mut inside = self.lab.switch.enter(&["-n", "-m"]);
+        run(inside.args(["sh", "-c", &wire])).ok();
+        // Duplicate detection would keep IPv6 waiting, and going down would take it away.
+        let conf = format!("/proc/sys/net/ipv6/conf/{interface}");
+        self.sh(&format!(
+            "echo 1 > {conf}/keep_addr_on_down; echo 0 > {conf}/accept_dad; \
+             ip link set {interface} up"
+        ))
+        .ok();
+        for address in addresses {
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            self.sh(&format!("ip addr add {address} dev {interface} {nodad}"))
+                .ok();
         }
     }
 

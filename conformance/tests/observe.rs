@@ -1,0 +1,334 @@
+//! What the agent tells: readiness, metrics, status, systemd, its log; and what `check` says.
+
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use conformance::reference_picture::{Family, agents, cluster, node_entry, nodes};
+use conformance::{Agent, Lab, Node, repository, wait_for};
+use serde_json::{Value, json};
+
+fn fetch(node: &Node<'_>, path: &str) -> (bool, String) {
+    let output = node.sh(&format!(
+        "busybox wget -q -O - http://127.0.0.1:8080/{path}"
+    ));
+    (output.success, output.stdout)
+}
+
+/// The picture with one more node, which is not on the link.
+fn with_a_far_node() -> String {
+    let mut cluster: Value =
+        serde_json::from_str(&cluster(Family::Ipv4, &[])).expect("just written");
+    let mut far = node_entry(Family::Ipv4, "far", 99, 9);
+    far["publicIP"] = json!("10.99.0.7");
+    cluster["nodes"].as_array_mut().expect("a list").push(far);
+    cluster.to_string()
+}
+
+#[test]
+fn readiness_is_true_only_while_it_is() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let worker1 = &nodes[1];
+    let cluster_file = Lab::path("cluster.json").display().to_string();
+    let _agent = Agent::start(
+        worker1,
+        &[
+            "--cluster",
+            &cluster_file,
+            "--healthz-port=8080",
+            "--healthz-ip=127.0.0.1",
+        ],
+    );
+    wait_for("health", || {
+        fetch(worker1, "healthz") == (true, "hostgw-agent is running\n".to_owned())
+    });
+    assert!(!fetch(worker1, "readyz").0, "there is no cluster yet");
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    wait_for("readiness", || {
+        fetch(worker1, "readyz") == (true, "hostgw-agent is ready\n".to_owned())
+    });
+    assert!(worker1.path("/run/flannel/subnet.env").exists());
+    lab.write("cluster.json", "{");
+    wait_for("readiness is gone", || !fetch(worker1, "readyz").0);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    wait_for("readiness", || fetch(worker1, "readyz").0);
+    // What keeps one other node from being routed is not this node's fault.
+    lab.write("cluster.json", with_a_far_node());
+    wait_for("the far node is known", || {
+        fetch(worker1, "metrics")
+            .1
+            .contains("hostgw_peers_wanted 3")
+    });
+    assert!(fetch(worker1, "readyz").0);
+    worker1
+        .sh("ip link set enp0s5 down; ip addr flush dev enp0s5")
+        .ok();
+    wait_for("readiness is gone", || !fetch(worker1, "readyz").0);
+    let taken = Agent::start(&nodes[2], &["--healthz-port=8080", "--healthz-ip=10.0.0.1"]);
+    taken.wait_for_log("hostgw-agent: listen on 10.0.0.1:8080 (--healthz-port): Cannot assign");
+}
+
+#[test]
+fn a_real_prometheus_scrapes_the_metrics() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", with_a_far_node());
+    let _agents = agents(&nodes, |node, args| {
+        Agent::start(node, &[args, &["--healthz-port=8080"]].concat())
+    });
+    let master = &nodes[0];
+    let targets: Vec<_> = [15, 16, 17]
+        .iter()
+        .map(|host| format!("192.168.2.{host}:8080"))
+        .collect();
+    let config = json!({
+        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
+        "scrape_configs": [{"job_name": "hostgw", "static_configs": [{"targets": targets}]}],
+    });
+    // YAML is JSON, too.
+    lab.write("prometheus.yml", config.to_string());
+    let inner = master.command("prometheus");
+    let mut prometheus = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .args([
+            "--config.file=/mnt/prometheus.yml",
+            "--storage.tsdb.path=/run/prometheus",
+            "--web.listen-address=127.0.0.1:9090",
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("prometheus: make packages installs it");
+    let ask = |query: &str| {
+        let url = format!("http://127.0.0.1:9090/api/v1/query?query={query}");
+        let text = master.sh(&format!("busybox wget -q -O - '{url}'")).stdout;
+        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
+        let results = answer["data"]["result"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let values = results
+            .iter()
+            .map(|result| result["value"][1].as_str().unwrap_or_default().to_owned());
+        (
+            values.collect::<Vec<_>>(),
+            results.first().map(|result| result["metric"].clone()),
+        )
+    };
+    let three = |value: &str| vec![value.to_owned(); 3];
+    let mut answer = (Vec::new(), None);
+    for _ in 0..100 {
+        answer = ask("up{job=\"hostgw\"}");
+        if answer.0 == three("1") && ask("hostgw_peers_installed").0 == three("2") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(answer.0, three("1"), "all three are scraped");
+    for (metric, value) in [
+        ("hostgw_ready", "1"),
+        ("hostgw_peers_wanted", "3"),
+        ("hostgw_peers_installed", "2"),
+        ("hostgw_peers_refused{reason=\"not-on-link\"}", "1"),
+        ("hostgw_peers_refused{reason=\"overlap\"}", "0"),
+        (
+            "hostgw_peer_refused{node=\"far\",subnet=\"10.10.9.0/24\",next_hop=\"10.99.0.7\"}",
+            "1",
+        ),
+        ("hostgw_store_reached", "1"),
+        ("hostgw_build_info", "1"),
+        ("hostgw_routes_written_total", "2"),
+        ("hostgw_routes_mended_total", "0"),
+        ("hostgw_firewall_mended_total", "0"),
+        ("hostgw_reconcile_seconds<bool 0.1", "1"),
+        ("hostgw_reconciles_total>bool 0", "1"),
+        ("(time()-hostgw_reconcile_timestamp_seconds)<bool 15", "1"),
+        ("hostgw_store_revision", "0"),
+    ] {
+        assert_eq!(ask(&metric.replace(' ', "%20")).0, three(value), "{metric}");
+    }
+    // What is mended is counted.
+    nodes[1].sh("ip route del 10.10.2.0/24").ok();
+    let mended = || ask("sum(hostgw_routes_mended_total)").0 == ["1"];
+    let seen = (0..50).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        mended()
+    });
+    drop(prometheus.kill());
+    drop(prometheus.wait());
+    assert!(seen);
+}
+
+#[test]
+fn status_is_a_table_for_people_and_json_for_programs() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let worker1 = &nodes[1];
+    lab.install(
+        &conformance::dist().join("hostgw-agent"),
+        "bin/hostgw-agent",
+    );
+    let nobody = worker1.sh("/mnt/bin/hostgw-agent status");
+    assert!(!nobody.success);
+    assert!(
+        nobody
+            .stderr
+            .starts_with("hostgw-agent: no agent answers at /run/hostgw/agent.sock: No such file"),
+        "{}",
+        nobody.stderr
+    );
+    lab.write("cluster.json", with_a_far_node());
+    let _agents = agents(&nodes, Agent::start);
+    let status = || worker1.sh("/mnt/bin/hostgw-agent status").ok();
+    wait_for("two of three", || {
+        status().contains("peers      2 of 3 routed")
+    });
+    let lines: Vec<_> = status()
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "ready yes",
+            "node worker1",
+            "subnet 10.10.1.0/24",
+            "interface enp0s5 mtu 1500 192.168.2.16",
+            "store file /mnt/cluster.json",
+            "firewall nftables",
+            "peers 2 of 3 routed",
+            "",
+            "SUBNET NEXT HOP DEVICE STATE NODE REASON",
+            "10.10.0.0/24 192.168.2.17 enp0s5 installed master",
+            "10.10.2.0/24 192.168.2.15 enp0s5 installed worker2",
+            "10.10.9.0/24 10.99.0.7 refused far 10.99.0.7 is not on the link of enp0s5 (--onlink takes it all the same)",
+        ]
+    );
+    let text = worker1.sh("/mnt/bin/hostgw-agent status --json").ok();
+    let status: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(status["node"]["subnets"], json!(["10.10.1.0/24"]));
+    assert_eq!(status["node"]["interface"], "enp0s5");
+    let worker2 = json!({
+        "node": "worker2", "subnet": "10.10.2.0/24", "nextHop": "192.168.2.15",
+        "device": "enp0s5", "state": "installed", "reason": null,
+    });
+    assert_eq!(status["peers"][1], worker2);
+}
+
+#[test]
+fn systemd_is_told_when_it_is_true() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let worker1 = &nodes[1];
+    // A socket's path is short, and each test has its own: the node's files as seen from outside.
+    let listener = UnixDatagram::bind(worker1.path("/run/notify")).expect("binds");
+    listener
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("a timeout");
+    let hear = |wanted: &str| {
+        let mut said = String::new();
+        while !said.contains(wanted) {
+            let mut buffer = [0; 4096];
+            let length = listener
+                .recv(&mut buffer)
+                .unwrap_or_else(|error| panic!("{wanted:?}: {error}"));
+            said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            assert!(
+                wanted == "READY=1" || !said.contains("READY=1") || wanted == "STOPPING=1",
+                "{said}"
+            );
+        }
+        said
+    };
+    lab.install(
+        &conformance::dist().join("hostgw-agent"),
+        "bin/hostgw-agent",
+    );
+    let mut command = worker1.command("env");
+    let mut child = command
+        .args([
+            "NOTIFY_SOCKET=/run/notify",
+            "/mnt/bin/hostgw-agent",
+            "--cluster=/mnt/cluster.json",
+        ])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    hear("STATUS=read /mnt/cluster.json: No such file");
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let said = hear("READY=1");
+    assert!(
+        said.contains("STATUS=this node has its subnet and its routes")
+            && said.contains("WATCHDOG=1"),
+        "{said}"
+    );
+    worker1.sh(&format!("kill {}", child.id())).ok();
+    hear("STOPPING=1");
+    assert!(child.wait().is_ok_and(|status| status.success()));
+    // Its log was no terminal: a line is an object.
+    let log = std::io::read_to_string(child.stderr.take().expect("it is piped")).expect("text");
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect();
+    let messages: Vec<_> = lines
+        .iter()
+        .filter_map(|line| line["message"].as_str())
+        .collect();
+    assert!(
+        messages.contains(&"add route 10.10.2.0/24 via 192.168.2.15 proto 104"),
+        "{messages:?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["timestamp"].is_string() && line["level"].is_string())
+    );
+}
+
+#[test]
+fn files_are_checked_before_a_node_reads_them() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &[]);
+    lab.install(
+        &conformance::dist().join("hostgw-agent"),
+        "bin/hostgw-agent",
+    );
+    for name in [
+        "cluster.json",
+        "cluster-dual-stack.json",
+        "net-conf.json",
+        "10-cni-hostgw.conflist",
+        "20-bridge.conflist",
+    ] {
+        lab.write(
+            name,
+            std::fs::read(repository().join("examples").join(name)).expect("readable"),
+        );
+    }
+    lab.write("bad.json", r#"{"Network": "10.0.0.0/16", "SubnetLen": 31}"#);
+    lab.write("bad.conflist", r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "cni-hostgw", "mtu": "big"}]}"#);
+    let good = node.sh(
+        "cd /mnt && bin/hostgw-agent check cluster.json cluster-dual-stack.json net-conf.json \
+         10-cni-hostgw.conflist 20-bridge.conflist",
+    );
+    let said = good.ok();
+    assert_eq!(said.lines().count(), 5, "{said}");
+    assert!(
+        said.contains("cluster.json: a cluster of 3 node(s) in 10.10.0.0/16\n"),
+        "{said}"
+    );
+    let bad =
+        node.sh("cd /mnt && bin/hostgw-agent check bad.json cluster.json bad.conflist missing");
+    assert!(!bad.success && bad.stdout.is_empty());
+    for said in [
+        "bad.json: SubnetLen is 31, and must be from 18 (Network and 2) to 30",
+        "bad.conflist: plugins[0].",
+        "missing: No such file or directory",
+    ] {
+        assert!(bad.stderr.contains(said), "{}", bad.stderr);
+    }
+}
