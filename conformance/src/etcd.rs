@@ -15,6 +15,9 @@ use crate::{Node, Output, wait_for};
 /// Where flannel keeps its network.
 pub const PREFIX: &str = "/coreos.com/network";
 
+/// The kernel ends it when the thread that started it does, however that happens.
+const DYING: &str = "setpriv --pdeathsig KILL --";
+
 /// A running member. Ends when it is dropped, and with the program that started it.
 pub struct Etcd<'a> {
     node: &'a Node<'a>,
@@ -29,6 +32,36 @@ impl<'a> Etcd<'a> {
     pub fn start(node: &'a Node<'a>, address: &str) -> Self {
         let mut members = Self::cluster(&[(node, address)]);
         members.pop().expect("one member")
+    }
+
+    /// The same, but once it is left it outlives this program.
+    #[must_use]
+    pub fn start_for_good(node: &'a Node<'a>, address: &str) -> Self {
+        let url = format!("http://{address}:2379");
+        let arguments = vec![
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+        ];
+        let child = Self::child(node, "setsid", &arguments);
+        let etcd = Self {
+            node,
+            address: address.to_owned(),
+            arguments,
+            child,
+        };
+        etcd.wait();
+        etcd
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets it go on after this program.
+    pub fn leave(self) {
+        std::mem::forget(self);
     }
 
     /// The same with more arguments, such as those for TLS; its clients' URL begins with `scheme`.
@@ -75,7 +108,7 @@ impl<'a> Etcd<'a> {
     }
 
     fn spawn(node: &'a Node<'a>, address: &str, arguments: Vec<String>) -> Self {
-        let child = Self::child(node, &arguments);
+        let child = Self::child(node, DYING, &arguments);
         Self {
             node,
             address: address.to_owned(),
@@ -84,14 +117,15 @@ impl<'a> Etcd<'a> {
         }
     }
 
-    fn child(node: &Node<'_>, arguments: &[String]) -> Child {
+    fn child(node: &Node<'_>, start: &str, arguments: &[String]) -> Child {
         let inner = node.command("etcd");
         let log = File::options()
             .create(true)
             .append(true)
             .open(node.path("/run/etcd.log"));
-        Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
+        let mut start = start.split(' ');
+        Command::new(start.next().expect("a program"))
+            .args(start)
             .arg(inner.get_program())
             .args(inner.get_args())
             .arg("--data-dir=/var/lib/etcd")
@@ -244,7 +278,7 @@ impl<'a> Etcd<'a> {
     /// Starts it again, on what it had.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = Self::child(self.node, &self.arguments);
+        self.child = Self::child(self.node, DYING, &self.arguments);
     }
 
     /// Stops it without ending it, as a machine does that hangs; or lets it go on.

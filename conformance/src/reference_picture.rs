@@ -115,10 +115,17 @@ pub fn nodes(lab: &Lab, family: Family) -> Vec<Node<'_>> {
 #[must_use]
 pub fn agents(nodes: &[Node<'_>], start: impl Fn(&Node<'_>, &[&str]) -> Agent) -> Vec<Agent> {
     let cluster = Lab::path("cluster.json").display().to_string();
-    let agents: Vec<_> = nodes
-        .iter()
-        .map(|node| start(node, &["--cluster", &cluster]))
-        .collect();
+    agents_with(nodes, &["--cluster", &cluster], start)
+}
+
+/// The same with these arguments.
+#[must_use]
+pub fn agents_with(
+    nodes: &[Node<'_>],
+    args: &[&str],
+    start: impl Fn(&Node<'_>, &[&str]) -> Agent,
+) -> Vec<Agent> {
+    let agents: Vec<_> = nodes.iter().map(|node| start(node, args)).collect();
     for (node, agent) in nodes.iter().zip(&agents) {
         wait_for(
             &format!("a subnet file on {}: {}", node.name, agent.log()),

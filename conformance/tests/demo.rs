@@ -8,8 +8,13 @@ use conformance::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn demo(keep: &str) -> Child {
+    demo_on(keep, "")
+}
+
+fn demo_on(keep: &str, store: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_demo"))
         .env("KEEP", keep)
+        .env("STORE", store)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -42,7 +47,13 @@ fn is_gone(pid: u32) -> bool {
 
 #[test]
 fn it_shows_the_picture() {
-    let output = demo("").wait_with_output().expect("it ends");
+    for store in ["", "etcd"] {
+        shows_the_picture(store);
+    }
+}
+
+fn shows_the_picture(store: &str) {
+    let output = demo_on("", store).wait_with_output().expect("it ends");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),

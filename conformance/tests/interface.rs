@@ -96,7 +96,8 @@ fn it_is_told_in_flannels_order() {
             assert!(agent.stop());
             node.sh("rm /run/hostgw-agent.log").ok();
         }
-        node.sh("ip route del default; ip -6 route del default").ok();
+        node.sh("ip route del default; ip -6 route del default")
+            .ok();
         let agent = start(node, etcd, &["--iface-can-reach=8.8.8.8"]);
         agent.wait_for_log("no interface reaches 8.8.8.8 (--iface-can-reach)");
         let agent = start(node, etcd, &["--socket=/run/other"]);

@@ -1,5 +1,7 @@
 //! The demo: raises the reference picture, shows it, and compares it with what it should be.
 //!
+//! `STORE=etcd` has the agents lease their subnets from a real etcd, instead of a cluster file.
+//!
 //! Ends with 1 when anything was not as it should be. Takes everything down again, however it
 //! ends; with `KEEP=1` it leaves everything standing.
 
@@ -7,24 +9,44 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use conformance::reference_picture::{
-    CNI_CONF, Drawn, Family, NODES, agents, cluster, node_routes, nodes, pod_routes, pods, routes,
+    CNI_CONF, Drawn, Family, NODES, agents, agents_with, cluster, node_routes, nodes, pod_routes,
+    pods, routes,
 };
-use conformance::{Agent, Lab, Node, Output, Server};
+use conformance::{Agent, Etcd, Lab, Node, Output, Server};
+use serde_json::json;
 
 fn main() -> ExitCode {
     let keep = std::env::var("KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     let mut show = Show { wrong: Vec::new() };
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
-    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    show.title("Three nodes on one switch, an agent on each, one cluster.json");
-    show.text(&cluster(Family::Ipv4, &[]));
     let start = if keep {
         Agent::start_for_good
     } else {
         Agent::start
     };
-    let agents = agents(&nodes, start);
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let (agents, etcd) = match std::env::var("STORE").as_deref() {
+        Ok("etcd") => {
+            let etcd = if keep {
+                Etcd::start_for_good(&store, "192.168.2.20")
+            } else {
+                Etcd::start(&store, "192.168.2.20")
+            };
+            let agents = on_etcd(&mut show, &etcd, &nodes, start);
+            (agents, Some(etcd))
+        }
+        Ok("" | "file") | Err(_) => {
+            lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+            show.title("Three nodes on one switch, an agent on each, one cluster.json");
+            show.text(&cluster(Family::Ipv4, &[]));
+            (agents(&nodes, start), None)
+        }
+        Ok(other) => {
+            show.text(&format!("STORE={other}: there are file and etcd"));
+            return ExitCode::FAILURE;
+        }
+    };
     for (node, agent) in nodes.iter().zip(&agents) {
         show.text(&format!("{} (agent is process {})", node.name, agent.pid()));
     }
@@ -50,11 +72,32 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     };
     if keep {
-        leave(&show, &nodes, &agents, &drawn);
+        let more: Vec<_> = etcd.iter().map(Etcd::pid).chain([store.pid()]).collect();
+        leave(&show, &nodes, &agents, &drawn, &more);
         agents.into_iter().for_each(Agent::leave);
+        etcd.into_iter().for_each(Etcd::leave);
         lab.keep(&nodes);
+        lab.keep(&[store]);
     }
     code
+}
+
+/// A real etcd, in which each node's subnet is reserved for it, and an agent on each node.
+fn on_etcd(
+    show: &mut Show,
+    etcd: &Etcd<'_>,
+    nodes: &[Node<'_>],
+    start: impl Fn(&Node<'_>, &[&str]) -> Agent,
+) -> Vec<Agent> {
+    etcd.configure(&json!({"SubnetMin": "10.10.0.0"}));
+    for (_, host, subnet) in NODES {
+        let node = json!({"PublicIP": format!("192.168.2.{host}"), "PublicIPv6": null, "BackendType": "host-gw"});
+        etcd.put(&format!("subnets/10.10.{subnet}.0-24"), &node);
+    }
+    show.title("Three nodes on one switch, an agent on each, one etcd");
+    show.run("etcdctl", etcd.ctl("get --prefix /coreos.com/network"));
+    let endpoints = format!("--etcd-endpoints={}", etcd.url());
+    agents_with(nodes, &[&endpoints, "--iface=enp0s5"], start)
 }
 
 /// The pods' routes, the bridges, the nodes' routes.
@@ -143,7 +186,7 @@ fn traffic(show: &mut Show, lab: &Lab, drawn: &[Drawn<'_>]) {
 }
 
 /// How to get into what stays, and how to take it down.
-fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>]) {
+fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>], more: &[u32]) {
     show.title("Left standing (KEEP=1)");
     for node in nodes {
         show.text(&format!(
@@ -163,6 +206,7 @@ fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>])
         .map(Agent::pid)
         .chain(nodes.iter().map(Node::pid));
     let pids = pids.chain(nodes.iter().map(|node| node.lab().pid()).take(1));
+    let pids = pids.chain(more.iter().copied());
     let pids: Vec<_> = pids.map(|pid| pid.to_string()).collect();
     show.text(&format!("take all of it down:\n  kill {}", pids.join(" ")));
 }
