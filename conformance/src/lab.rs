@@ -122,8 +122,9 @@ impl Lab {
 
     /// Has the lab and its nodes stay after this program, until somebody ends the processes
     /// that hold them.
-    pub fn keep(&self, nodes: &[Node<'_>]) {
-        for holder in nodes.iter().map(|node| &node.holder).chain([&self.switch]) {
+    pub fn keep<'a>(&self, nodes: impl IntoIterator<Item = &'a Node<'a>>) {
+        let holders = nodes.into_iter().map(|node| &node.holder);
+        for holder in holders.chain([&self.switch]) {
             holder.keep();
         }
     }

@@ -25,27 +25,27 @@ fn main() -> ExitCode {
     } else {
         Agent::start
     };
-    let store = lab.node("etcd", &["192.168.2.20/24"]);
-    let (agents, etcd) = match std::env::var("STORE").as_deref() {
-        Ok("etcd") => {
-            let etcd = if keep {
-                Etcd::start_for_good(&store, "192.168.2.20")
-            } else {
-                Etcd::start(&store, "192.168.2.20")
-            };
-            let agents = on_etcd(&mut show, &etcd, &nodes, start);
-            (agents, Some(etcd))
-        }
-        Ok("" | "file") | Err(_) => {
-            lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-            show.title("Three nodes on one switch, an agent on each, one cluster.json");
-            show.text(&cluster(Family::Ipv4, &[]));
-            (agents(&nodes, start), None)
-        }
+    let store = match std::env::var("STORE").as_deref() {
+        Ok("etcd") => Some(lab.node("etcd", &["192.168.2.20/24"])),
+        Ok("" | "file") | Err(_) => None,
         Ok(other) => {
             show.text(&format!("STORE={other}: there are file and etcd"));
             return ExitCode::FAILURE;
         }
+    };
+    let run_etcd = if keep {
+        Etcd::start_for_good
+    } else {
+        Etcd::start
+    };
+    let etcd = store.as_ref().map(|store| run_etcd(store, "192.168.2.20"));
+    let agents = if let Some(etcd) = &etcd {
+        on_etcd(&mut show, etcd, &nodes, start)
+    } else {
+        lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+        show.title("Three nodes on one switch, an agent on each, one cluster.json");
+        show.text(&cluster(Family::Ipv4, &[]));
+        agents(&nodes, start)
     };
     for (node, agent) in nodes.iter().zip(&agents) {
         show.text(&format!("{} (agent is process {})", node.name, agent.pid()));
@@ -72,12 +72,15 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     };
     if keep {
-        let more: Vec<_> = etcd.iter().map(Etcd::pid).chain([store.pid()]).collect();
+        let more: Vec<_> = etcd
+            .iter()
+            .map(Etcd::pid)
+            .chain(store.iter().map(Node::pid))
+            .collect();
         leave(&show, &nodes, &agents, &drawn, &more);
         agents.into_iter().for_each(Agent::leave);
         etcd.into_iter().for_each(Etcd::leave);
-        lab.keep(&nodes);
-        lab.keep(&[store]);
+        lab.keep(nodes.iter().chain(&store));
     }
     code
 }
