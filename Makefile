@@ -52,7 +52,8 @@ test-clients: build packages tools
 bench: PACKAGES += strace time
 bench: build packages
 	$(STATIC) -p conformance --bin floor
-	$(CARGO) run --locked -q --release -p conformance --bin bench -- $(BUILT)/floor
+	$(CARGO) run --locked -q --release -p conformance --bin bench -- plugin $(BUILT)/floor
+	$(CARGO) run --locked -q --release -p conformance --bin bench -- agent
 
 lint: build-packages
 	$(CARGO) fmt --all --check

@@ -187,15 +187,6 @@ impl<'a> Etcd<'a> {
         self.post(puts.chunks(100).map(txn));
     }
 
-    /// Deletes many keys, a hundred in one transaction.
-    pub fn delete_all(&self, keys: impl IntoIterator<Item = String>) {
-        let delete =
-            |key: String| json!({"requestDeleteRange": {"key": text(&format!("{PREFIX}/{key}"))}});
-        let all: Vec<_> = keys.into_iter().map(delete).collect();
-        let txn = |all: &[Value]| ("/v3/kv/txn", json!({"success": all}));
-        self.post(all.chunks(100).map(txn));
-    }
-
     /// Sends requests one after the other, by HTTP and JSON.
     ///
     /// # Panics
@@ -207,9 +198,8 @@ impl<'a> Etcd<'a> {
         for (path, body) in requests {
             let body = body.to_string();
             let length = body.len();
-            text += "POST ";
-            text += path;
-            text += &format!(" HTTP/1.1\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}");
+            let head = format!("POST {path} HTTP/1.1\r\nHost: etcd\r\nContent-Length: {length}");
+            text.extend([&head, "\r\n\r\n", &body]);
             count += 1;
         }
         text += "GET /health HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n";
@@ -293,9 +283,16 @@ impl<'a> Etcd<'a> {
     }
 }
 
-/// A request to write one value.
-fn put(key: &str, value: &str) -> Value {
+/// A request to write one value, in etcd's JSON.
+#[must_use]
+pub fn put(key: &str, value: &str) -> Value {
     json!({"key": text(&format!("{PREFIX}/{key}")), "value": text(value)})
+}
+
+/// A request to delete one key, in etcd's JSON.
+#[must_use]
+pub fn delete(key: &str) -> Value {
+    json!({"key": text(&format!("{PREFIX}/{key}"))})
 }
 
 /// As JSON has bytes.

@@ -1,7 +1,9 @@
 //! Every file in `examples/` does what it is an example of.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use conformance::reference_picture::{Family, nodes};
 use conformance::{Agent, Attachment, Chain, Lab, repository, wait_for};
@@ -108,14 +110,39 @@ fn starts(text: &str) {
         ["/usr/local/sbin/hostgw-agent", "run", "--cluster"]
     );
     assert_eq!(words[3..], ["/etc/hostgw/cluster.json"]);
-    // The same words, with the paths of this node.
-    let _agent = Agent::start(&nodes[1], &["--cluster", "/mnt/etc/cluster.json"]);
-    wait_for("its subnet file", || {
-        nodes[1].path("/run/flannel/subnet.env").exists()
-    });
     for section in ["[Unit]", "[Service]", "[Install]"] {
         assert!(text.lines().any(|line| line == section), "{section}");
     }
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+    let capabilities = value("CapabilityBoundingSet=").expect("it needs no others");
+    let capabilities = capabilities
+        .to_lowercase()
+        .replace("cap_", "+")
+        .replace(' ', ",");
+    assert_eq!(value("Type="), Some("notify"));
+    // The same words, with the paths of this node, what the unit allows, and somebody who listens.
+    let worker1 = &nodes[1];
+    let listener = UnixDatagram::bind(worker1.path("/run/notify")).expect("binds");
+    let mut command = worker1.command("setpriv");
+    command.args(["--pdeathsig", "TERM", "--no-new-privs"]);
+    command.arg(format!("--bounding-set=-all,{capabilities}"));
+    command.args(["env", "NOTIFY_SOCKET=/run/notify", "/mnt/bin/hostgw-agent"]);
+    command.args(["run", "--cluster", "/mnt/etc/cluster.json", "--ip-masq"]);
+    let mut agent = command.spawn().expect("setpriv is part of every Debian");
+    listener
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("a timeout");
+    let mut said = String::new();
+    while !said.contains("READY=1") {
+        let mut buffer = [0; 4096];
+        let length = listener.recv(&mut buffer).expect("it gets ready");
+        said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    }
+    let rules = worker1.sh("nft list table inet hostgw").ok();
+    assert!(rules.contains("masquerade"), "{rules}");
+    assert!(worker1.path("/run/flannel/subnet.env").exists());
+    drop(agent.kill());
+    drop(agent.wait());
 }
 
 /// With it, `ip route` shows whose the routes are.

@@ -271,38 +271,41 @@ fn a_node_changes_to_ours_and_back_while_its_pods_talk() {
                 "{mode}: {address}: {answered} of {sent}"
             );
         }
-        // Everything of both can be taken away.
         flanneld.stop();
-        let cleanup = |more: &str| {
-            nodes[1]
-                .sh(&format!("/mnt/bin/hostgw-agent cleanup --flannel {more}"))
-                .ok()
-        };
-        let before = nodes[1].sh("ip route; ip -6 route; nft list ruleset").ok();
-        let dry = cleanup("--dry-run");
-        for part in [
-            "route 10.10.",
-            "route fd00:10:10",
-            "nf_tables table inet hostgw",
-            "flannel's ",
-            "/run/flannel/subnet.env",
-            "/var/lib/hostgw/state.json",
-        ] {
-            assert!(
-                dry.lines()
-                    .any(|line| line.starts_with(&format!("would remove {part}"))),
-                "{mode}: {part} in {dry}"
-            );
-        }
-        assert_eq!(
-            nodes[1].sh("ip route; ip -6 route; nft list ruleset").ok(),
-            before,
-            "it was only said"
-        );
-        assert_eq!(cleanup(""), dry.replace("would remove", "removed"));
-        assert_eq!(flannels_rules(&nodes[1]), "");
-        let left = nodes[1].sh("ip route | grep via | grep -v default; ip -6 route | grep 'via fd00:192' | grep -v default; ls /run/flannel /var/lib/hostgw").stdout;
-        assert_eq!(left, "/run/flannel:\n\n/var/lib/hostgw:\n");
-        assert_eq!(cleanup(""), "nothing is left\n");
+        both_can_be_taken_away(&nodes[1], mode);
     }
+}
+
+/// Everything of the agent's and of flanneld's goes, and before that it is said.
+fn both_can_be_taken_away(node: &Node<'_>, mode: &str) {
+    let cleanup = |more: &str| {
+        node.sh(&format!("/mnt/bin/hostgw-agent cleanup --flannel {more}"))
+            .ok()
+    };
+    let before = node.sh("ip route; ip -6 route; nft list ruleset").ok();
+    let dry = cleanup("--dry-run");
+    for part in [
+        "route 10.10.",
+        "route fd00:10:10",
+        "nf_tables table inet hostgw",
+        "flannel's ",
+        "/run/flannel/subnet.env",
+        "/var/lib/hostgw/state.json",
+    ] {
+        assert!(
+            dry.lines()
+                .any(|line| line.starts_with(&format!("would remove {part}"))),
+            "{mode}: {part} in {dry}"
+        );
+    }
+    assert_eq!(
+        node.sh("ip route; ip -6 route; nft list ruleset").ok(),
+        before,
+        "it was only said"
+    );
+    assert_eq!(cleanup(""), dry.replace("would remove", "removed"));
+    assert_eq!(flannels_rules(node), "");
+    let left = node.sh("ip route | grep via | grep -v default; ip -6 route | grep 'via fd00:192' | grep -v default; ls /run/flannel /var/lib/hostgw").stdout;
+    assert_eq!(left, "/run/flannel:\n\n/var/lib/hostgw:\n");
+    assert_eq!(cleanup(""), "nothing is left\n");
 }

@@ -108,7 +108,7 @@ fn a_broken_edit_is_reported_and_the_last_good_one_stays() {
         wait_for("the next good edit counts", || {
             route(&nodes[1], "10.10.2.0/24").is_empty()
         });
-        agents[1].wait_for_log("all is well again");
+        agents[1].wait_for_log("ready: 1 of 1 subnets");
     });
 }
 

@@ -2,25 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use kernel::{Monitor, Notice, RouteChange, Rtnl, sysctl};
-use subnet_env::SubnetEnv;
+use kernel::{Monitor, Notice, Rtnl};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
+use crate::apply::{apply, take_over};
 use crate::cache::{Cache, Kept};
-use crate::cleanup::is_of_flannel;
 use crate::firewall::{self, Firewall};
-use crate::lease::{Lease, Snapshot};
-use crate::peers::{Own, Peer, Refusal, judge};
-use crate::plan::{Change, plan};
+use crate::node::Node;
+use crate::peers::Peer;
+use crate::serve;
 use crate::state::{Shared, State, StoreState};
-use crate::store::etcd::{EtcdStore, Held, Options, Subnets};
-use crate::store::file::FileStore;
-use crate::uplink::{Interfaces, Selection, Uplink};
+use crate::store::{self, Store, Surroundings};
+use crate::uplink::Selection;
 
 /// Everything is compared this often even when nobody said that something changed.
 const SLOW: Duration = Duration::from_secs(10);
@@ -32,31 +30,16 @@ const SETTLE: Duration = Duration::from_millis(3);
 /// takes no more than four hundredths of one processor, and what came meanwhile is compared
 /// together.
 const REST: u32 = 24;
-/// More changes than this at once are told as a number.
-const TOLD: usize = 20;
 
 /// What is to be known to begin.
 pub(crate) struct Settings {
-    pub(crate) store: StoreSettings,
-    /// This node's name in the cluster file.
-    pub(crate) node_name: Option<String>,
+    pub(crate) store: store::Settings,
     pub(crate) selection: Selection,
     /// Whether a next hop counts as on the link whatever addresses say.
     pub(crate) is_onlink: bool,
     pub(crate) subnet_file: PathBuf,
-    pub(crate) cache_file: PathBuf,
+    pub(crate) state_file: PathBuf,
     pub(crate) firewall: firewall::Settings,
-}
-
-/// Which store, and where it is.
-pub(crate) enum StoreSettings {
-    File(PathBuf),
-    Etcd(Box<Options>),
-}
-
-enum Store {
-    File(Box<FileStore>),
-    Etcd(EtcdStore),
 }
 
 /// The agent of this node.
@@ -67,27 +50,27 @@ pub(crate) struct Agent {
     settings: Settings,
     firewall: Firewall,
     cache: Cache,
-    /// What the cache had when we began, until the store says something itself.
+    /// The last good state of an earlier run.
     kept: Option<Kept>,
     /// The last good state.
-    adopted: Option<Adopted>,
-    /// This node's interface to the others, as of the last notice of a change there.
-    uplink: Option<Result<Uplink, String>>,
-    /// What is wrong, each said once.
-    troubles: BTreeSet<String>,
-    /// What is wrong with the store that does not keep this node from working, said once.
-    warning: Option<String>,
-    /// Which subnets are not routed, each said once.
-    refusals: BTreeSet<String>,
+    node: Option<Node>,
+    /// Whether this node itself is another since that was written to disk.
+    is_new: bool,
+    told: Told,
     shared: Shared,
 }
 
-/// A snapshot in which this node was found, and this node.
-struct Adopted {
-    snapshot: Snapshot,
-    own: Lease,
-    uplink: Uplink,
-    held: Option<Held>,
+/// What was said, each said once.
+#[derive(Default)]
+struct Told {
+    /// Whether pods of this node have their network.
+    is_ready: bool,
+    /// What is wrong with this node.
+    troubles: BTreeSet<String>,
+    /// What is wrong with the store that does not keep this node from working.
+    warning: Option<String>,
+    /// Which subnets are not routed.
+    refusals: BTreeSet<String>,
 }
 
 /// Why the agent cannot start or go on.
@@ -96,7 +79,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
     #[error(transparent)]
-    Store(#[from] crate::store::file::Error),
+    Store(#[from] store::file::Error),
     #[error("wait for signals")]
     Signal(#[source] std::io::Error),
 }
@@ -112,36 +95,22 @@ impl Agent {
     /// Connects to the kernel and to the store. Needs a tokio runtime.
     pub(crate) fn new(settings: Settings, shared: Shared) -> Result<Self, Error> {
         let kernel = Rtnl::connect()?;
-        let monitor = Monitor::open(&kernel)?;
-        let cache = Cache::new(settings.cache_file.clone(), settings.store.name());
+        let cache = Cache::new(settings.state_file.clone(), settings.store.name());
         let kept = cache.read().unwrap_or_else(|reason| {
             warn!("{reason}; going on without it");
             None
         });
-        let store = match &settings.store {
-            StoreSettings::File(path) => Store::File(Box::new(FileStore::new(path.clone())?)),
-            StoreSettings::Etcd(options) => {
-                let held = kept.as_ref().and_then(|kept| kept.held.clone());
-                let file = SubnetEnv::read(&settings.subnet_file).ok();
-                let before = file.iter().map(Subnets::of_file);
-                let cached = held.iter().filter_map(|held| held.name.parse().ok());
-                let previous = before.chain(cached).collect();
-                Store::Etcd(EtcdStore::start((**options).clone(), held, previous))
-            }
-        };
         Ok(Self {
+            monitor: Monitor::open(&kernel)?,
+            store: Store::open(&settings.store, &settings.subnet_file, kept.as_ref())?,
             firewall: Firewall::new(settings.firewall.clone()),
             kernel,
-            monitor,
-            store,
             settings,
             cache,
             kept,
-            adopted: None,
-            uplink: None,
-            troubles: BTreeSet::new(),
-            warning: None,
-            refusals: BTreeSet::new(),
+            node: None,
+            is_new: false,
+            told: Told::default(),
             shared,
         })
     }
@@ -160,13 +129,17 @@ impl Agent {
         loop {
             let begin = Instant::now();
             self.reconcile(wake);
-            if !self.troubles.is_empty() {
+            let rested = Instant::now() + begin.elapsed() * REST;
+            // The disk is slow, and costs the processor nothing.
+            if wake.is_slow || self.is_new {
+                self.keep();
+            }
+            if !self.told.troubles.is_empty() {
                 slow = slow.min(begin + RETRY);
             }
             if let Some(poll) = self.firewall.poll() {
                 slow = slow.min(begin + poll);
             }
-            let rested = Instant::now() + SETTLE.max(begin.elapsed() * REST);
             wake = tokio::select! {
                 () = self.store.changed() => Wake::store(),
                 notice = self.monitor.changed() => Wake { notice: notice?, is_slow: false },
@@ -174,16 +147,16 @@ impl Agent {
                 _ = hangup.recv() => Wake::everything(),
                 () = either(&mut terminate, &mut interrupt) => break,
             };
+            if wake.is_slow {
+                slow = Instant::now() + SLOW;
+            }
             let settled = rested.max(Instant::now() + SETTLE);
             tokio::select! {
                 more = self.settle(settled) => wake.notice |= more?,
                 () = either(&mut terminate, &mut interrupt) => break,
             }
-            if wake.is_slow {
-                slow = Instant::now() + SLOW;
-            }
         }
-        crate::serve::tell_systemd_the_end();
+        serve::tell_systemd_the_end();
         self.keep();
         info!("stopped; routes, firewall and subnet file stay");
         Ok(())
@@ -205,152 +178,51 @@ impl Agent {
     fn reconcile(&mut self, wake: Wake) {
         let begin = Instant::now();
         let mut troubles = BTreeSet::new();
-        let mut store = StoreState::default();
         let mut peers = Vec::new();
-        match self.kernel.routes() {
-            Err(error) => {
-                troubles.insert(chain(&error));
+        let store = match self.route(wake, &mut peers, &mut troubles) {
+            Ok(store) => store,
+            Err(reason) => {
+                troubles.insert(reason);
+                StoreState::default()
             }
-            Ok(routes) => {
-                if wake.notice.network || self.uplink.is_none() {
-                    // What the interface is depends on what a cluster file says.
-                    self.uplink = None;
-                }
-                store = self.adopt(&routes, wake, &mut troubles);
-                if let Some(adopted) = &self.adopted {
-                    let found = Self::judge(adopted, self.settings.is_onlink);
-                    peers = self.route(found, &routes, wake, &mut troubles);
-                }
-            }
-        }
-        if let Some(adopted) = &self.adopted {
-            let rules = firewall::Rules::new(&adopted.snapshot.network, &adopted.own);
-            let file = write_subnet_file(&self.settings, adopted);
-            troubles.extend(forward(adopted).and(file).err());
+        };
+        if let Some(node) = &self.node {
+            let masquerades = self.settings.firewall.masquerades();
+            let written = node.write_subnet_file(&self.settings.subnet_file, masquerades);
+            troubles.extend(node.forward().err().into_iter().chain(written.err()));
+            let rules = firewall::Rules::new(&node.snapshot.network, &node.own);
             if wake.notice.firewall || wake.is_slow || !self.firewall.is_for(&rules) {
                 self.firewall.ensure(&rules, wake.is_slow);
             }
             troubles.extend(self.firewall.troubles().iter().cloned());
+            if self.firewall.found_flannel() {
+                troubles.extend(take_over(&self.kernel, node, &peers).err());
+            }
         }
-        if self.firewall.found_flannel() {
-            troubles.extend(self.take_over_routes(&peers).err());
-        }
-        if wake.is_slow {
-            self.keep();
-        }
-        self.tell(troubles, store.warning.as_ref(), &peers);
-        let mut state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        state.took(begin.elapsed(), SystemTime::now());
-        state.is_stopped_by = self.troubles.iter().cloned().collect();
-        state.firewall_mended = self.firewall.mended();
-        state.firewall = self.firewall.backend();
-        state.peers = peers;
-        state.store = store;
-        if let Some(adopted) = &self.adopted {
-            state.set_node(&adopted.snapshot.network, &adopted.own, &adopted.uplink);
-        }
-        let is_ready = state.is_ready();
-        drop(state);
-        crate::serve::tell_systemd(is_ready, &self.troubles);
+        self.told.tell(troubles, store.warning.as_ref(), &peers);
+        self.show(begin.elapsed(), store, peers);
     }
 
-    /// Takes what the store says now for the good state, if it is good and has this node.
-    fn adopt(
+    /// Asks the store and the kernel, and makes the routes the wanted ones.
+    fn route(
         &mut self,
-        routes: &[kernel::Route],
         wake: Wake,
+        peers: &mut Vec<Peer>,
         troubles: &mut BTreeSet<String>,
-    ) -> StoreState {
-        let mut state = StoreState {
-            name: self.settings.store.name(),
-            ..StoreState::default()
-        };
-        let found = match &mut self.store {
-            Store::File(store) => {
-                if wake.is_slow {
-                    store.watch();
-                }
-                let settings = &self.settings;
-                let found = store
-                    .read()
-                    .map_err(|error| chain(&error))
-                    .and_then(|snapshot| {
-                        let interfaces =
-                            Interfaces::list(&self.kernel, routes).map_err(|e| chain(&e))?;
-                        let name = settings.node_name.as_deref();
-                        let found = settings.selection.find(name, &interfaces, &snapshot);
-                        let (own, uplink) = found.map_err(|error| chain(&error))?;
-                        Ok(Adopted {
-                            snapshot,
-                            own,
-                            uplink,
-                            held: None,
-                        })
-                    });
-                state.is_reached = !matches!(&found, Err(reason) if reason.contains("read "));
-                Some(found)
-            }
-            Store::Etcd(store) => {
-                let uplink = self.uplink.get_or_insert_with(|| {
-                    let interfaces =
-                        Interfaces::list(&self.kernel, routes).map_err(|e| chain(&e))?;
-                    self.settings
-                        .selection
-                        .uplink(&interfaces)
-                        .map_err(|error| chain(&error))
-                });
-                let report = store.report();
-                let network = match &report.snapshot {
-                    Some(Ok(snapshot)) => Some(snapshot.network),
-                    _ => None,
-                };
-                if let Ok(uplink) = &uplink {
-                    store.set_addresses(uplink.public(network.as_ref()));
-                }
-                state.is_reached = report.unreachable.is_none() && report.snapshot.is_some();
-                state.revision = report.revision;
-                state.heard = report.heard;
-                state.expires = report.expires;
-                troubles.extend(report.trouble);
-                if report.expires.is_some_and(|end| end <= Instant::now()) {
-                    let reason = "this node's lease has run out, and etcd cannot be reached to take it again";
-                    troubles.insert(reason.to_owned());
-                }
-                let uplink = uplink.clone();
-                match (report.snapshot, report.own, report.unreachable) {
-                    (Some(Ok(snapshot)), Some((own, held)), unreachable) => {
-                        state.warning = unreachable;
-                        let own = (*own).clone();
-                        Some(uplink.map(|uplink| Adopted {
-                            snapshot,
-                            own,
-                            uplink,
-                            held: Some(held),
-                        }))
-                    }
-                    (Some(Err(reason)), ..) => Some(Err(reason)),
-                    (_, _, Some(reason)) => match &self.kept {
-                        // The last good state, until the store says something itself.
-                        Some(kept) => {
-                            state.warning = Some(format!("{reason}; going by what it said last"));
-                            Some(uplink.map(|uplink| Adopted {
-                                snapshot: kept.snapshot(),
-                                own: kept.own.clone(),
-                                uplink,
-                                held: kept.held.clone(),
-                            }))
-                        }
-                        None => Some(Err(reason)),
-                    },
-                    // Nothing was said yet.
-                    _ => uplink.err().map(Err),
-                }
-            }
-        };
-        match found {
-            Some(Ok(found)) => self.take(found),
+    ) -> Result<StoreState, String> {
+        let present = self.kernel.routes().map_err(|error| chain(&error))?;
+        let view = self.store.view(Surroundings {
+            kernel: &self.kernel,
+            routes: &present,
+            selection: &self.settings.selection,
+            kept: self.kept.as_ref(),
+            has_moved: wake.notice.network,
+        });
+        troubles.extend(view.troubles);
+        match view.node {
+            Some(Ok(node)) => self.adopt(node),
             Some(Err(reason)) => {
-                let is_kept = self.adopted.is_some();
+                let is_kept = self.node.is_some();
                 let kept = if is_kept {
                     "; the last good state stays"
                 } else {
@@ -360,171 +232,88 @@ impl Agent {
             }
             None => {}
         }
-        state
+        if let Some(node) = &self.node {
+            let is_onlink = self.settings.is_onlink;
+            *peers = node.peers(is_onlink);
+            let done = apply(&self.kernel, node, is_onlink, peers, &present)?;
+            let is_mending = wake.notice.network && !wake.is_slow;
+            lock(&self.shared).count_routes(done.written, done.deleted, is_mending);
+            troubles.extend(done.troubles);
+        }
+        Ok(view.state)
     }
 
     /// Makes a state the good one.
-    fn take(&mut self, found: Adopted) {
-        let Adopted {
-            snapshot,
-            own,
-            uplink,
-            ..
-        } = &found;
-        let old = self.adopted.as_ref();
-        let is_new_to_us = old.is_none_or(|old| old.own != *own || old.uplink != *uplink);
-        if is_new_to_us || old.is_none_or(|old| old.snapshot.leases.len() != snapshot.leases.len())
-        {
-            let subnets: Vec<_> = own.subnets().map(|subnet| subnet.to_string()).collect();
-            let (name, link) = (&own.node, &uplink.link.name);
-            info!(
-                "the cluster has {} node(s); this is {name} with {} on {link}",
-                snapshot.leases.len(),
-                subnets.join(", "),
-            );
+    fn adopt(&mut self, node: Node) {
+        let old = self.node.as_ref();
+        let is_same_node = old.is_some_and(|old| old.is_as(&node));
+        let count = node.snapshot.leases.len();
+        if !is_same_node || old.is_some_and(|old| old.snapshot.leases.len() != count) {
+            let subnets: Vec<_> = node
+                .own
+                .subnets()
+                .map(|subnet| subnet.to_string())
+                .collect();
+            let (name, link) = (&node.own.node, &node.uplink.link.name);
+            let subnets = subnets.join(", ");
+            info!("the cluster has {count} node(s); this is {name} with {subnets} on {link}");
         }
-        if is_new_to_us || old.is_none_or(|old| old.snapshot != *snapshot || old.held != found.held)
-        {
+        let is_same = |old: &Node| old.snapshot == node.snapshot && old.held == node.held;
+        if !is_same_node || !old.is_some_and(is_same) {
             self.cache.touch();
         }
-        let is_first = old.is_none();
-        self.adopted = Some(found);
-        if is_first || is_new_to_us {
-            self.keep();
-        }
+        self.is_new |= !is_same_node;
+        self.node = Some(node);
     }
 
     /// Writes the good state to disk, where it changed.
     fn keep(&mut self) {
-        let Some(Adopted {
-            snapshot,
-            own,
-            held,
-            ..
-        }) = &self.adopted
-        else {
+        self.is_new = false;
+        let Some(node) = &self.node else {
             return;
         };
-        if let Err(reason) = self.cache.write(snapshot, own, held.clone()) {
+        if let Err(reason) = self.cache.write(node) {
             warn!("{reason}; a boot without the store would leave this node without a subnet");
         }
     }
 
-    fn judge(adopted: &Adopted, is_onlink: bool) -> Vec<Peer> {
-        let own = Own {
-            lease: &adopted.own,
-            uplink: &adopted.uplink,
-            is_onlink,
-        };
-        judge(&adopted.snapshot, own)
-    }
-
-    /// Makes the kernel's routes the wanted ones, and says of each peer what the kernel refused.
-    fn route(
-        &self,
-        mut peers: Vec<Peer>,
-        present: &[kernel::Route],
-        wake: Wake,
-        troubles: &mut BTreeSet<String>,
-    ) -> Vec<Peer> {
-        let Some(Adopted { own, uplink, .. }) = &self.adopted else {
-            return peers;
-        };
-        let onlink = self.settings.is_onlink;
-        let hops = peers.iter().filter_map(Peer::wanted);
-        let wanted: Vec<_> = hops
-            .map(|hop| uplink.route(hop.subnet, hop.via, onlink && !uplink.reaches(hop.via)))
-            .collect();
-        let subnets: Vec<_> = own.subnets().collect();
-        let changes = plan(&wanted, present, &subnets);
-        let requests: Vec<_> = changes.iter().map(request).collect();
-        let outcomes = match self.kernel.change_routes(&requests) {
-            Ok(outcomes) => outcomes,
-            Err(error) => {
-                troubles.insert(chain(&error));
-                return peers;
-            }
-        };
-        let mut counts = (0, 0);
-        for (outcome, change) in outcomes.into_iter().zip(&changes) {
-            match (outcome, change) {
-                (Ok(()), _) => {
-                    tell_change(change, changes.len() > TOLD);
-                    match change {
-                        Change::Replace { .. } => counts.0 += 1,
-                        Change::Delete { .. } => counts.1 += 1,
-                    }
-                }
-                (Err(error), Change::Replace { route, .. }) => {
-                    let of_route =
-                        |peer: &&mut Peer| peer.wanted().is_some_and(|hop| hop.subnet == route.to);
-                    if let Some(peer) = peers.iter_mut().find(of_route) {
-                        peer.refused = Some(Refusal::Kernel(chain(&error)));
-                    }
-                }
-                (Err(error), Change::Delete { .. }) => {
-                    troubles.insert(chain(&error));
-                }
-            }
+    /// Shows who asks how things are now.
+    fn show(&mut self, duration: Duration, store: StoreState, peers: Vec<Peer>) {
+        let mut state = lock(&self.shared);
+        state.took(duration, SystemTime::now());
+        state.troubles = self.told.troubles.iter().cloned().collect();
+        state.firewall = self.firewall.backend();
+        state.firewall_mended = self.firewall.mended();
+        state.peers = peers;
+        state.store = store;
+        state.store.name = self.settings.store.name();
+        if let Some(node) = &self.node {
+            state.set_node(&node.snapshot.network, &node.own, &node.uplink);
         }
-        if changes.len() > TOLD {
-            info!(
-                "added or replaced {} routes, deleted {}",
-                counts.0, counts.1
-            );
+        let is_ready = state.is_ready();
+        let (wanted, routed) = state.counts();
+        drop(state);
+        if is_ready && !self.told.is_ready {
+            info!("ready: {routed} of {wanted} subnets of other nodes are routed");
         }
-        let mut state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        state.count_routes(counts.0, counts.1, wake.notice.network && !wake.is_slow);
-        peers
+        self.told.is_ready = is_ready;
+        serve::tell_systemd(is_ready, &self.told.troubles);
     }
+}
 
-    /// Deletes what flanneld left of routes to nodes that are gone: those to others are ours by
-    /// now.
-    fn take_over_routes(&self, peers: &[Peer]) -> Result<(), String> {
-        let Some(adopted) = &self.adopted else {
-            return Ok(());
-        };
-        let networks: Vec<_> = adopted.snapshot.network.networks().collect();
-        let routes = self.kernel.routes().map_err(|error| chain(&error))?;
-        let is_peers = |to| {
-            peers
-                .iter()
-                .any(|peer| peer.hop.is_some_and(|hop| hop.subnet == to))
-        };
-        let gone = routes.into_iter().filter(|route| {
-            is_of_flannel(route, &networks)
-                && route.dev == adopted.uplink.link.index
-                && !is_peers(route.to)
-        });
-        let changes: Vec<_> = gone.map(RouteChange::Delete).collect();
-        let outcomes = self
-            .kernel
-            .change_routes(&changes)
-            .map_err(|error| chain(&error))?;
-        for (outcome, change) in outcomes.into_iter().zip(&changes) {
-            outcome.map_err(|error| chain(&error))?;
-            if let RouteChange::Delete(route) = change {
-                warn!("deleted flannel's route {route}: no node has this subnet");
-            }
-        }
-        Ok(())
-    }
-
+impl Told {
     /// Says what is wrong that was not before.
     fn tell(&mut self, troubles: BTreeSet<String>, warning: Option<&String>, peers: &[Peer]) {
+        for trouble in troubles.difference(&self.troubles) {
+            error!("{trouble}");
+        }
+        self.troubles = troubles;
         match warning {
             Some(warning) if self.warning.as_ref() != Some(warning) => warn!("{warning}"),
             None if self.warning.is_some() => info!("the store is back"),
             _ => {}
         }
         self.warning = warning.cloned();
-        for trouble in troubles.difference(&self.troubles) {
-            error!("{trouble}");
-        }
-        if troubles.is_empty() && !self.troubles.is_empty() {
-            info!("all is well again");
-        }
-        self.troubles = troubles;
         let refused = peers
             .iter()
             .filter_map(|peer| Some((peer, peer.refused.as_ref()?)));
@@ -535,25 +324,6 @@ impl Agent {
             warn!("{refusal}");
         }
         self.refusals = refusals;
-    }
-}
-
-impl StoreSettings {
-    /// What tells it from other stores.
-    pub(crate) fn name(&self) -> String {
-        match self {
-            Self::File(path) => format!("file {}", path.display()),
-            Self::Etcd(options) => format!("etcd {}", options.prefix),
-        }
-    }
-}
-
-impl Store {
-    async fn changed(&self) {
-        match self {
-            Self::File(store) => store.changed().await,
-            Self::Etcd(store) => store.changed().await,
-        }
     }
 }
 
@@ -584,56 +354,8 @@ async fn either(one: &mut Signal, other: &mut Signal) {
     }
 }
 
-fn request(change: &Change) -> RouteChange {
-    match change {
-        Change::Replace { route, .. } => RouteChange::Replace(route.clone()),
-        Change::Delete { route, .. } => RouteChange::Delete(route.clone()),
-    }
-}
-
-fn tell_change(change: &Change, are_many: bool) {
-    if change.is_against_foreign() {
-        warn!("{change}");
-    } else if are_many {
-        debug!("{change}");
-    } else {
-        info!("{change}");
-    }
-}
-
-/// Says in the node's subnet file which subnet is its own, unless it says so already.
-fn write_subnet_file(settings: &Settings, adopted: &Adopted) -> Result<(), String> {
-    let networks: Vec<_> = adopted.snapshot.network.networks().collect();
-    let subnets: Vec<_> = adopted.own.subnets().collect();
-    let masquerades = settings.firewall.masquerades();
-    let wanted = SubnetEnv::new(&networks, &subnets, adopted.uplink.link.mtu, masquerades);
-    let wanted = wanted.map_err(|error| chain(&error))?;
-    let path = &settings.subnet_file;
-    if SubnetEnv::read(path).is_ok_and(|present| present == wanted) {
-        return Ok(());
-    }
-    wanted.write(path).map_err(|error| chain(&error))?;
-    info!("wrote {}", path.display());
-    Ok(())
-}
-
-/// A node that routes for its pods forwards.
-fn forward(adopted: &Adopted) -> Result<(), String> {
-    let set = |name: &str, value| sysctl::set(name, value).map_err(|error| chain(&error));
-    let network = &adopted.snapshot.network;
-    if network.ipv4.is_some() {
-        set("net/ipv4/ip_forward", "1")?;
-    }
-    if network.ipv6.is_some() {
-        // A node that forwards hears no router any more unless it insists (2), and loses the
-        // default route that one gave it.
-        let accept_ra = format!("net/ipv6/conf/{}/accept_ra", adopted.uplink.link.name);
-        if sysctl::get(&accept_ra).is_ok_and(|value| value == "1") {
-            set(&accept_ra, "2")?;
-        }
-        set("net/ipv6/conf/all/forwarding", "1")?;
-    }
-    Ok(())
+fn lock(shared: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with its causes, on one line.
@@ -650,5 +372,5 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// The state that others are shown, before there is any.
 pub(crate) fn shared() -> Shared {
-    Arc::new(std::sync::Mutex::new(State::default()))
+    Arc::new(Mutex::new(State::default()))
 }

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::{Lease, Snapshot};
 use crate::net_conf::NetConf;
+use crate::node::Node;
 use crate::store::etcd::Held;
+use crate::uplink::Uplink;
 
 /// What is kept.
 #[derive(Serialize, Deserialize)]
@@ -20,7 +22,7 @@ pub(crate) struct Kept {
     network: NetConf,
     leases: Vec<Lease>,
     /// This node's lease.
-    pub(crate) own: Lease,
+    own: Lease,
     /// The same, as etcd has it.
     pub(crate) held: Option<Held>,
 }
@@ -53,25 +55,17 @@ impl Cache {
     }
 
     /// Writes what there is, if it is new.
-    pub(crate) fn write(
-        &mut self,
-        snapshot: &Snapshot,
-        own: &Lease,
-        held: Option<Held>,
-    ) -> Result<(), String> {
+    pub(crate) fn write(&mut self, node: &Node) -> Result<(), String> {
         if !mem::take(&mut self.is_stale) {
             return Ok(());
         }
+        let leases = node.snapshot.leases.iter();
         let kept = Kept {
             store: self.store.clone(),
-            network: snapshot.network,
-            leases: snapshot
-                .leases
-                .iter()
-                .map(|lease| (**lease).clone())
-                .collect(),
-            own: own.clone(),
-            held,
+            network: node.snapshot.network,
+            leases: leases.map(|lease| (**lease).clone()).collect(),
+            own: node.own.clone(),
+            held: node.held.clone(),
         };
         replace(&self.path, &kept)
             .map_err(|error| format!("write {}: {error}", self.path.display()))
@@ -91,10 +85,16 @@ pub(crate) fn read(path: &Path, store: &str) -> Result<Option<Kept>, String> {
 }
 
 impl Kept {
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            network: self.network,
-            leases: self.leases.iter().cloned().map(Arc::new).collect(),
+    /// This node, with the interface that it has now.
+    pub(crate) fn node(&self, uplink: Uplink) -> Node {
+        Node {
+            snapshot: Snapshot {
+                network: self.network,
+                leases: self.leases.iter().cloned().map(Arc::new).collect(),
+            },
+            own: self.own.clone(),
+            uplink,
+            held: self.held.clone(),
         }
     }
 }

@@ -14,8 +14,9 @@ use regex::Regex;
 
 pub(crate) use flanneld::arguments;
 
-use crate::agent::{Settings, StoreSettings};
+use crate::agent::Settings;
 use crate::firewall::{self, Backend};
+use crate::store;
 use crate::store::etcd::{self, Access, Password};
 use crate::uplink::Selection;
 
@@ -308,10 +309,12 @@ impl Run {
             .chain(self.interface.public_ipv6.map(IpAddr::V6));
         let settings = Settings {
             store: match self.etcd.options()? {
-                Some(options) => StoreSettings::Etcd(Box::new(options)),
-                None => StoreSettings::File(self.cluster),
+                Some(options) => store::Settings::Etcd(Box::new(options)),
+                None => store::Settings::File {
+                    path: self.cluster,
+                    node_name: self.node_name,
+                },
             },
-            node_name: self.node_name,
             selection: Selection {
                 names: self.interface.iface,
                 patterns: self.interface.iface_regex,
@@ -320,7 +323,7 @@ impl Run {
             },
             is_onlink: self.interface.onlink,
             subnet_file: self.files.subnet_file,
-            cache_file: self.files.state_file,
+            state_file: self.files.state_file,
             firewall: firewall::Settings {
                 backend: self.firewall.backend,
                 masquerade: self.firewall.ip_masq,

@@ -2,6 +2,7 @@
 //! says in the node's subnet file which one is its own.
 
 mod agent;
+mod apply;
 mod cache;
 mod check;
 mod cleanup;
@@ -10,6 +11,7 @@ mod firewall;
 mod lease;
 mod metrics;
 mod net_conf;
+mod node;
 mod peers;
 mod plan;
 mod programs;

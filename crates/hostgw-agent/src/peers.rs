@@ -206,3 +206,123 @@ impl fmt::Display for Peer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "10.10.2.0/24 via 192.168.2.15", one for each family, of a node.
+    fn lease(node: &str, hops: &[&str]) -> Arc<Lease> {
+        let hop = |text: &&str| {
+            let (subnet, via) = text.split_once(" via ").expect("a hop");
+            Hop {
+                subnet: subnet.parse().expect("a network"),
+                via: via.parse().expect("an address"),
+            }
+        };
+        Arc::new(Lease {
+            node: node.to_owned(),
+            hops: hops.iter().map(hop).collect(),
+            flaw: None,
+        })
+    }
+
+    /// What becomes of these leases, the oldest first, beside our own.
+    fn judged(leases: &[Arc<Lease>], is_onlink: bool) -> Vec<String> {
+        let network =
+            r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}"#;
+        let own = lease(
+            "own",
+            &[
+                "10.10.1.0/24 via 192.168.2.16",
+                "fd00:10:0:1::/64 via fd00::16",
+            ],
+        );
+        let snapshot = Snapshot {
+            network: serde_json::from_str(network).expect("valid"),
+            leases: [&[Arc::clone(&own)], leases].concat(),
+        };
+        let uplink = Uplink::on(
+            &["192.168.2.16", "fd00::16"],
+            &["192.168.2.0/24", "fd00::/64"],
+        );
+        let own = Own {
+            lease: &own,
+            uplink: &uplink,
+            is_onlink,
+        };
+        let word = |peer: &Peer| match &peer.refused {
+            None => "routed".to_owned(),
+            Some(reason) => reason.label().to_owned(),
+        };
+        judge(&snapshot, own).iter().map(word).collect()
+    }
+
+    #[test]
+    fn every_family_is_judged_for_itself() {
+        let other = lease(
+            "a",
+            &[
+                "10.10.2.0/24 via 192.168.2.15",
+                "fd00:10:0:2::/64 via fd99::15",
+            ],
+        );
+        assert_eq!(judged(&[other], false), ["routed", "not-on-link"]);
+        let local = lease("a", &["fd00:10:0:2::/64 via fe80::15"]);
+        assert_eq!(
+            judged(&[local], false),
+            ["routed"],
+            "a link-local address always is on the link"
+        );
+    }
+
+    #[test]
+    fn of_two_that_overlap_the_older_is_in_the_right() {
+        let leases = [
+            lease("a", &["10.10.2.0/24 via 192.168.2.15"]),
+            lease("b", &["10.10.2.64/26 via 192.168.2.14"]),
+            lease("c", &["10.10.0.0/22 via 192.168.2.13"]),
+            lease("d", &["10.10.1.0/24 via 192.168.2.12"]),
+            lease("e", &["10.10.3.0/24 via 192.168.2.11"]),
+        ];
+        assert_eq!(
+            judged(&leases, false),
+            ["routed", "overlap", "overlap", "overlap", "routed"]
+        );
+    }
+
+    #[test]
+    fn of_two_at_one_address_the_newer_is() {
+        let leases = [
+            lease("a", &["10.10.2.0/24 via 192.168.2.15"]),
+            lease("b", &["10.10.3.0/24 via 192.168.2.15"]),
+        ];
+        assert_eq!(judged(&leases, false), ["same-address", "routed"]);
+        // One that is of no use takes nothing from another.
+        let mut broken = (*leases[1]).clone();
+        broken.flaw = Some("its backend is \"vxlan\"".to_owned());
+        assert_eq!(
+            judged(&[Arc::clone(&leases[0]), Arc::new(broken)], false),
+            ["routed", "flaw"]
+        );
+    }
+
+    #[test]
+    fn a_next_hop_is_another_node_on_the_link() {
+        for (hop, word) in [
+            ("10.10.2.0/24 via 192.168.2.16", "no-peer"),
+            ("10.10.2.0/24 via 127.0.0.1", "no-peer"),
+            ("10.10.2.0/24 via 0.0.0.0", "no-peer"),
+            ("10.10.2.0/24 via 224.0.0.1", "no-peer"),
+            ("10.20.2.0/24 via 192.168.2.15", "outside-network"),
+            ("10.0.0.0/8 via 192.168.2.15", "outside-network"),
+            ("10.10.2.0/24 via 10.0.0.1", "not-on-link"),
+        ] {
+            assert_eq!(judged(&[lease("a", &[hop])], false), [word], "{hop}");
+        }
+        assert_eq!(
+            judged(&[lease("a", &["10.10.2.0/24 via 10.0.0.1"])], true),
+            ["routed"]
+        );
+    }
+}

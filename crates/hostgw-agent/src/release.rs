@@ -6,16 +6,16 @@ use std::path::Path;
 use kernel::Rtnl;
 use tracing::debug;
 
-use crate::agent::{Settings, StoreSettings, chain};
+use crate::agent::{Settings, chain};
 use crate::cache;
-use crate::store::etcd;
+use crate::store::{self, etcd};
 use crate::uplink::Interfaces;
 
 /// Gives the lease back, and forgets it: no pod is to get an address of it any more. Fails while
 /// the agent runs, which would take it again.
 pub(crate) async fn release(settings: Settings, socket: &Path) -> Result<String, String> {
     let name = settings.store.name();
-    let StoreSettings::Etcd(options) = settings.store else {
+    let store::Settings::Etcd(options) = settings.store else {
         return Err("a cluster file has no leases to give back (--etcd-endpoints)".to_owned());
     };
     if crate::status::is_running(socket).await {
@@ -31,10 +31,10 @@ pub(crate) async fn release(settings: Settings, socket: &Path) -> Result<String,
         .selection
         .uplink(&interfaces)
         .map_err(|error| chain(&error))?;
-    let kept = cache::read(&settings.cache_file, &name).unwrap_or_default();
+    let kept = cache::read(&settings.state_file, &name).unwrap_or_default();
     let held = kept.and_then(|kept| kept.held);
     let said = etcd::release(*options, held, uplink.public(None)).await?;
-    for file in [&settings.subnet_file, &settings.cache_file] {
+    for file in [&settings.subnet_file, &settings.state_file] {
         if let Err(error) = fs::remove_file(file) {
             debug!("remove {}: {error}", file.display());
         }

@@ -76,7 +76,7 @@ async fn readyz(Extract(shared): Extract<Shared>) -> (StatusCode, String) {
     if state.is_ready() {
         return (StatusCode::OK, "hostgw-agent is ready\n".to_owned());
     }
-    let mut reasons = state.is_stopped_by.join("\n");
+    let mut reasons = state.troubles.join("\n");
     if reasons.is_empty() {
         "this node has no subnet yet".clone_into(&mut reasons);
     }

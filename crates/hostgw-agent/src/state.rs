@@ -21,7 +21,7 @@ pub(crate) type Shared = Arc<Mutex<State>>;
 pub(crate) struct State {
     pub(crate) node: Option<Node>,
     /// What is wrong with this node; one of them is enough not to be ready.
-    pub(crate) is_stopped_by: Vec<String>,
+    pub(crate) troubles: Vec<String>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) store: StoreState,
     pub(crate) firewall: &'static str,
@@ -64,7 +64,7 @@ pub(crate) struct StoreState {
 impl State {
     /// Whether pods of this node have their network.
     pub(crate) fn is_ready(&self) -> bool {
-        self.node.is_some() && self.is_stopped_by.is_empty()
+        self.node.is_some() && self.troubles.is_empty()
     }
 
     /// One comparison took this long.
@@ -119,7 +119,7 @@ impl State {
         };
         json!({
             "ready": self.is_ready(),
-            "reasons": self.is_stopped_by,
+            "reasons": self.troubles,
             "node": self.node.as_ref().map(Node::json),
             "store": self.store.json(),
             "firewall": {"backend": self.firewall, "mended": self.firewall_mended},

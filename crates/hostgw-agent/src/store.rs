@@ -1,7 +1,212 @@
-//! Where leases come from.
+//! Where leases come from, and how this node is found among them.
 
 mod cluster;
 pub(crate) mod etcd;
 pub(crate) mod file;
 
+use std::path::{Path, PathBuf};
+
+use kernel::{Route, Rtnl};
+use subnet_env::SubnetEnv;
+use tokio::time::Instant;
+
 pub(crate) use cluster::parse as parse_cluster;
+
+use crate::agent::chain;
+use crate::cache::Kept;
+use crate::lease::Snapshot;
+use crate::node::Node;
+use crate::state::StoreState;
+use crate::uplink::{Interfaces, Selection, Uplink};
+use etcd::{EtcdStore, Options, Subnets};
+use file::FileStore;
+
+/// Which store, and where it is.
+pub(crate) enum Settings {
+    File {
+        path: PathBuf,
+        /// This node's name there.
+        node_name: Option<String>,
+    },
+    Etcd(Box<Options>),
+}
+
+/// A store in use.
+pub(crate) enum Store {
+    File {
+        files: Box<FileStore>,
+        node_name: Option<String>,
+    },
+    Etcd {
+        store: EtcdStore,
+        /// This node's interface, as of the last notice of a change there.
+        uplink: Option<Result<Uplink, String>>,
+    },
+}
+
+/// What there is to be known beside the store.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) kernel: &'a Rtnl,
+    /// Those of the main table.
+    pub(crate) routes: &'a [Route],
+    pub(crate) selection: &'a Selection,
+    /// The last good state of an earlier run.
+    pub(crate) kept: Option<&'a Kept>,
+    /// Whether links, addresses or routes may have changed since the last time.
+    pub(crate) has_moved: bool,
+}
+
+/// What a store says at one moment.
+pub(crate) struct View {
+    /// This node, or why there is none. Nothing before the store has said anything.
+    pub(crate) node: Option<Result<Node, String>>,
+    /// What is wrong with this node's lease.
+    pub(crate) troubles: Vec<String>,
+    pub(crate) state: StoreState,
+}
+
+impl Settings {
+    /// What tells it from other stores.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::File { path, .. } => format!("file {}", path.display()),
+            Self::Etcd(options) => format!("etcd {}", options.prefix),
+        }
+    }
+}
+
+impl Store {
+    /// Begins. What this node had before it is to have again: by the subnet file, and by what was
+    /// kept. Needs a tokio runtime.
+    pub(crate) fn open(
+        settings: &Settings,
+        subnet_file: &Path,
+        kept: Option<&Kept>,
+    ) -> Result<Self, file::Error> {
+        Ok(match settings {
+            Settings::File { path, node_name } => Self::File {
+                files: Box::new(FileStore::new(path.clone())?),
+                node_name: node_name.clone(),
+            },
+            Settings::Etcd(options) => {
+                let held = kept.and_then(|kept| kept.held.clone());
+                let file = SubnetEnv::read(subnet_file).ok();
+                let before = file.iter().map(Subnets::of_file);
+                let cached = held.iter().filter_map(|held| held.name.parse().ok());
+                let previous = before.chain(cached).collect();
+                Self::Etcd {
+                    store: EtcdStore::start((**options).clone(), held, previous),
+                    uplink: None,
+                }
+            }
+        })
+    }
+
+    /// Waits until something changed.
+    pub(crate) async fn changed(&self) {
+        match self {
+            Self::File { files, .. } => files.changed().await,
+            Self::Etcd { store, .. } => store.changed().await,
+        }
+    }
+
+    /// What it says now.
+    pub(crate) fn view(&mut self, around: Surroundings<'_>) -> View {
+        match self {
+            Self::File { files, node_name } => view_file(files, node_name.as_deref(), around),
+            Self::Etcd { store, uplink } => view_etcd(store, uplink, around),
+        }
+    }
+}
+
+fn view_file(files: &mut FileStore, node_name: Option<&str>, around: Surroundings<'_>) -> View {
+    files.watch();
+    let snapshot = files.read();
+    let is_reached = !matches!(snapshot, Err(file::Error::Read { .. }));
+    let find = |snapshot: Snapshot| {
+        let interfaces = interfaces(around)?;
+        let found = around.selection.find(node_name, &interfaces, &snapshot);
+        let (own, uplink) = found.map_err(|error| chain(&error))?;
+        Ok(Node {
+            snapshot,
+            own,
+            uplink,
+            held: None,
+        })
+    };
+    View {
+        node: Some(snapshot.map_err(|error| chain(&error)).and_then(find)),
+        troubles: Vec::new(),
+        state: StoreState {
+            is_reached,
+            ..StoreState::default()
+        },
+    }
+}
+
+fn view_etcd(
+    store: &EtcdStore,
+    uplink: &mut Option<Result<Uplink, String>>,
+    around: Surroundings<'_>,
+) -> View {
+    if around.has_moved {
+        *uplink = None;
+    }
+    let find = || {
+        let found = around.selection.uplink(&interfaces(around)?);
+        found.map_err(|error| chain(&error))
+    };
+    let uplink = uplink.get_or_insert_with(find).clone();
+    let report = store.report();
+    if let Ok(uplink) = &uplink {
+        let network = report
+            .snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.as_ref().ok());
+        store.set_addresses(uplink.public(network.map(|snapshot| &snapshot.network)));
+    }
+    let mut state = StoreState {
+        name: String::new(),
+        is_reached: report.unreachable.is_none() && report.snapshot.is_some(),
+        warning: report.unreachable.clone(),
+        revision: report.revision,
+        heard: report.heard,
+        expires: report.expires,
+    };
+    let mut troubles: Vec<_> = report.trouble.into_iter().collect();
+    if report.expires.is_some_and(|end| end <= Instant::now()) {
+        let reason = "this node's lease has run out, and etcd cannot be reached to take it again";
+        troubles.push(reason.to_owned());
+    }
+    let node = match (report.snapshot, report.own, report.unreachable) {
+        (Some(Ok(snapshot)), Some((own, held)), _) => Some(uplink.map(|uplink| Node {
+            snapshot,
+            own: (*own).clone(),
+            uplink,
+            held: Some(held),
+        })),
+        (Some(Err(reason)), ..) => Some(Err(reason)),
+        (_, _, Some(reason)) if around.kept.is_some() => {
+            state.warning = Some(format!("{reason}; going by what it said last"));
+            around
+                .kept
+                .map(|kept| uplink.map(|uplink| kept.node(uplink)))
+        }
+        (_, _, Some(reason)) => {
+            state.warning = None;
+            Some(Err(reason))
+        }
+        // Nothing was said yet, or the lease is still to be had.
+        _ => uplink.err().map(Err),
+    };
+    View {
+        node,
+        troubles,
+        state,
+    }
+}
+
+fn interfaces(around: Surroundings<'_>) -> Result<Interfaces<'_>, String> {
+    Interfaces::list(around.kernel, around.routes).map_err(|error| chain(&error))
+}

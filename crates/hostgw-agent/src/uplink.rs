@@ -302,6 +302,35 @@ impl Uplink {
         addresses
     }
 
+    /// The interface that unit tests are about: number 2, on the link of these networks.
+    #[cfg(test)]
+    pub(crate) fn on(addresses: &[&str], on_link: &[&str]) -> Self {
+        let link = Link {
+            index: 2,
+            name: "enp0s5".to_owned(),
+            kind: kernel::Kind::Other,
+            mac: None,
+            mtu: 1500,
+            is_up: true,
+            is_promiscuous: false,
+            bridge: None,
+            port: None,
+            peer: None,
+            alias: None,
+        };
+        Self {
+            link,
+            addresses: addresses
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
+            on_link: on_link
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
+        }
+    }
+
     /// Whether `address` is this node's.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address)

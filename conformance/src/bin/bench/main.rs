@@ -1,12 +1,14 @@
-//! The bench: ADD and DEL of ours beside the reference plugins and beside the floor, in one
+//! The bench of the plugin and of the agent. The plugin's: ADD and DEL of ours beside the reference plugins and beside the floor, in one
 //! run, as ratios, each with the mark that it is to reach.
 //!
 //! What is timed is the whole process, from start to end, as a runtime meets it. The contenders
 //! take turns at each pod, each time in another order, so that whatever the machine does
 //! meanwhile meets them alike.
 
+mod agent;
 mod contender;
 mod count;
+mod table;
 
 use std::env;
 use std::fs;
@@ -19,6 +21,7 @@ use conformance::{Lab, dist, reference, repository};
 
 use crate::contender::{Contender, Timed, bridge_conf, flannel_conf};
 use crate::count::{counts, peak};
+use crate::table::{Marks, columns, head, row};
 
 /// How many attachments each median is of, at the least.
 const SERIAL: usize = 150;
@@ -32,14 +35,21 @@ const ROUNDS: usize = 10;
 
 fn main() -> ExitCode {
     let args: Vec<_> = env::args().skip(1).collect();
-    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--inside"] => {
-            inside().expect("somebody reads the result");
-            ExitCode::SUCCESS
-        }
-        [floor] => outside(Path::new(floor)),
+    let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--inside"] => inside(),
+        ["agent"] => agent::bench(&mut io::stdout()),
+        ["plugin", floor] => outside(Path::new(floor)),
         _ => {
-            eprintln!("usage: bench FLOOR, where FLOOR is the static executable of that name");
+            eprintln!(
+                "usage: bench agent | bench plugin FLOOR, where FLOOR is the static executable of that name"
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
             ExitCode::FAILURE
         }
     }
@@ -47,7 +57,7 @@ fn main() -> ExitCode {
 
 /// Makes a node with its pods, and runs this program in it: to enter it for each request would
 /// cost more than the request.
-fn outside(floor: &Path) -> ExitCode {
+fn outside(floor: &Path) -> io::Result<()> {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
     let count = SERIAL.max(AT_ONCE * ROUNDS) + CROWD;
@@ -65,12 +75,11 @@ fn outside(floor: &Path) -> ExitCode {
     let status = node
         .command(Lab::path("bin/bench"))
         .arg("--inside")
-        .status()
-        .expect("nsenter is part of every Debian");
+        .status()?;
     if status.success() {
-        ExitCode::SUCCESS
+        Ok(())
     } else {
-        ExitCode::FAILURE
+        Err(io::Error::other("see above"))
     }
 }
 
@@ -296,50 +305,8 @@ fn crowd(
     Ok(())
 }
 
-/// What was to be reached, and what was.
-#[derive(Default)]
-struct Marks(Vec<String>);
-
-impl Marks {
-    fn at_most(&mut self, what: &str, value: f64, mark: f64) {
-        self.push(what, value, "at most", mark, value <= mark);
-    }
-
-    fn at_least(&mut self, what: &str, value: f64, mark: f64) {
-        self.push(what, value, "at least", mark, value >= mark);
-    }
-
-    fn push(&mut self, what: &str, value: f64, bound: &str, mark: f64, is_met: bool) {
-        let verdict = if is_met { "" } else { "  MISSED" };
-        let line = format!("{what:42}{value:>8.2}   {bound:8} {mark:>5}{verdict}\n");
-        self.0.push(line);
-    }
-
-    fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        write!(out, "\n{:42}{:>8}   mark\n{}", "", "", self.0.concat())
-    }
-}
-
-fn head(out: &mut impl Write, what: &str, names: &[&str]) -> io::Result<()> {
-    writeln!(out, "\n{what:25}{}", columns(names))
-}
-
-fn row(out: &mut impl Write, name: &str, times: &[Duration]) -> io::Result<()> {
-    let times = times.iter().map(|time| format!("{:.2}", millis(*time)));
-    writeln!(out, "{name:25}{}", columns(times))
-}
-
-fn columns(cells: impl IntoIterator<Item: std::fmt::Display>) -> String {
-    let cells = cells.into_iter().map(|cell| format!("{cell:>10}"));
-    cells.collect::<Vec<_>>().concat()
-}
-
 fn ratio(a: Duration, b: Duration) -> f64 {
     a.as_secs_f64() / b.as_secs_f64()
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]

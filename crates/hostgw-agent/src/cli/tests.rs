@@ -46,7 +46,7 @@ fn flannelds_command_line_works_as_it_is() {
         ],
     )
     .expect("all of flanneld's");
-    let StoreSettings::Etcd(options) = &settings.store else {
+    let store::Settings::Etcd(options) = &settings.store else {
         panic!("etcd was asked for");
     };
     assert_eq!(

@@ -14,14 +14,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
-    WatchOptions, WatchResponse,
+    Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantResponse, PutOptions,
+    ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse,
 };
 use rand::RngExt;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub(crate) use connection::{Access, Password};
 pub(crate) use format::{Addresses, Subnets, Value};
@@ -30,7 +30,7 @@ pub(crate) use own::Held;
 use crate::lease::{Lease, Snapshot};
 use connection::{PATIENCE, why};
 use contents::Contents;
-use own::{Claim, Step};
+use own::{Claim, Step, Write};
 
 /// A snapshot may be large: 50,000 leases are 12 MB.
 const LARGEST: usize = 256 << 20;
@@ -206,12 +206,12 @@ async fn release_by(
         is_due: true,
         previous: Vec::new(),
     };
-    let Step::Write {
+    let Step::Write(Write {
         name,
-        revision,
+        revision: Some(revision),
         is_reservation,
         ..
-    } = claim.step(&contents)
+    }) = claim.step(&contents)
     else {
         let networks: Vec<_> = network
             .networks()
@@ -243,9 +243,7 @@ async fn read_all(client: &Client, prefix: &str) -> Result<Contents, String> {
     let mut reader = client.kv_client().max_decoding_message_size(LARGEST);
     let all = reader.get(contents.folder(), Some(GetOptions::new().with_prefix()));
     let all = within(SNAPSHOT_PATIENCE, all).await?;
-    contents.revision = all
-        .header()
-        .map_or(0, etcd_client::ResponseHeader::revision);
+    contents.revision = all.header().map_or(0, ResponseHeader::revision);
     for pair in all.kvs() {
         contents.put(pair);
     }
@@ -389,9 +387,7 @@ impl Keeper {
         let mut state = self.shared.state();
         state.heard = Some(Instant::now());
         if let Some(contents) = &mut state.contents {
-            let revision = word
-                .header()
-                .map_or(0, etcd_client::ResponseHeader::revision);
+            let revision = word.header().map_or(0, ResponseHeader::revision);
             contents.revision = contents.revision.max(revision);
             word.events().iter().for_each(|event| contents.apply(event));
         }
@@ -423,8 +419,8 @@ impl Keeper {
             let trouble = match step {
                 None | Some(Step::Hold) => None,
                 Some(Step::Stuck(reason)) => Some(reason),
-                Some(step) => {
-                    self.make(client, step).await?;
+                Some(Step::Write(write)) => {
+                    self.write(client, write).await?;
                     continue;
                 }
             };
@@ -436,91 +432,76 @@ impl Keeper {
         Err("others change this node's lease all the time".to_owned())
     }
 
-    /// Takes or writes the lease. Where somebody was faster, what he did is taken in.
-    async fn make(&mut self, client: &mut Client, step: Step) -> Result<(), String> {
-        let path = |name: &str| format!("{}/subnets/{name}", self.options.prefix);
-        let (name, value, is_reservation) = match &step {
-            Step::Take { subnets, value, .. } => (subnets.to_string(), value.clone(), false),
-            Step::Write {
-                name,
-                value,
-                is_reservation,
-                ..
-            } => (name.clone(), value.clone(), *is_reservation),
-            Step::Hold | Step::Stuck(_) => return Ok(()),
-        };
-        let own = path(&name);
-        let mut paths = vec![own.clone()];
-        let mut when = Vec::new();
-        let mut changes = Vec::new();
-        match &step {
-            Step::Take { instead_of, .. } => {
-                when.push(Compare::version(own.as_str(), CompareOp::Equal, 0));
-                if let Some((old, revision)) = instead_of {
-                    let old = path(old);
-                    when.push(Compare::mod_revision(
-                        old.as_str(),
-                        CompareOp::Equal,
-                        *revision,
-                    ));
-                    changes.push(TxnOp::delete(old.as_str(), None));
-                    paths.push(old);
-                }
-            }
-            Step::Write { revision, .. } => {
-                when.push(Compare::mod_revision(
-                    own.as_str(),
-                    CompareOp::Equal,
-                    *revision,
-                ));
-            }
-            Step::Hold | Step::Stuck(_) => {}
-        }
-        let ttl = i64::try_from(self.options.ttl.as_secs()).unwrap_or(i64::MAX);
-        let granted = if is_reservation {
+    /// Writes the lease. Where somebody was faster, what he did is taken in.
+    async fn write(&mut self, client: &mut Client, write: Write) -> Result<(), String> {
+        let granted = if write.is_reservation {
             None
         } else {
+            let ttl = i64::try_from(self.options.ttl.as_secs()).unwrap_or(i64::MAX);
             Some(within(PATIENCE, client.lease_grant(ttl, None)).await?)
         };
-        let etcd_lease = granted
-            .as_ref()
-            .map_or(0, etcd_client::LeaseGrantResponse::id);
-        let text = serde_json::to_string(&value).expect("texts and numbers");
-        let put = PutOptions::new().with_lease(etcd_lease);
-        // A reservation that says what it should is not touched.
-        if !(is_reservation && self.says(&name, &value)) {
-            changes.push(TxnOp::put(own.as_str(), text, Some(put)));
-        }
-        let (is_done, found) = commit(client, when, changes, paths).await?;
-        let (true, Some(lease)) = (is_done, self.learn(found, &name)) else {
+        let etcd_lease = granted.as_ref().map_or(0, LeaseGrantResponse::id);
+        let (is_done, found) = self.transact(client, &write, etcd_lease).await?;
+        let lease = self.learn(found, &write.name);
+        let (true, Some(lease)) = (is_done, lease) else {
             if etcd_lease != 0 {
                 within(PATIENCE, client.lease_revoke(etcd_lease)).await?;
             }
             return Ok(());
         };
-        self.tell(&step, &name, &value.to_string());
-        let old = self.held.replace(Held {
-            name,
-            value,
+        self.tell(&write);
+        let held = Held {
+            name: write.name,
+            value: write.value,
             etcd_lease,
-        });
+        };
+        let old = self.held.replace(held.clone());
         self.is_confirmed = true;
-        let until = granted.map(|granted| {
-            let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
-            self.due = Some(Instant::now() + ttl.saturating_sub(self.options.margin));
-            Instant::now() + ttl
-        });
-        let held = self.held.clone();
+        let now = Instant::now();
+        let ttl = granted.map(|granted| u64::try_from(granted.ttl()).unwrap_or_default());
+        let ttl = ttl.map(Duration::from_secs);
+        self.due = ttl.map(|ttl| now + ttl.saturating_sub(self.options.margin));
         self.shared.update(|state| {
-            state.own = held.map(|held| (lease, held));
+            state.own = Some((lease, held));
             state.trouble = None;
-            state.expires = until;
+            state.expires = ttl.map(|ttl| now + ttl);
         });
         // Only what we had granted ourselves: others may have hung more on theirs.
         if let Some(old) = old.filter(|old| old.etcd_lease != 0 && old.etcd_lease != etcd_lease) {
             drop(within(PATIENCE, client.lease_revoke(old.etcd_lease)).await);
         }
         Ok(())
+    }
+
+    /// The transaction that writes it.
+    async fn transact(
+        &self,
+        client: &mut Client,
+        write: &Write,
+        etcd_lease: i64,
+    ) -> Result<(bool, Found), String> {
+        let path = |name: &str| format!("{}/subnets/{name}", self.options.prefix);
+        let unchanged = |path: &str, revision| match revision {
+            Some(revision) => Compare::mod_revision(path, CompareOp::Equal, revision),
+            None => Compare::version(path, CompareOp::Equal, 0),
+        };
+        let own = path(&write.name);
+        let mut when = vec![unchanged(&own, write.revision)];
+        let mut changes = Vec::new();
+        // A reservation that says what it should is not touched.
+        if !(write.is_reservation && self.says(&write.name, &write.value)) {
+            let text = serde_json::to_string(&write.value).expect("texts and numbers");
+            let put = PutOptions::new().with_lease(etcd_lease);
+            changes.push(TxnOp::put(own.as_str(), text, Some(put)));
+        }
+        let mut paths = vec![own];
+        if let Some((old, revision)) = &write.instead_of {
+            let old = path(old);
+            when.push(unchanged(&old, Some(*revision)));
+            changes.push(TxnOp::delete(old.as_str(), None));
+            paths.push(old);
+        }
+        commit(client, when, changes, paths).await
     }
 
     /// Whether the lease `name` has this value.
@@ -549,26 +530,19 @@ impl Keeper {
     }
 
     /// Says what became of the lease, where it is news.
-    fn tell(&self, step: &Step, name: &str, address: &str) {
-        match (step, &self.held) {
-            (Step::Take { .. }, Some(held)) if self.is_confirmed && held.name == name => {
+    fn tell(&self, write: &Write) {
+        let (name, address) = (&write.name, &write.value);
+        match (write.revision, &write.instead_of, &self.held) {
+            (None, _, Some(held)) if self.is_confirmed && held.name == *name => {
                 warn!("the lease of {name} was gone; took it again");
             }
-            (
-                Step::Take {
-                    instead_of: Some((old, _)),
-                    ..
-                },
-                _,
-            ) => {
-                info!("took {name} for {address} instead of {old}");
-            }
-            (Step::Take { .. }, _) => info!("took {name} for {address}"),
-            (Step::Write { .. }, Some(held)) if held.value.to_string() != address => {
+            (None, Some((old, _)), _) => info!("took {name} for {address} instead of {old}"),
+            (None, ..) => info!("took {name} for {address}"),
+            (_, _, Some(held)) if held.value != *address => {
                 info!("the lease of {name} is for {address} now");
             }
-            (Step::Write { .. }, _) if !self.is_confirmed => info!("took over {name} of {address}"),
-            _ => tracing::debug!("renewed the lease of {name}"),
+            _ if !self.is_confirmed => info!("took over {name} of {address}"),
+            _ => debug!("renewed the lease of {name}"),
         }
     }
 }

@@ -26,7 +26,15 @@ pub(super) struct Entry {
     pub(super) subnets: Option<Subnets>,
     pub(super) value: Result<Value, String>,
     pub(super) lease: Arc<Lease>,
-    created: i64,
+    pub(super) stamp: Stamp,
+}
+
+/// What etcd says of a key beside its value.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stamp {
+    /// At which revision it was made.
+    pub(super) created: i64,
+    /// At which it was last written.
     pub(super) modified: i64,
     /// The number of etcd's own lease; 0 where it stays until somebody deletes it, which makes
     /// it a reservation.
@@ -108,7 +116,7 @@ impl Contents {
     /// Everything, for the agent; what is wrong with the configuration otherwise.
     pub(super) fn snapshot(&self) -> Result<Snapshot, String> {
         let mut entries: Vec<_> = self.entries.values().collect();
-        entries.sort_by_key(|entry| entry.created);
+        entries.sort_by_key(|entry| entry.stamp.created);
         Ok(Snapshot {
             network: *self.network()?,
             leases: entries
@@ -120,25 +128,32 @@ impl Contents {
 
     /// Takes in one key with its value.
     pub(super) fn put(&mut self, pair: &KeyValue) {
-        let key = String::from_utf8_lossy(pair.key());
-        let Some(path) = key.strip_prefix(&self.folder()).map(str::to_owned) else {
+        let stamp = Stamp {
+            created: pair.create_revision(),
+            modified: pair.mod_revision(),
+            etcd_lease: pair.lease(),
+        };
+        self.insert(&String::from_utf8_lossy(pair.key()), pair.value(), stamp);
+    }
+
+    /// The same, in parts.
+    pub(super) fn insert(&mut self, key: &str, value: &[u8], stamp: Stamp) {
+        let folder = self.folder();
+        let Some(path) = key.strip_prefix(&folder) else {
             return;
         };
         if path == "config" {
-            self.config =
-                serde_json::from_slice(pair.value()).map_err(|error| format!("{key}: {error}"));
+            let config = serde_json::from_slice(value);
+            self.config = config.map_err(|error| format!("{key}: {error}"));
         } else if let Some(name) = path.strip_prefix("subnets/") {
             let subnets = name.parse().ok();
-            let value = serde_json::from_slice(pair.value())
+            let value = serde_json::from_slice(value)
                 .map_err(|error| format!("its value is not a lease's: {error}"));
-            let lease = format::lease(name, subnets, &value);
             let entry = Entry {
                 subnets,
+                lease: Arc::new(format::lease(name, subnets, &value)),
                 value,
-                lease: Arc::new(lease),
-                created: pair.create_revision(),
-                modified: pair.mod_revision(),
-                etcd_lease: pair.lease(),
+                stamp,
             };
             self.entries.insert(name.to_owned(), entry);
         }
@@ -164,7 +179,7 @@ impl Contents {
         let key = String::from_utf8_lossy(pair.key());
         let path = self.path("");
         let known = key.strip_prefix(&path).and_then(|name| self.get(name));
-        if known.is_some_and(|entry| entry.modified >= pair.mod_revision()) {
+        if known.is_some_and(|entry| entry.stamp.modified >= pair.mod_revision()) {
             return;
         }
         match event.event_type() {

@@ -42,19 +42,21 @@ pub(super) enum Step {
     Hold,
     /// Nothing can be done, and why.
     Stuck(String),
-    /// Make the key, which must not be there, in the place of another of ours.
-    Take {
-        subnets: Subnets,
-        value: Value,
-        instead_of: Option<(String, i64)>,
-    },
-    /// Write the key, which must not have changed since this revision.
-    Write {
-        name: String,
-        value: Value,
-        revision: i64,
-        is_reservation: bool,
-    },
+    /// Write the lease.
+    Write(Write),
+}
+
+/// A lease to be written, if nobody else was faster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Write {
+    /// Its key, without the prefix.
+    pub(super) name: String,
+    pub(super) value: Value,
+    /// At which revision it was last written; nothing where it must not be there.
+    pub(super) revision: Option<i64>,
+    pub(super) is_reservation: bool,
+    /// Another of ours that goes with it, as of this revision.
+    pub(super) instead_of: Option<(String, i64)>,
 }
 
 impl Claim {
@@ -89,17 +91,13 @@ impl Claim {
             return write(name, entry, value);
         }
         // A reservation is not ours to delete.
-        let old = ours.iter().find(|(_, entry)| entry.etcd_lease != 0);
-        let instead_of = old.map(|(name, entry)| ((*name).to_owned(), entry.modified));
+        let old = ours.iter().find(|(_, entry)| entry.stamp.etcd_lease != 0);
+        let instead_of = old.map(|(name, entry)| ((*name).to_owned(), entry.stamp.modified));
         let own = instead_of.as_ref().map(|(name, _)| name.as_str());
         let mut previous = self.previous.clone();
         previous.extend(old.and_then(|(_, entry)| entry.subnets));
         match self.choose(contents, network, &previous, own) {
-            Ok(subnets) => Step::Take {
-                subnets,
-                value,
-                instead_of,
-            },
+            Ok(subnets) => take(subnets, value, instead_of),
             Err(space) => Step::Stuck(format!(
                 "no subnet is free: all {} from {space} are leased",
                 space.count()
@@ -121,11 +119,7 @@ impl Claim {
         }
         let Some(entry) = contents.get(&held.name) else {
             let Some((name, entry)) = contents.overlapping(subnets, None) else {
-                return Some(Step::Take {
-                    subnets,
-                    value: value.clone(),
-                    instead_of: None,
-                });
+                return Some(take(subnets, value.clone(), None));
             };
             let reason = format!(
                 "the lease of {} is lost, and cannot be taken again: {name} is held by {}",
@@ -156,7 +150,7 @@ impl Claim {
             return false;
         };
         let as_written = self.held.as_ref().is_some_and(|held| {
-            held.name == name && held.value == *theirs && held.etcd_lease == entry.etcd_lease
+            held.name == name && held.value == *theirs && held.etcd_lease == entry.stamp.etcd_lease
         });
         as_written || theirs.is_of(value)
     }
@@ -201,18 +195,265 @@ impl Claim {
     }
 }
 
+fn take(subnets: Subnets, value: Value, instead_of: Option<(String, i64)>) -> Step {
+    Step::Write(Write {
+        name: subnets.to_string(),
+        value,
+        revision: None,
+        is_reservation: false,
+        instead_of,
+    })
+}
+
 fn write(name: &str, entry: &Entry, value: Value) -> Step {
-    Step::Write {
+    Step::Write(Write {
         name: name.to_owned(),
         value,
-        revision: entry.modified,
-        is_reservation: entry.etcd_lease == 0,
-    }
+        revision: Some(entry.stamp.modified),
+        is_reservation: entry.stamp.etcd_lease == 0,
+        instead_of: None,
+    })
 }
 
 fn holder(entry: &Entry) -> String {
     match &entry.value {
         Ok(value) => value.to_string(),
         Err(reason) => format!("somebody unknown ({reason})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contents::Stamp;
+    use super::*;
+
+    const NETWORK: &str = r#"{"Network": "10.10.0.0/16", "SubnetMax": "10.10.4.0"}"#;
+
+    /// What etcd holds: each key with its node's address, and the number of etcd's own lease.
+    fn contents(config: &str, leases: &[(&str, &str, i64)]) -> Contents {
+        let mut contents = Contents::new("/n");
+        contents.insert("/n/config", config.as_bytes(), Stamp::default());
+        for (revision, (name, address, etcd_lease)) in (1..).zip(leases) {
+            let stamp = Stamp {
+                created: revision,
+                modified: revision,
+                etcd_lease: *etcd_lease,
+            };
+            let text = serde_json::to_string(&value(address)).expect("written");
+            contents.insert(&format!("/n/subnets/{name}"), text.as_bytes(), stamp);
+        }
+        contents
+    }
+
+    fn value(address: &str) -> Value {
+        Value {
+            public_ip: address.parse().expect("an address"),
+            public_ipv6: None,
+            backend_type: "host-gw".to_owned(),
+        }
+    }
+
+    /// A node that has just started, at 192.168.2.16.
+    fn newcomer() -> Claim {
+        Claim {
+            addresses: Addresses {
+                ipv4: "192.168.2.16".parse().ok(),
+                ipv6: None,
+            },
+            held: None,
+            is_confirmed: false,
+            is_due: false,
+            previous: Vec::new(),
+        }
+    }
+
+    /// One that holds 10.10.2.0/24 by etcd's lease 7, and knows it.
+    fn holder() -> Claim {
+        Claim {
+            held: Some(Held {
+                name: "10.10.2.0-24".to_owned(),
+                value: value("192.168.2.16"),
+                etcd_lease: 7,
+            }),
+            is_confirmed: true,
+            ..newcomer()
+        }
+    }
+
+    fn said(claim: &Claim, contents: &Contents) -> String {
+        match claim.step(contents) {
+            Step::Hold => "hold".to_owned(),
+            Step::Stuck(reason) => reason,
+            Step::Write(Write {
+                name,
+                value,
+                revision,
+                is_reservation,
+                instead_of,
+            }) => match (revision, instead_of, is_reservation) {
+                (None, None, _) => format!("take {name}"),
+                (None, Some((old, at)), _) => format!("take {name} instead of {old}@{at}"),
+                (Some(at), _, false) => format!("write {name}@{at} for {value}"),
+                (Some(at), _, true) => format!("keep {name}@{at} for {value}"),
+            },
+        }
+    }
+
+    #[test]
+    fn a_newcomer_takes_what_it_had_and_else_what_is_free() {
+        let others = [
+            ("10.10.1.0-24", "192.168.2.17", 1),
+            ("10.10.3.0-24", "192.168.2.15", 2),
+        ];
+        let contents = contents(NETWORK, &others);
+        let first = said(&newcomer(), &contents);
+        assert!(
+            ["take 10.10.2.0-24", "take 10.10.4.0-24"].contains(&first.as_str()),
+            "{first}"
+        );
+        assert_eq!(said(&newcomer(), &contents), first, "the same again");
+        let before = |names: &[&str]| Claim {
+            previous: names
+                .iter()
+                .map(|name| name.parse().expect("a key"))
+                .collect(),
+            ..newcomer()
+        };
+        assert_eq!(
+            said(&before(&["10.10.4.0-24"]), &contents),
+            "take 10.10.4.0-24"
+        );
+        assert_eq!(
+            said(&before(&["10.10.2.0-24"]), &contents),
+            "take 10.10.2.0-24"
+        );
+        assert_eq!(
+            said(&before(&["10.10.3.0-24", "10.10.2.0-24"]), &contents),
+            "take 10.10.2.0-24"
+        );
+    }
+
+    #[test]
+    fn a_lease_of_its_address_is_its_own() {
+        let own = ("10.10.2.0-24", "192.168.2.16", 5);
+        assert_eq!(
+            said(&newcomer(), &contents(NETWORK, &[own])),
+            "write 10.10.2.0-24@1 for 192.168.2.16"
+        );
+        let reserved = ("10.10.2.0-24", "192.168.2.16", 0);
+        assert_eq!(
+            said(&newcomer(), &contents(NETWORK, &[reserved])),
+            "keep 10.10.2.0-24@1 for 192.168.2.16"
+        );
+        // One that the configuration does not allow is given up for another; a reservation is not.
+        let outside = ("10.10.9.0-24", "192.168.2.16", 5);
+        assert!(
+            said(&newcomer(), &contents(NETWORK, &[outside]))
+                .ends_with(" instead of 10.10.9.0-24@1")
+        );
+        let reserved = ("10.10.9.0-24", "192.168.2.16", 0);
+        assert!(!said(&newcomer(), &contents(NETWORK, &[reserved])).contains("instead"));
+    }
+
+    #[test]
+    fn what_is_held_is_kept() {
+        let own = ("10.10.2.0-24", "192.168.2.16", 7);
+        assert_eq!(said(&holder(), &contents(NETWORK, &[own])), "hold");
+        let due = Claim {
+            is_due: true,
+            ..holder()
+        };
+        assert_eq!(
+            said(&due, &contents(NETWORK, &[own])),
+            "write 10.10.2.0-24@1 for 192.168.2.16"
+        );
+        assert_eq!(
+            said(&holder(), &contents(NETWORK, &[])),
+            "take 10.10.2.0-24",
+            "it ran out"
+        );
+        // Another address, even one that the node got while it was off.
+        let moved = Addresses {
+            ipv4: "192.168.2.66".parse().ok(),
+            ipv6: None,
+        };
+        for is_confirmed in [true, false] {
+            let moved = Claim {
+                addresses: moved,
+                is_confirmed,
+                ..holder()
+            };
+            assert_eq!(
+                said(&moved, &contents(NETWORK, &[own])),
+                "write 10.10.2.0-24@1 for 192.168.2.66"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_said() {
+        let stolen = [("10.10.2.0-24", "192.168.2.15", 9)];
+        assert_eq!(
+            said(&holder(), &contents(NETWORK, &stolen)),
+            "the lease of 10.10.2.0-24 was taken over by 192.168.2.15: two nodes have one subnet"
+        );
+        let overlapping = [("10.10.2.128-25", "192.168.2.15", 9)];
+        assert_eq!(
+            said(&holder(), &contents(NETWORK, &overlapping)),
+            "the lease of 10.10.2.0-24 is lost, and cannot be taken again: 10.10.2.128-25 is held by 192.168.2.15"
+        );
+        let other = r#"{"Network": "10.20.0.0/16"}"#;
+        assert!(
+            said(&holder(), &contents(other, &[]))
+                .starts_with("this node holds 10.10.2.0-24, which the configuration")
+        );
+        // After a restart there is no reason to insist.
+        let restarted = Claim {
+            is_confirmed: false,
+            ..holder()
+        };
+        assert!(said(&restarted, &contents(NETWORK, &stolen)).starts_with("take "));
+        assert!(said(&restarted, &contents(other, &[])).starts_with("take 10.20."));
+    }
+
+    #[test]
+    fn without_a_subnet_or_an_address_it_is_stuck() {
+        let all: Vec<_> = ["10.10.1.0-24", "10.10.2.0-23", "10.10.4.0-24"]
+            .into_iter()
+            .map(|name| (name, "192.168.2.15", 1))
+            .collect();
+        assert_eq!(
+            said(&newcomer(), &contents(NETWORK, &all)),
+            "no subnet is free: all 4 from 10.10.1.0/24 to 10.10.4.0/24 are leased"
+        );
+        assert_eq!(
+            said(&newcomer(), &Contents::new("/n")),
+            "etcd has no /n/config"
+        );
+        let dual = r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#;
+        assert_eq!(
+            said(&newcomer(), &contents(dual, &[])),
+            "the interface has no IPv6 address, and the network needs one"
+        );
+    }
+
+    #[test]
+    fn a_network_that_gets_ipv6_leaves_nodes_their_ipv4_subnets() {
+        let dual = r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#;
+        let own = ("10.10.2.0-24", "192.168.2.16", 7);
+        let addresses = Addresses {
+            ipv6: "fd00::16".parse().ok(),
+            ..newcomer().addresses
+        };
+        let claim = Claim {
+            addresses,
+            ..newcomer()
+        };
+        let step = said(&claim, &contents(dual, &[own]));
+        assert!(
+            step.starts_with("take 10.10.2.0-24&fd00:")
+                && step.ends_with(" instead of 10.10.2.0-24@1"),
+            "{step}"
+        );
     }
 }

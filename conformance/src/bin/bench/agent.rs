@@ -1,0 +1,616 @@
+//! The agent's bench: how soon a node's lease is a route on all others, and what it costs to hold
+//! thousands, with leases in a real etcd.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Ipv4Addr;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use conformance::reference_picture::{Family, nodes};
+use conformance::{Agent, Etcd, Flanneld, Lab, Node, repository};
+use serde_json::{Value, json};
+
+use crate::table::{Marks, columns, head, millis};
+
+/// How many nodes join, one after the other.
+const JOINS: u32 = 100;
+/// How many nodes a cluster has where the marks are measured.
+const MANY: u32 = 5000;
+/// How many leases change in a second, and for how long.
+const CHANGES: u32 = 50;
+const CHURN: Duration = Duration::from_secs(60);
+/// How long an idle agent is watched.
+const IDLE: Duration = Duration::from_secs(30);
+
+pub(crate) fn bench(out: &mut impl Write) -> io::Result<()> {
+    let mut marks = Marks::default();
+    joins(out, &mut marks)?;
+    mends(out, &mut marks)?;
+    idle(out, &mut marks)?;
+    let mut rows = Vec::new();
+    for count in [10, 100, 1000, MANY, 50_000] {
+        rows.push((count, growth(count, &mut marks)?));
+    }
+    head(
+        out,
+        "nodes",
+        &["snapshot", "kernel", "restart", "CPU, %", "memory"],
+    )?;
+    for (count, row) in rows {
+        let cells = [
+            format!("{:.0} ms", millis(row.snapshot)),
+            format!("{:.1} ms", row.kernel),
+            format!("{:.0} ms", millis(row.restart)),
+            format!("{:.2}", row.busy * 100.0),
+            format!("{:.1} MB", row.memory),
+        ];
+        let what = if count > MANY {
+            " (simulated, as are all)"
+        } else {
+            ""
+        };
+        writeln!(out, "{:25}{}", format!("{count}{what}"), columns(cells))?;
+    }
+    beside_flanneld(out)?;
+    marks.write(out)
+}
+
+/// A lease as flannel writes it.
+fn lease(ip: Ipv4Addr) -> String {
+    json!({"PublicIP": ip.to_string(), "PublicIPv6": null, "BackendType": "host-gw"}).to_string()
+}
+
+/// The key of the subnet of node `i`: of 10.0.0.0/8, so that 50,000 have room.
+fn key(i: u32) -> String {
+    format!("subnets/{}-24", Ipv4Addr::from(0x0a00_0000 + (i << 8)))
+}
+
+/// The address of node `i`, and the other one that it changes to.
+fn address(i: u32, is_other: bool) -> Ipv4Addr {
+    Ipv4Addr::from(0xac10_1000 + i + if is_other { 0x4_0000 } else { 0 })
+}
+
+/// From the moment before the lease is sent to etcd until the route is in the kernel of all three
+/// nodes.
+fn joins(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    etcd.configure(&json!({}));
+    let agents: Vec<_> = nodes
+        .iter()
+        .map(|node| start(node, &etcd, "enp0s5"))
+        .collect();
+    for agent in &agents {
+        wait_for(agent, "ready:")?;
+    }
+    let mut routes: Vec<_> = nodes.iter().map(Routes::watch).collect::<io::Result<_>>()?;
+    let mut writer = Writer::open(&store, "192.168.2.20")?;
+    let mut times = Vec::new();
+    for i in 0..JOINS {
+        // Subnets of this size: none that the three nodes have themselves.
+        let subnet = format!("10.10.{}.{}", 100 + i / 16, i % 16 * 16);
+        let begin = SystemTime::now();
+        writer.put(
+            &format!("subnets/{subnet}-28"),
+            &lease(Ipv4Addr::new(192, 168, 2, 100)),
+        )?;
+        let mut last = begin;
+        for routes in &mut routes {
+            last = last.max(routes.wait(&format!("{subnet}/28"))?);
+        }
+        times.push(last.duration_since(begin).unwrap_or_default());
+        writer.delete(&format!("subnets/{subnet}-28"))?;
+        sleep(Duration::from_millis(20));
+    }
+    times.sort();
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    writeln!(
+        out,
+        "a node joins 3 others: median {:.2} ms, worst of {JOINS} {:.2} ms",
+        millis(median),
+        millis(worst)
+    )?;
+    marks.at_most("a node joins, median ms", millis(median), 20.0);
+    marks.at_most("a node joins, worst ms", millis(worst), 100.0);
+    Ok(())
+}
+
+/// What happens to a route, and how soon it is as it should be.
+const HARMS: [(&str, &str); 4] = [
+    ("deleted", "ip route del 10.10.2.0/24"),
+    ("replaced", "ip route replace 10.10.2.0/24 via 192.168.2.1"),
+    (
+        "link down and up",
+        "ip link set enp0s5 down; ip link set enp0s5 up",
+    ),
+    (
+        "address away and back",
+        "ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.16/24 dev enp0s5",
+    ),
+];
+
+/// From the moment before the program that does the harm starts until the route is back.
+fn mends(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
+    let theirs = repository().join("target/tools/flanneld").exists();
+    head(out, "a route, ms, worst", &["ours", "flanneld"])?;
+    let mut worst: f64 = 0.0;
+    for (what, harm) in HARMS {
+        let ours = mend(harm, 20, |node, etcd| start(node, etcd, "enp0s5"))?;
+        worst = worst.max(millis(ours));
+        let cell = |time: Option<Duration>| {
+            time.map_or("never".to_owned(), |time| format!("{:.1}", millis(time)))
+        };
+        let flanneld = |node: &Node<'_>, etcd: &Etcd<'_>| Flanneld::start(node, etcd, &[]);
+        let theirs = if theirs {
+            cell(mend(harm, 2, flanneld).ok())
+        } else {
+            "-".to_owned()
+        };
+        writeln!(out, "{what:25}{}", columns([cell(Some(ours)), theirs]))?;
+    }
+    marks.at_most("a route is mended, worst ms", worst, 50.0);
+    Ok(())
+}
+
+/// The worst of so many times, with an agent that `start` starts. Fails where it takes longer than
+/// anybody waits.
+fn mend<T>(
+    harm: &str,
+    times: usize,
+    start: impl Fn(&Node<'_>, &Etcd<'_>) -> T,
+) -> io::Result<Duration> {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    etcd.configure(&json!({"SubnetMin": "10.10.1.0", "SubnetMax": "10.10.1.0"}));
+    let other: Value = serde_json::from_str(&lease(Ipv4Addr::new(192, 168, 2, 15)))?;
+    etcd.put("subnets/10.10.2.0-24", &other);
+    let _agent = start(&node, &etcd);
+    let via = || {
+        node.sh("ip route show 10.10.2.0/24 via 192.168.2.15")
+            .stdout
+    };
+    let patience = Duration::from_secs(30);
+    let wait = |begin: Instant| {
+        while via().is_empty() {
+            if begin.elapsed() > patience {
+                return Err(io::Error::other("the route does not come"));
+            }
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    };
+    wait(Instant::now())?;
+    let mut routes = Routes::watch(&node)?;
+    let mut worst = Duration::ZERO;
+    for _ in 0..times {
+        sleep(Duration::from_millis(500));
+        let begin = SystemTime::now();
+        node.sh(harm).ok();
+        wait(Instant::now())?;
+        let back = routes.wait_for("10.10.2.0/24", "192.168.2.15", begin)?;
+        worst = worst.max(back.duration_since(begin).unwrap_or_default());
+    }
+    Ok(worst)
+}
+
+/// Three agents without anything to do.
+fn idle(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    etcd.configure(&json!({}));
+    let agents: Vec<_> = nodes
+        .iter()
+        .map(|node| start(node, &etcd, "enp0s5"))
+        .collect();
+    for agent in &agents {
+        wait_for(agent, "the cluster has 3 node(s)")?;
+    }
+    sleep(Duration::from_secs(2));
+    let before: Vec<_> = agents
+        .iter()
+        .map(|agent| cpu(agent.pid()))
+        .collect::<io::Result<_>>()?;
+    sleep(IDLE);
+    let mut busiest: f64 = 0.0;
+    for (agent, before) in agents.iter().zip(before) {
+        busiest = busiest
+            .max(cpu(agent.pid())?.saturating_sub(before).as_secs_f64() / IDLE.as_secs_f64());
+    }
+    // Every process that one of them starts is a line here.
+    let calls = Command::new("timeout")
+        .args([
+            "12",
+            "strace",
+            "-f",
+            "-qq",
+            "-e",
+            "trace=fork,vfork,clone,clone3,execve",
+            "-p",
+        ])
+        .arg(agents[0].pid().to_string())
+        .stderr(Stdio::piped())
+        .output()?;
+    let started = String::from_utf8_lossy(&calls.stderr)
+        .lines()
+        .filter(|line| line.contains('('))
+        .count();
+    writeln!(
+        out,
+        "idle, 3 nodes: {:.4} % of a core, {started} processes started",
+        busiest * 100.0
+    )?;
+    marks.at_most("idle, % of a core", busiest * 100.0, 0.1);
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    marks.at_most("idle, processes started", started as f64, 0.0);
+    Ok(())
+}
+
+/// What one size of cluster costs.
+struct Growth {
+    snapshot: Duration,
+    kernel: f64,
+    restart: Duration,
+    busy: f64,
+    memory: f64,
+}
+
+fn growth(count: u32, marks: &mut Marks) -> io::Result<Growth> {
+    let lab = Lab::new();
+    let (node, store) = (
+        big(&lab, "worker1", 1),
+        lab.node("etcd", &["192.168.2.20/24"]),
+    );
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    fill(&etcd, count);
+    let (agent, snapshot) = timed(&node, &etcd)?;
+    let routes = route_count(&node);
+    assert_eq!(routes, count, "every node is routed");
+    let kernel = kernel_millis(&agent.log(), count);
+    assert!(agent.stop(), "it ends well");
+    fs::write(node.path("/run/hostgw-agent.log"), "")?;
+    let (agent, restart) = timed(&node, &etcd)?;
+    let written = status(&node)["routes"]["written"].clone();
+    assert_eq!(written, json!(0), "nothing was to be written");
+    let busy = churn(&node, &store, agent.pid(), count)?;
+    let memory = peak(agent.pid())?;
+    if count == MANY {
+        marks.at_most(
+            "snapshot of 5,000 to the kernel, s",
+            snapshot.as_secs_f64(),
+            1.0,
+        );
+        marks.at_most("of which the kernel's batch, ms", kernel, 150.0);
+        marks.at_most(
+            "restart with 5,000 right routes, s",
+            restart.as_secs_f64(),
+            0.3,
+        );
+        marks.at_most("50 changes a second, % of a core", busy * 100.0, 5.0);
+        marks.at_most("peak resident memory, 5,000 peers, MB", memory, 32.0);
+    }
+    Ok(Growth {
+        snapshot,
+        kernel,
+        restart,
+        busy,
+        memory,
+    })
+}
+
+/// A node whose link has room for all the others.
+fn big<'lab>(lab: &'lab Lab, name: &str, host: u8) -> Node<'lab> {
+    let node = lab.node(name, &[&format!("192.168.2.{}/24", 15 + host)]);
+    node.plug("ens7", &[&format!("172.16.0.{host}/12")]);
+    node
+}
+
+fn fill(etcd: &Etcd<'_>, count: u32) {
+    let network = json!({
+        "Network": "10.0.0.0/8", "SubnetLen": 24, "SubnetMin": "10.255.0.0",
+        "Backend": {"Type": "host-gw"},
+    });
+    etcd.put("config", &network);
+    etcd.put_all((1..=count).map(|i| (key(i), lease(address(i, false)))));
+}
+
+fn start(node: &Node<'_>, etcd: &Etcd<'_>, interface: &str) -> Agent {
+    let endpoints = format!("--etcd-endpoints={}", etcd.url());
+    Agent::start(node, &[&endpoints, &format!("--iface={interface}")])
+}
+
+/// Starts the agent, and says how long it took until it was ready, by its own word.
+fn timed(node: &Node<'_>, etcd: &Etcd<'_>) -> io::Result<(Agent, Duration)> {
+    let begin = SystemTime::now();
+    let agent = start(node, etcd, "ens7");
+    let line = wait_for(&agent, "ready:")?;
+    let end = time(line.split(' ').next().unwrap_or_default());
+    Ok((agent, end.duration_since(begin).unwrap_or_default()))
+}
+
+/// The line of the log that has `text`, once it is there.
+fn wait_for(agent: &Agent, text: &str) -> io::Result<String> {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(60) {
+        let log = agent.log();
+        if let Some(line) = log.lines().find(|line| line.contains(text)) {
+            return Ok(line.to_owned());
+        }
+        sleep(Duration::from_millis(5));
+    }
+    Err(io::Error::other(format!(
+        "{text:?} does not come: {}",
+        agent.log()
+    )))
+}
+
+/// What the agent says that the kernel took for so many routes.
+fn kernel_millis(log: &str, count: u32) -> f64 {
+    let begin = format!("added or replaced {count} routes");
+    let line = log.lines().find(|line| line.contains(&begin));
+    let words = line.and_then(|line| line.rsplit("took ").next());
+    let number = words.and_then(|words| words.split(' ').next());
+    number
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_default()
+}
+
+fn route_count(node: &Node<'_>) -> u32 {
+    let text = node.sh("ip route show proto 104 | wc -l").ok();
+    text.trim().parse().expect("a number")
+}
+
+/// The routes to other nodes: subnet and next hop.
+fn route_map(node: &Node<'_>) -> BTreeMap<String, String> {
+    let text = node.sh("ip route show proto 104").ok();
+    let route = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        (words[0].to_owned(), words[2].to_owned())
+    };
+    text.lines().map(route).collect()
+}
+
+/// Changes leases, so many in a second, and says what share of a core the agent took. In the end,
+/// every route is as the last change says.
+fn churn(node: &Node<'_>, store: &Node<'_>, pid: u32, count: u32) -> io::Result<f64> {
+    let mut writer = Writer::open(store, "192.168.2.20")?;
+    let mut wanted = route_map(node);
+    let begin = Instant::now();
+    let before = cpu(pid)?;
+    let total = CHANGES * u32::try_from(CHURN.as_secs()).expect("a minute");
+    for i in 0..total {
+        let n = 1 + i % count;
+        let ip = address(n, (i / count).is_multiple_of(2));
+        writer.put(&key(n), &lease(ip))?;
+        let subnet = key(n).replace("subnets/", "").replace('-', "/");
+        wanted.insert(subnet, ip.to_string());
+        let next = begin + Duration::from_secs(1) / CHANGES * (i + 1);
+        sleep(next.saturating_duration_since(Instant::now()));
+    }
+    let busy = cpu(pid)?.saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
+    for _ in 0..50 {
+        if route_map(node) == wanted {
+            return Ok(busy);
+        }
+        sleep(Duration::from_millis(100));
+    }
+    Err(io::Error::other("a change was lost"))
+}
+
+/// The real flanneld with as many nodes, where it was built.
+fn beside_flanneld(out: &mut impl Write) -> io::Result<()> {
+    if !repository().join("target/tools/flanneld").exists() {
+        return writeln!(
+            out,
+            "\nflanneld is not built (make tools), and not measured beside"
+        );
+    }
+    let lab = Lab::new();
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    fill(&etcd, MANY);
+    let (ours, theirs) = (big(&lab, "worker1", 1), big(&lab, "worker2", 2));
+    let (agent, our_time) = timed(&ours, &etcd)?;
+    let begin = Instant::now();
+    let flanneld = Flanneld::start(&theirs, &etcd, &["--iface=ens7"]);
+    let count = || {
+        theirs
+            .sh("ip route show proto boot | grep -c 'via 172'")
+            .stdout
+    };
+    while count().trim() != MANY.to_string() && begin.elapsed() < Duration::from_secs(120) {
+        sleep(Duration::from_millis(100));
+    }
+    let their_time = begin.elapsed();
+    head(out, "5,000 nodes", &["ours", "flanneld"])?;
+    let cells = [our_time, their_time].map(|time| format!("{:.0} ms", millis(time)));
+    writeln!(out, "{:25}{}", "snapshot to the kernel", columns(cells))?;
+    let cells = [peak(agent.pid())?, peak(flanneld.pid())?].map(|peak| format!("{peak:.1} MB"));
+    writeln!(out, "{:25}{}", "peak resident memory", columns(cells))
+}
+
+/// What `ip monitor` tells of a node's routes, and when.
+struct Routes {
+    monitor: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Routes {
+    fn watch(node: &Node<'_>) -> io::Result<Self> {
+        let inner = node.command("ip");
+        let mut monitor = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", "stdbuf", "-oL"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .args(["-ts", "monitor", "route"])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(monitor.stdout.take().expect("it is piped"));
+        // It says nothing when it listens.
+        sleep(Duration::from_millis(200));
+        Ok(Self { monitor, lines })
+    }
+
+    /// When a route to `subnet` came.
+    fn wait(&mut self, subnet: &str) -> io::Result<SystemTime> {
+        self.wait_for(subnet, "", UNIX_EPOCH)
+    }
+
+    /// When a route to `subnet` by `via` came, at `since` or later.
+    fn wait_for(&mut self, subnet: &str, via: &str, since: SystemTime) -> io::Result<SystemTime> {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if self.lines.read_line(&mut line)? == 0 {
+                return Err(io::Error::other("ip monitor ended"));
+            }
+            let mut words = line.split_whitespace();
+            let stamp = words
+                .next()
+                .unwrap_or_default()
+                .trim_matches(['[', ']'])
+                .to_owned();
+            let is_it = words.next() == Some(subnet) && line.contains(via);
+            if is_it && time(&stamp) >= since {
+                return Ok(time(&stamp));
+            }
+        }
+    }
+}
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        drop(self.monitor.kill());
+        drop(self.monitor.wait());
+    }
+}
+
+/// `2026-11-24T19:29:31.123456`, in the time zone that this machine has.
+fn time(stamp: &str) -> SystemTime {
+    let stamp = stamp.trim_end_matches('Z');
+    let (clock, fraction) = stamp.split_once('.').unwrap_or((stamp, "0"));
+    let clock = clock.rsplit('T').next().unwrap_or_default();
+    let number = |text: &str| text.parse::<u64>().unwrap_or_default();
+    let seconds = clock
+        .split(':')
+        .fold(0, |sum, part| sum * 60 + number(part));
+    let micros = number(&format!("{fraction:0<6}"));
+    // Of this day: a bench at midnight is to be done again.
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let day = since.as_secs() / 86400 * 86400;
+    UNIX_EPOCH + Duration::from_secs(day + seconds) + Duration::from_micros(micros)
+}
+
+/// Requests to etcd over one connection, each answered before the next.
+struct Writer {
+    client: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Writer {
+    fn open(node: &Node<'_>, address: &str) -> io::Result<Self> {
+        let inner = node.command("busybox");
+        let mut client = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .args(["nc", address, "2379"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdin = client.stdin.take().expect("it is piped");
+        let stdout = BufReader::new(client.stdout.take().expect("it is piped"));
+        Ok(Self {
+            client,
+            stdin,
+            stdout,
+        })
+    }
+
+    fn put(&mut self, key: &str, value: &str) -> io::Result<()> {
+        self.post("/v3/kv/put", &conformance::etcd::put(key, value))
+    }
+
+    fn delete(&mut self, key: &str) -> io::Result<()> {
+        self.post("/v3/kv/deleterange", &conformance::etcd::delete(key))
+    }
+
+    fn post(&mut self, path: &str, body: &Value) -> io::Result<()> {
+        let body = body.to_string();
+        let length = body.len();
+        let request =
+            format!("POST {path} HTTP/1.1\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}");
+        self.stdin.write_all(request.as_bytes())?;
+        let mut line = String::new();
+        let mut length = 0;
+        let mut is_good = false;
+        while line != "\r\n" {
+            line.clear();
+            self.stdout.read_line(&mut line)?;
+            is_good |= line.starts_with("HTTP/1.1 200");
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
+                length = value.trim().parse().map_err(io::Error::other)?;
+            }
+        }
+        let mut answer = vec![0; length];
+        self.stdout.read_exact(&mut answer)?;
+        if is_good {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            String::from_utf8_lossy(&answer).into_owned(),
+        ))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        drop(self.client.kill());
+        drop(self.client.wait());
+    }
+}
+
+/// The time that a process has had of the processors.
+fn cpu(pid: u32) -> io::Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+    let nanos = text
+        .split(' ')
+        .next()
+        .and_then(|number| number.parse().ok());
+    nanos
+        .map(Duration::from_nanos)
+        .ok_or_else(|| io::Error::other(text))
+}
+
+/// The most memory that a process had, in MB.
+fn peak(pid: u32) -> io::Result<f64> {
+    let lines = BufReader::new(File::open(format!("/proc/{pid}/status"))?).lines();
+    for line in lines {
+        if let Some(rest) = line?.strip_prefix("VmHWM:") {
+            let kib: f64 = rest
+                .trim()
+                .trim_end_matches(" kB")
+                .parse()
+                .map_err(io::Error::other)?;
+            return Ok(kib * 1024.0 / 1e6);
+        }
+    }
+    Err(io::Error::other("the kernel says nothing of its memory"))
+}
+
+/// What `status --json` says.
+fn status(node: &Node<'_>) -> Value {
+    let text = node.sh("/mnt/bin/hostgw-agent status --json").ok();
+    serde_json::from_str(&text).expect("JSON")
+}

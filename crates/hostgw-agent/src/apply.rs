@@ -1,0 +1,122 @@
+//! Makes the kernel's routes the wanted ones.
+
+use std::collections::HashMap;
+
+use kernel::{Route, RouteChange, Rtnl};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::agent::chain;
+use crate::cleanup::is_of_flannel;
+use crate::node::Node;
+use crate::peers::{Peer, Refusal};
+use crate::plan::{Change, plan};
+
+/// More changes than this at once are told as a number.
+const TOLD: usize = 20;
+
+/// What was done.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) written: u64,
+    pub(crate) deleted: u64,
+    /// What could not be deleted, and why.
+    pub(crate) troubles: Vec<String>,
+}
+
+/// Compares wanted routes with the `present` ones and changes what differs, in one batch. A route
+/// that the kernel refuses is its peer's trouble.
+pub(crate) fn apply(
+    kernel: &Rtnl,
+    node: &Node,
+    is_onlink: bool,
+    peers: &mut [Peer],
+    present: &[Route],
+) -> Result<Done, String> {
+    let uplink = &node.uplink;
+    let hops = peers.iter().filter_map(Peer::wanted);
+    let wanted: Vec<_> = hops
+        .map(|hop| uplink.route(hop.subnet, hop.via, is_onlink && !uplink.reaches(hop.via)))
+        .collect();
+    let own: Vec<_> = node.own.subnets().collect();
+    let changes = plan(&wanted, present, &own);
+    let requests: Vec<_> = changes.iter().map(request).collect();
+    let begin = Instant::now();
+    let outcomes = kernel
+        .change_routes(&requests)
+        .map_err(|error| chain(&error))?;
+    let millis = begin.elapsed().as_secs_f64() * 1e3;
+    let mut done = Done::default();
+    let mut refused = HashMap::new();
+    for (outcome, change) in outcomes.into_iter().zip(&changes) {
+        match (outcome, change) {
+            (Ok(()), change) => {
+                tell(change, changes.len() > TOLD);
+                match change {
+                    Change::Replace { .. } => done.written += 1,
+                    Change::Delete { .. } => done.deleted += 1,
+                }
+            }
+            (Err(error), Change::Replace { route, .. }) => {
+                refused.insert(route.to, chain(&error));
+            }
+            (Err(error), Change::Delete { .. }) => done.troubles.push(chain(&error)),
+        }
+    }
+    for peer in peers {
+        if let Some(hop) = peer.wanted()
+            && let Some(reason) = refused.remove(&hop.subnet)
+        {
+            peer.refused = Some(Refusal::Kernel(reason));
+        }
+    }
+    if changes.len() > TOLD {
+        let Done {
+            written, deleted, ..
+        } = done;
+        info!(
+            "added or replaced {written} routes, deleted {deleted}; the kernel took {millis:.1} ms"
+        );
+    }
+    Ok(done)
+}
+
+/// Deletes what flanneld left of routes to nodes that are gone: those to others are ours by now.
+pub(crate) fn take_over(kernel: &Rtnl, node: &Node, peers: &[Peer]) -> Result<(), String> {
+    let networks: Vec<_> = node.snapshot.network.networks().collect();
+    let routes = kernel.routes().map_err(|error| chain(&error))?;
+    let hops = || peers.iter().filter_map(|peer| peer.hop);
+    let gone = routes.into_iter().filter(|route| {
+        is_of_flannel(route, &networks)
+            && route.dev == node.uplink.link.index
+            && !hops().any(|hop| hop.subnet == route.to)
+    });
+    let changes: Vec<_> = gone.map(RouteChange::Delete).collect();
+    let outcomes = kernel
+        .change_routes(&changes)
+        .map_err(|error| chain(&error))?;
+    for (outcome, change) in outcomes.into_iter().zip(&changes) {
+        outcome.map_err(|error| chain(&error))?;
+        if let RouteChange::Delete(route) = change {
+            warn!("deleted flannel's route {route}: no node has this subnet");
+        }
+    }
+    Ok(())
+}
+
+fn request(change: &Change) -> RouteChange {
+    match change {
+        Change::Replace { route, .. } => RouteChange::Replace(route.clone()),
+        Change::Delete { route, .. } => RouteChange::Delete(route.clone()),
+    }
+}
+
+fn tell(change: &Change, are_many: bool) {
+    if change.is_against_foreign() {
+        warn!("{change}");
+    } else if are_many {
+        debug!("{change}");
+    } else {
+        info!("{change}");
+    }
+}

@@ -1,0 +1,73 @@
+//! This node: what it holds, by which interface it reaches the others, and what follows for it.
+
+use std::path::Path;
+
+use kernel::sysctl;
+use subnet_env::SubnetEnv;
+use tracing::info;
+
+use crate::agent::chain;
+use crate::lease::{Lease, Snapshot};
+use crate::peers::{Own, Peer, judge};
+use crate::store::etcd::Held;
+use crate::uplink::Uplink;
+
+/// A snapshot in which this node was found, and this node.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) own: Lease,
+    pub(crate) uplink: Uplink,
+    /// The lease as etcd has it.
+    pub(crate) held: Option<Held>,
+}
+
+impl Node {
+    /// Whether this node itself is as in `other`, whatever happened to the cluster.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        self.own == other.own && self.uplink == other.uplink
+    }
+
+    /// Which of the other nodes' subnets can be routed.
+    pub(crate) fn peers(&self, is_onlink: bool) -> Vec<Peer> {
+        let own = Own {
+            lease: &self.own,
+            uplink: &self.uplink,
+            is_onlink,
+        };
+        judge(&self.snapshot, own)
+    }
+
+    /// A node that routes for its pods forwards.
+    pub(crate) fn forward(&self) -> Result<(), String> {
+        let set = |name: &str, value| sysctl::set(name, value).map_err(|error| chain(&error));
+        let network = &self.snapshot.network;
+        if network.ipv4.is_some() {
+            set("net/ipv4/ip_forward", "1")?;
+        }
+        if network.ipv6.is_some() {
+            // A node that forwards hears no router any more unless it insists (2), and loses the
+            // default route that one gave it.
+            let accept_ra = format!("net/ipv6/conf/{}/accept_ra", self.uplink.link.name);
+            if sysctl::get(&accept_ra).is_ok_and(|value| value == "1") {
+                set(&accept_ra, "2")?;
+            }
+            set("net/ipv6/conf/all/forwarding", "1")?;
+        }
+        Ok(())
+    }
+
+    /// Says in the node's subnet file which subnet is its own, unless it says so already.
+    pub(crate) fn write_subnet_file(&self, path: &Path, masquerades: bool) -> Result<(), String> {
+        let networks: Vec<_> = self.snapshot.network.networks().collect();
+        let subnets: Vec<_> = self.own.subnets().collect();
+        let wanted = SubnetEnv::new(&networks, &subnets, self.uplink.link.mtu, masquerades);
+        let wanted = wanted.map_err(|error| chain(&error))?;
+        if SubnetEnv::read(path).is_ok_and(|present| present == wanted) {
+            return Ok(());
+        }
+        wanted.write(path).map_err(|error| chain(&error))?;
+        info!("wrote {}", path.display());
+        Ok(())
+    }
+}
