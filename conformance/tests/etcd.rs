@@ -387,3 +387,63 @@ fn theft_is_an_alarm() {
     });
     wait_for("readiness is back", ready);
 }
+
+#[test]
+fn in_a_large_cluster_next_hops_are_objects_of_their_own() {
+    const NODES: usize = 600;
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.plug("ens7", &["172.16.0.1/12"]);
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    etcd.configure(&json!({"Network": "10.0.0.0/8", "SubnetMin": "10.255.0.0"}));
+    let lease = |i: usize, third: u8| {
+        let ip = format!("172.{third}.{}.{}", i / 256, i % 256);
+        let value = json!({"PublicIP": ip, "PublicIPv6": null, "BackendType": "host-gw"});
+        (
+            format!("subnets/10.{}.{}.0-24", i / 256, i % 256),
+            value.to_string(),
+        )
+    };
+    etcd.put_all((1..=NODES).map(|i| lease(i, 17)));
+    let agent = start(&node, &etcd, &["--iface=ens7"]);
+    let count = |what: &str| -> usize {
+        let text = node.sh(&format!("ip {what} | wc -l")).ok();
+        text.trim().parse().expect("a number")
+    };
+    let routes = || count("route show proto 104");
+    let objects = || count("nexthop show proto 104");
+    wait_for("all routes", || routes() == NODES);
+    assert_eq!(objects(), NODES);
+    let route = || {
+        node.sh("ip route get 10.0.7.9 | head -1; ip route show 10.0.7.0/24")
+            .ok()
+    };
+    assert!(route().contains("via 172.17.0.7 dev ens7"), "{}", route());
+    // A node moves, one goes, somebody takes everything away, and the link goes down and up.
+    etcd.put_all([lease(7, 18)]);
+    wait_for("the new next hop", || route().contains("via 172.18.0.7"));
+    etcd.ctl("del /coreos.com/network/subnets/10.0.8.0-24").ok();
+    wait_for("its route goes", || routes() == NODES - 1);
+    for harm in [
+        "ip nexthop flush proto 104",
+        "for i in 1 2 3 4 5; do ip route del 10.0.$i.0/24; done",
+        "ip link set ens7 down; ip link set ens7 up",
+    ] {
+        node.sh(harm).ok();
+        wait_for(harm, || routes() == NODES - 1);
+    }
+    assert!(route().contains("via 172.18.0.7"), "{}", route());
+    // What no route names any more goes when there is time.
+    node.sh("ip nexthop add id 4242 via 172.16.9.9 dev ens7 proto 104")
+        .ok();
+    let begin = std::time::Instant::now();
+    while objects() != NODES - 1 {
+        assert!(begin.elapsed() < Duration::from_secs(15), "{}", objects());
+        sleep(Duration::from_millis(200));
+    }
+    assert!(agent.stop());
+    let said = node.sh("/mnt/bin/hostgw-agent cleanup").ok();
+    assert!(said.contains("removed 599 next hop(s) of ours\n"), "{said}");
+    assert_eq!((routes(), objects()), (0, 0));
+}

@@ -1,19 +1,22 @@
 //! Makes the kernel's routes the wanted ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use kernel::{Route, RouteChange, Rtnl};
+use kernel::{Protocol, Route, RouteChange, Rtnl};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::agent::chain;
-use crate::cleanup::is_of_flannel;
+use crate::error::chain;
 use crate::node::Node;
 use crate::peers::{Peer, Refusal};
-use crate::plan::{Change, plan};
+use crate::plan::{Change, is_of_flannel, plan};
 
 /// More changes than this at once are told as a number.
 const TOLD: usize = 20;
+
+/// With more IPv4 routes than this, next hops are objects of their own: there the kernel would
+/// compare each new route with all others.
+const PLAIN: usize = 500;
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -35,9 +38,13 @@ pub(crate) fn apply(
 ) -> Result<Done, String> {
     let uplink = &node.uplink;
     let hops = peers.iter().filter_map(Peer::wanted);
-    let wanted: Vec<_> = hops
+    let mut wanted: Vec<_> = hops
         .map(|hop| uplink.route(hop.subnet, hop.via, is_onlink && !uplink.reaches(hop.via)))
         .collect();
+    let count = wanted.iter().filter(|route| route.to.is_ipv4()).count();
+    if count > PLAIN && kernel::has_nexthops() {
+        wanted = wanted.into_iter().map(Route::by_nexthop).collect();
+    }
     let own: Vec<_> = node.own.subnets().collect();
     let changes = plan(&wanted, present, &own);
     let requests: Vec<_> = changes.iter().map(request).collect();
@@ -79,6 +86,21 @@ pub(crate) fn apply(
         );
     }
     Ok(done)
+}
+
+/// Deletes our next hops that nobody's route names any more.
+pub(crate) fn sweep(kernel: &Rtnl) -> Result<(), String> {
+    let unused = || -> Result<Vec<u32>, kernel::Error> {
+        let ours = kernel.nexthops(Protocol::HOSTGW)?;
+        if ours.is_empty() {
+            return Ok(ours);
+        }
+        let routes = kernel.routes()?;
+        let used: HashSet<_> = routes.iter().filter_map(|route| route.nexthop).collect();
+        Ok(ours.into_iter().filter(|id| !used.contains(id)).collect())
+    };
+    let swept = unused().and_then(|unused| kernel.delete_nexthops(&unused));
+    swept.map_err(|error| chain(&error))
 }
 
 /// Deletes what flanneld left of routes to nodes that are gone: those to others are ours by now.

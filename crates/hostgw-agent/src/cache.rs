@@ -8,10 +8,9 @@ use std::{fs, mem};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Lease, Snapshot};
+use crate::lease::{Held, Lease, Snapshot};
 use crate::net_conf::NetConf;
 use crate::node::Node;
-use crate::store::etcd::Held;
 use crate::uplink::Uplink;
 
 /// What is kept.

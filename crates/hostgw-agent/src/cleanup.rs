@@ -10,8 +10,9 @@ use kernel::nftables::{self, Family, Transaction};
 use kernel::{Protocol, Route, RouteChange, Rtnl};
 use subnet_env::SubnetEnv;
 
-use crate::agent::chain;
+use crate::error::chain;
 use crate::firewall;
+use crate::plan::is_of_flannel;
 
 /// What is to go.
 pub(crate) struct Cleanup {
@@ -26,6 +27,7 @@ pub(crate) struct Cleanup {
 /// One thing that goes.
 enum Part {
     Route(Route),
+    NextHops(Vec<u32>),
     Table,
     Forward(usize),
     Iptables(usize),
@@ -71,6 +73,14 @@ impl Cleanup {
             .into_iter()
             .filter(|route| route.protocol == Protocol::HOSTGW || is_of_flannel(route));
         parts.extend(gone.map(Part::Route));
+        let nexthops = if kernel::has_nexthops() {
+            kernel
+                .nexthops(Protocol::HOSTGW)
+                .map_err(|error| chain(&error))?
+        } else {
+            Vec::new()
+        };
+        parts.extend((!nexthops.is_empty()).then_some(Part::NextHops(nexthops)));
         if nftables::has_table(Family::Inet, firewall::TABLE).map_err(|error| chain(&error))? {
             parts.push(Part::Table);
         }
@@ -94,15 +104,6 @@ fn networks(file: &SubnetEnv) -> impl Iterator<Item = IpNetwork> {
     ipv4.chain(file.ipv6_network.iter().copied().map(IpNetwork::V6))
 }
 
-/// flanneld's routes bear no mark: they are by a next hop, to a part of the cluster's network,
-/// and nobody in particular put them there.
-pub(crate) fn is_of_flannel(route: &Route, networks: &[IpNetwork]) -> bool {
-    let mut around = networks
-        .iter()
-        .filter(|network| network.prefix() < route.to.prefix() && network.contains(route.to.ip()));
-    route.protocol == Protocol::BOOT && route.via.is_some() && around.next().is_some()
-}
-
 impl Part {
     fn remove(&self, kernel: &Rtnl) -> Result<(), String> {
         match self {
@@ -114,6 +115,7 @@ impl Part {
                 let done: Result<Vec<()>, _> = outcomes.into_iter().collect();
                 done.map(drop).map_err(|error| chain(&error))
             }
+            Self::NextHops(ids) => kernel.delete_nexthops(ids).map_err(|error| chain(&error)),
             Self::Table => {
                 let mut transaction = Transaction::new();
                 transaction.delete_table(Family::Inet, firewall::TABLE);
@@ -140,6 +142,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Route(route) => write!(f, "route {route}"),
+            Self::NextHops(ids) => write!(f, "{} next hop(s) of ours", ids.len()),
             Self::Table => write!(f, "nf_tables table inet {}", firewall::TABLE),
             Self::Forward(count) => {
                 write!(f, "{count} rule(s) of ours in iptables' FORWARD chains")

@@ -19,7 +19,7 @@ pub(crate) use flannel::{Remain, remains as flannels_remains};
 pub(crate) use forward::remove as remove_forward;
 pub(crate) use iptables::remove as remove_iptables;
 
-use crate::agent::chain;
+use crate::error::chain;
 use crate::lease::Lease;
 use crate::net_conf::NetConf;
 

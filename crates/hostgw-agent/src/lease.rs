@@ -1,6 +1,7 @@
 //! Leases: which node holds which subnet, as every store tells it.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -33,6 +34,35 @@ pub(crate) struct Lease {
 pub(crate) struct Hop {
     pub(crate) subnet: IpNetwork,
     pub(crate) via: IpAddr,
+}
+
+/// The addresses by which a node is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Addresses {
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    pub(crate) ipv6: Option<Ipv6Addr>,
+}
+
+/// This node's lease as it stands in etcd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// Its key, without the prefix.
+    pub(crate) name: String,
+    /// What it says.
+    pub(crate) addresses: Addresses,
+    /// The number of etcd's own lease; 0 for a reservation.
+    pub(crate) etcd_lease: i64,
+}
+
+impl fmt::Display for Addresses {
+    /// The address that the node goes by.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.ipv4, self.ipv6) {
+            (Some(v4), _) => write!(f, "{v4}"),
+            (None, Some(v6)) => write!(f, "{v6}"),
+            (None, None) => f.write_str("nowhere"),
+        }
+    }
 }
 
 impl Lease {

@@ -7,6 +7,7 @@ mod cache;
 mod check;
 mod cleanup;
 mod cli;
+mod error;
 mod firewall;
 mod lease;
 mod metrics;
@@ -71,8 +72,8 @@ async fn perform(task: Task) -> Result<String, String> {
 async fn run(settings: Settings, serving: Serving) -> Result<(), String> {
     let shared = agent::shared();
     serve::start(&shared, &serving.socket, serving.address).await?;
-    let agent = Agent::new(settings, shared).map_err(|error| agent::chain(&error))?;
-    agent.run().await.map_err(|error| agent::chain(&error))
+    let agent = Agent::new(settings, shared).map_err(|error| error::chain(&error))?;
+    agent.run().await.map_err(|error| error::chain(&error))
 }
 
 /// The log goes to standard error: as text to a terminal, as JSON to what collects it.

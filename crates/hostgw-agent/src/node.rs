@@ -6,10 +6,9 @@ use kernel::sysctl;
 use subnet_env::SubnetEnv;
 use tracing::info;
 
-use crate::agent::chain;
-use crate::lease::{Lease, Snapshot};
+use crate::error::chain;
+use crate::lease::{Held, Lease, Snapshot};
 use crate::peers::{Own, Peer, judge};
-use crate::store::etcd::Held;
 use crate::uplink::Uplink;
 
 /// A snapshot in which this node was found, and this node.

@@ -84,6 +84,15 @@ fn hijacks(route: &Route, own: IpNetwork) -> bool {
     is_within && leads_away && route.protocol != Protocol::KERNEL
 }
 
+/// flanneld's routes bear no mark: they are by a next hop, to a part of the cluster's network,
+/// and nobody in particular put them there.
+pub(crate) fn is_of_flannel(route: &Route, networks: &[IpNetwork]) -> bool {
+    let mut around = networks
+        .iter()
+        .filter(|network| network.prefix() < route.to.prefix() && network.contains(route.to.ip()));
+    route.protocol == Protocol::BOOT && route.via.is_some() && around.next().is_some()
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

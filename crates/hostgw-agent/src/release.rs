@@ -6,8 +6,9 @@ use std::path::Path;
 use kernel::Rtnl;
 use tracing::debug;
 
-use crate::agent::{Settings, chain};
+use crate::agent::Settings;
 use crate::cache;
+use crate::error::chain;
 use crate::store::{self, etcd};
 use crate::uplink::Interfaces;
 

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 pub(crate) use cluster::parse as parse_cluster;
 
-use crate::agent::chain;
 use crate::cache::Kept;
+use crate::error::chain;
 use crate::lease::Snapshot;
 use crate::node::Node;
 use crate::state::StoreState;

@@ -7,9 +7,8 @@ use ipnetwork::IpNetwork;
 use kernel::{Address, Link, Protocol, Route, Rtnl};
 use regex::Regex;
 
-use crate::lease::{Lease, Snapshot};
+use crate::lease::{Addresses, Lease, Snapshot};
 use crate::net_conf::NetConf;
-use crate::store::etcd::Addresses;
 
 /// How the interface is told from the others: what is said first counts, as in flannel.
 #[derive(Clone, Debug, Default)]

@@ -12,6 +12,7 @@ mod mac;
 mod monitor;
 mod neighbour;
 mod netns;
+mod nexthop;
 pub mod nftables;
 mod route;
 mod rtnl;
@@ -25,6 +26,7 @@ pub use mac::{InvalidMac, Mac};
 #[cfg(feature = "monitor")]
 pub use monitor::{Monitor, Notice};
 pub use netns::{Home, Netns};
+pub use nexthop::has_nexthops;
 pub use route::{Protocol, Route, RouteChange, RouteOptions};
 pub use rtnl::Rtnl;
 pub use watch::Watch;

@@ -34,19 +34,20 @@ impl Monitor {
     /// Listens in the namespace of this thread. Routes that `ours` changes make no notice. Needs
     /// a tokio runtime.
     pub fn open(ours: &Rtnl) -> Result<Self, Error> {
-        /// The kernel's `NFNLGRP_NFTABLES`.
+        /// The kernel's `NFNLGRP_NFTABLES` and `RTNLGRP_NEXTHOP`.
         const NFTABLES: u32 = 7;
+        const NEXTHOP: u32 = 32;
         let failed = |error| Error::new("listen for network changes", error);
         // A conversation has its number from the first request on.
         ours.link("lo")?;
         let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
+            MulticastGroup::Link as u32,
+            MulticastGroup::Ipv4Ifaddr as u32,
+            MulticastGroup::Ipv6Ifaddr as u32,
+            MulticastGroup::Ipv4Route as u32,
+            MulticastGroup::Ipv6Route as u32,
+            NEXTHOP,
         ];
-        let groups = groups.map(|group| group as u32);
         Ok(Self {
             network: listen(NETLINK_ROUTE, &groups).map_err(failed)?,
             firewall: listen(NETLINK_NETFILTER, &[NFTABLES]).map_err(failed)?,
@@ -80,7 +81,9 @@ impl Monitor {
 
 fn listen(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(protocol)?;
-    let bits = groups.iter().fold(0, |bits, group| bits | 1 << (group - 1));
+    let bits = groups
+        .iter()
+        .fold(0, |bits, group| bits | (1 << (group - 1)));
     socket.socket_mut().bind(&SocketAddr::new(0, bits))?;
     Ok(socket)
 }

@@ -1,6 +1,7 @@
 //! Routes of the main table.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -10,7 +11,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
-use crate::rtnl::{Answer, Change, ip, number};
+use crate::nexthop::NextHop;
+use crate::rtnl::{Answer, Change, Request, ip, number};
 use crate::{Error, Rtnl};
 
 /// Who put a route there: the kernel's `rtm_protocol`.
@@ -26,8 +28,9 @@ impl Protocol {
     pub const HOSTGW: Self = Self(104);
 }
 
-/// A route of the main table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A route of the main table. Two are equal where they lead packets the same way, however the
+/// kernel was told.
+#[derive(Clone, Debug)]
 pub struct Route {
     /// Destination.
     pub to: IpNetwork,
@@ -43,9 +46,36 @@ pub struct Route {
     pub is_unicast: bool,
     /// Whether the next hop counts as on the link although no address of ours says so.
     pub is_onlink: bool,
+    /// The number of the kernel's object that is its next hop, where it names one.
+    pub nexthop: Option<u32>,
 }
 
 impl Route {
+    /// The same, its next hop an object of its own; IPv4 only. Its number is its address, so nobody
+    /// needs to remember it.
+    #[must_use]
+    pub fn by_nexthop(mut self) -> Self {
+        if let Some(IpAddr::V4(via)) = self.via {
+            self.nexthop = Some(via.into());
+        }
+        self
+    }
+
+    /// What makes it the route that it is.
+    fn identity(&self) -> impl PartialEq + Hash {
+        let Self {
+            to,
+            via,
+            dev,
+            protocol,
+            metric,
+            is_unicast,
+            is_onlink,
+            nexthop: _,
+        } = self;
+        (*to, *via, *dev, *protocol, *metric, *is_unicast, *is_onlink)
+    }
+
     /// A route to `to` by next hop `via` on link `dev`, or to the link itself, with the
     /// metric that the kernel gives where none is named.
     #[must_use]
@@ -59,7 +89,22 @@ impl Route {
             metric,
             is_unicast: true,
             is_onlink: false,
+            nexthop: None,
         }
+    }
+}
+
+impl PartialEq for Route {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Route {}
+
+impl Hash for Route {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
     }
 }
 
@@ -131,27 +176,58 @@ impl Rtnl {
     /// Makes the changes, in order, and says of each how it went. A route to delete that is
     /// gone already is fine.
     pub fn change_routes(&self, changes: &[RouteChange]) -> Result<Vec<Result<(), Error>>, Error> {
-        let requests = changes.iter().map(|change| match change {
+        let requests = changes.iter().flat_map(|change| match change {
             RouteChange::Replace(route) => {
-                new_route(route, &RouteOptions::default(), NLM_F_REPLACE)
+                let options = RouteOptions::default();
+                let (message, flags) = new_route(route, &options, NLM_F_REPLACE);
+                let nexthop = NextHop::of(route);
+                let nexthop = nexthop.map(|(message, flags)| (Message::NextHop(message), flags));
+                nexthop
+                    .into_iter()
+                    .chain([(Message::Route(message), flags)])
             }
-            RouteChange::Delete(route) => old_route(route),
+            RouteChange::Delete(route) => {
+                let (message, flags) = old_route(route);
+                None.into_iter().chain([(Message::Route(message), flags)])
+            }
         });
         let outcomes = self
             .changes(requests)
             .map_err(|error| Error::new("change routes", error))?;
-        let outcomes = outcomes.into_iter().zip(changes);
-        let outcomes = outcomes.map(|(outcome, change)| match (outcome, change) {
-            (Ok(_), _) => Ok(()),
-            (Err(error), RouteChange::Replace(route)) => {
-                Err(Error::new(format!("add route {route}"), error))
+        let mut outcomes = outcomes.into_iter();
+        let one = |change: &RouteChange| {
+            let mut next = || outcomes.next().expect("one for each request").map(drop);
+            match change {
+                RouteChange::Replace(route) => {
+                    let nexthop = route.nexthop.map_or(Ok(()), |_| next());
+                    let outcome = nexthop.and(next());
+                    outcome.map_err(|error| Error::new(format!("add route {route}"), error))
+                }
+                RouteChange::Delete(route) => match next() {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        let error = Error::new(format!("delete route {route}"), error);
+                        if error.is_gone() { Ok(()) } else { Err(error) }
+                    }
+                },
             }
-            (Err(error), RouteChange::Delete(route)) => {
-                let error = Error::new(format!("delete route {route}"), error);
-                if error.is_gone() { Ok(()) } else { Err(error) }
-            }
-        });
-        Ok(outcomes.collect())
+        };
+        Ok(changes.iter().map(one).collect())
+    }
+}
+
+/// What a change of a route takes.
+enum Message {
+    Route(RouteNetlinkMessage),
+    NextHop(NextHop),
+}
+
+impl Request for Message {
+    fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>) {
+        match self {
+            Self::Route(message) => message.write(flags, sequence, buffer),
+            Self::NextHop(message) => message.write(flags, sequence, buffer),
+        }
     }
 }
 
@@ -203,16 +279,20 @@ fn route_message(route: &Route) -> RouteMessage {
         None if route.to.is_ipv4() => RouteScope::Link,
         _ => RouteScope::Universe,
     };
-    if route.is_onlink {
+    if route.is_onlink && route.nexthop.is_none() {
         header.flags = RouteFlags::Onlink;
     }
     let attributes = &mut message.attributes;
     if route.to.prefix() > 0 {
         attributes.push(RouteAttribute::Destination(route.to.network().into()));
     }
-    attributes.extend(route.via.map(|via| RouteAttribute::Gateway(via.into())));
-    if route.dev > 0 {
-        attributes.push(RouteAttribute::Oif(route.dev));
+    if let Some(id) = route.nexthop {
+        attributes.push(RouteAttribute::NhId(id));
+    } else {
+        attributes.extend(route.via.map(|via| RouteAttribute::Gateway(via.into())));
+        if route.dev > 0 {
+            attributes.push(RouteAttribute::Oif(route.dev));
+        }
     }
     if route.metric > 0 {
         attributes.push(RouteAttribute::Priority(route.metric));
@@ -237,6 +317,7 @@ impl Route {
         const GATEWAY: u16 = 5;
         const PRIORITY: u16 = 6;
         const TABLE: u16 = 15;
+        const NH_ID: u16 = 30;
         // Family, lengths of destination and source, tos, table, protocol, scope, type, flags.
         let (head, attributes) = answer.parts::<12>()?;
         let [family, length, _, tos, its, protocol, _, kind, flags @ ..] = head;
@@ -247,6 +328,7 @@ impl Route {
             _ => return None,
         };
         let (mut to, mut via, mut dev, mut metric) = (unspecified, None, 0, 0);
+        let mut nexthop = None;
         let mut its = u32::from(*its);
         for (kind, value) in attributes {
             match kind {
@@ -255,6 +337,7 @@ impl Route {
                 OIF => dev = number(value),
                 PRIORITY => metric = number(value),
                 TABLE => its = number(value),
+                NH_ID => nexthop = Some(number(value)),
                 _ => {}
             }
         }
@@ -267,6 +350,7 @@ impl Route {
             metric,
             is_unicast: RouteType::from(*kind) == RouteType::Unicast,
             is_onlink: RouteFlags::from_bits_retain(number(flags)).contains(RouteFlags::Onlink),
+            nexthop,
         })
     }
 }

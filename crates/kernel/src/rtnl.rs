@@ -39,6 +39,24 @@ pub struct Rtnl {
 /// A message that changes something, and the flags that say how.
 pub(crate) type Change = (RouteNetlinkMessage, u16);
 
+/// What can be sent.
+pub(crate) trait Request {
+    /// Writes the message behind what is in `buffer`.
+    fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>);
+}
+
+impl Request for RouteNetlinkMessage {
+    fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>) {
+        let mut message = NetlinkMessage::from(self);
+        message.header.flags = flags;
+        message.header.sequence_number = sequence;
+        message.finalize();
+        let begin = buffer.len();
+        buffer.resize(begin + message.buffer_len(), 0);
+        message.serialize(&mut buffer[begin..]);
+    }
+}
+
 /// What the kernel says of one thing. It is read attribute by attribute, by whoever asked: of
 /// the forty that a link has, we want ten.
 #[derive(Debug)]
@@ -182,7 +200,7 @@ impl Rtnl {
     /// read again.
     pub(crate) fn dump(
         &self,
-        message: &RouteNetlinkMessage,
+        message: &(impl Request + Clone),
         doing: &str,
     ) -> Result<Vec<Answer>, Error> {
         for _ in 0..DUMP_TRIES {
@@ -235,7 +253,7 @@ impl Rtnl {
     /// and one that fails does not keep the kernel from those behind it.
     pub(crate) fn changes(
         &self,
-        changes: impl IntoIterator<Item = Change>,
+        changes: impl IntoIterator<Item = (impl Request, u16)>,
     ) -> io::Result<Vec<Outcome>> {
         let changes = changes.into_iter();
         let mut changes =
@@ -260,23 +278,14 @@ impl Rtnl {
     }
 
     /// Sends messages together, and says how many.
-    fn send(
-        &self,
-        messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> io::Result<usize> {
+    fn send(&self, messages: impl IntoIterator<Item = (impl Request, u16)>) -> io::Result<usize> {
         let sequence = self.sequence.get().wrapping_add(1);
         self.sequence.set(sequence);
         let mut buffer = self.buffer.borrow_mut();
         buffer.clear();
         let mut count = 0;
         for (message, flags) in messages {
-            let mut message = NetlinkMessage::from(message);
-            message.header.flags = flags;
-            message.header.sequence_number = sequence;
-            message.finalize();
-            let begin = buffer.len();
-            buffer.resize(begin + message.buffer_len(), 0);
-            message.serialize(&mut buffer[begin..]);
+            message.write(flags, sequence, &mut buffer);
             count += 1;
         }
         if count > 0 {

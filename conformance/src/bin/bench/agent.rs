@@ -30,16 +30,27 @@ pub(crate) fn bench(out: &mut impl Write) -> io::Result<()> {
     joins(out, &mut marks)?;
     mends(out, &mut marks)?;
     idle(out, &mut marks)?;
-    let mut rows = Vec::new();
-    for count in [10, 100, 1000, MANY, 50_000] {
-        rows.push((count, growth(count, &mut marks)?));
-    }
+    rows(&[10, 100, 1000, MANY, 50_000], out, &mut marks)?;
+    beside_flanneld(out)?;
+    marks.write(out)
+}
+
+/// One size of cluster alone.
+pub(crate) fn bench_of(count: u32, out: &mut impl Write) -> io::Result<()> {
+    let mut marks = Marks::default();
+    rows(&[count], out, &mut marks)?;
+    marks.write(out)
+}
+
+/// What clusters of these sizes cost.
+fn rows(counts: &[u32], out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
     head(
         out,
         "nodes",
         &["snapshot", "kernel", "restart", "CPU, %", "memory"],
     )?;
-    for (count, row) in rows {
+    for count in counts {
+        let row = growth(*count, marks)?;
         let cells = [
             format!("{:.0} ms", millis(row.snapshot)),
             format!("{:.1} ms", row.kernel),
@@ -47,15 +58,10 @@ pub(crate) fn bench(out: &mut impl Write) -> io::Result<()> {
             format!("{:.2}", row.busy * 100.0),
             format!("{:.1} MB", row.memory),
         ];
-        let what = if count > MANY {
-            " (simulated, as are all)"
-        } else {
-            ""
-        };
+        let what = if *count > MANY { " (simulated)" } else { "" };
         writeln!(out, "{:25}{}", format!("{count}{what}"), columns(cells))?;
     }
-    beside_flanneld(out)?;
-    marks.write(out)
+    Ok(())
 }
 
 /// A lease as flannel writes it.
@@ -372,8 +378,10 @@ fn route_count(node: &Node<'_>) -> u32 {
 fn route_map(node: &Node<'_>) -> BTreeMap<String, String> {
     let text = node.sh("ip route show proto 104").ok();
     let route = |line: &str| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        (words[0].to_owned(), words[2].to_owned())
+        let (to, rest) = line.split_once(' ').expect("a destination");
+        let via = rest.split_once("via ").map_or("", |(_, via)| via);
+        let via = via.split(' ').next().unwrap_or_default();
+        (to.to_owned(), via.to_owned())
     };
     text.lines().map(route).collect()
 }
@@ -396,13 +404,24 @@ fn churn(node: &Node<'_>, store: &Node<'_>, pid: u32, count: u32) -> io::Result<
         sleep(next.saturating_duration_since(Instant::now()));
     }
     let busy = cpu(pid)?.saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
-    for _ in 0..50 {
-        if route_map(node) == wanted {
+    let mut routes = BTreeMap::new();
+    for _ in 0..100 {
+        routes = route_map(node);
+        if routes == wanted {
             return Ok(busy);
         }
         sleep(Duration::from_millis(100));
     }
-    Err(io::Error::other("a change was lost"))
+    let lost: Vec<_> = wanted
+        .iter()
+        .filter(|(to, via)| routes.get(*to) != Some(via))
+        .take(5)
+        .collect();
+    Err(io::Error::other(format!(
+        "changes were lost: {lost:?} of {} and {}",
+        wanted.len(),
+        routes.len()
+    )))
 }
 
 /// The real flanneld with as many nodes, where it was built.

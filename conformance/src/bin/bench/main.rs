@@ -38,10 +38,14 @@ fn main() -> ExitCode {
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--inside"] => inside(),
         ["agent"] => agent::bench(&mut io::stdout()),
+        ["agent", count] if count.parse::<u32>().is_ok() => {
+            let count = count.parse().expect("just tried");
+            agent::bench_of(count, &mut io::stdout())
+        }
         ["plugin", floor] => outside(Path::new(floor)),
         _ => {
             eprintln!(
-                "usage: bench agent | bench plugin FLOOR, where FLOOR is the static executable of that name"
+                "usage: bench agent [NODES] | bench plugin FLOOR, where FLOOR is the static executable of that name"
             );
             return ExitCode::FAILURE;
         }

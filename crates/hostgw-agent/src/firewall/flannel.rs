@@ -5,7 +5,7 @@ use std::fmt;
 use kernel::nftables::{self, Family, Transaction};
 
 use super::legacy;
-use crate::agent::chain;
+use crate::error::chain;
 
 /// A part of it, which goes as a whole.
 pub(crate) enum Remain {

@@ -4,7 +4,7 @@ use ipnetwork::IpNetwork;
 use kernel::nftables::{self, Family, Rule, Transaction};
 
 use super::{COMMENT, Rules, legacy};
-use crate::agent::chain;
+use crate::error::chain;
 
 /// The table and the chain, in each family of tables.
 const TABLE: &str = "filter";

@@ -24,12 +24,12 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
 pub(crate) use connection::{Access, Password};
-pub(crate) use format::{Addresses, Subnets, Value};
-pub(crate) use own::Held;
+pub(crate) use format::Subnets;
 
-use crate::lease::{Lease, Snapshot};
+use crate::lease::{Addresses, Held, Lease, Snapshot};
 use connection::{PATIENCE, why};
 use contents::Contents;
+use format::Value;
 use own::{Claim, Step, Write};
 
 /// A snapshot may be large: 50,000 leases are 12 MB.
@@ -452,7 +452,7 @@ impl Keeper {
         self.tell(&write);
         let held = Held {
             name: write.name,
-            value: write.value,
+            addresses: write.value.addresses(),
             etcd_lease,
         };
         let old = self.held.replace(held.clone());
@@ -531,14 +531,14 @@ impl Keeper {
 
     /// Says what became of the lease, where it is news.
     fn tell(&self, write: &Write) {
-        let (name, address) = (&write.name, &write.value);
+        let (name, address) = (&write.name, write.value.addresses());
         match (write.revision, &write.instead_of, &self.held) {
             (None, _, Some(held)) if self.is_confirmed && held.name == *name => {
                 warn!("the lease of {name} was gone; took it again");
             }
             (None, Some((old, _)), _) => info!("took {name} for {address} instead of {old}"),
             (None, ..) => info!("took {name} for {address}"),
-            (_, _, Some(held)) if held.value != *address => {
+            (_, _, Some(held)) if held.addresses != address => {
                 info!("the lease of {name} is for {address} now");
             }
             _ if !self.is_confirmed => info!("took over {name} of {address}"),

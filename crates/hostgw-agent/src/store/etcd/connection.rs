@@ -107,7 +107,7 @@ fn unreadable(path: &Path, error: &io::Error) -> String {
 /// What etcd or the way there says of a failure, in few words.
 pub(super) fn why(error: &etcd_client::Error) -> String {
     let etcd_client::Error::GRpcStatus(status) = error else {
-        return crate::agent::chain(error);
+        return crate::error::chain(error);
     };
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Hop, Lease};
+use crate::lease::{Addresses, Hop, Lease};
 use crate::net_conf::NetConf;
 
 /// The subnets of a lease, which are its key: `10.10.1.0-24`, with IPv6 behind an ampersand:
@@ -28,13 +28,6 @@ pub(crate) struct Value {
     pub(crate) public_ipv6: Option<Ipv6Addr>,
     #[serde(default)]
     pub(crate) backend_type: String,
-}
-
-/// The addresses by which a node is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Addresses {
-    pub(crate) ipv4: Option<Ipv4Addr>,
-    pub(crate) ipv6: Option<Ipv6Addr>,
 }
 
 /// The backend of all our leases.
@@ -143,6 +136,14 @@ impl Value {
         })
     }
 
+    /// The addresses in it.
+    pub(crate) fn addresses(&self) -> Addresses {
+        Addresses {
+            ipv4: Some(self.public_ip).filter(|address| !address.is_unspecified()),
+            ipv6: self.public_ipv6,
+        }
+    }
+
     /// Whether it is the lease of a node with these addresses. As in flannel, the IPv4 address
     /// decides where there is one.
     pub(crate) fn is_of(&self, other: &Self) -> bool {
@@ -150,16 +151,6 @@ impl Value {
             self.public_ipv6 == other.public_ipv6
         } else {
             self.public_ip == other.public_ip
-        }
-    }
-}
-
-impl fmt::Display for Value {
-    /// The address that the node goes by.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.public_ipv6 {
-            Some(v6) if self.public_ip.is_unspecified() => write!(f, "{v6}"),
-            _ => write!(f, "{}", self.public_ip),
         }
     }
 }
@@ -182,14 +173,17 @@ pub(crate) fn lease(key: &str, subnets: Option<Subnets>, value: &Result<Value, S
             return lease;
         }
     };
-    let ipv4 = Some(IpAddr::V4(value.public_ip)).filter(|address| !address.is_unspecified());
-    let ipv6 = value.public_ipv6.map(IpAddr::V6);
+    let Addresses { ipv4, ipv6 } = value.addresses();
     let hop = |subnet: Option<IpNetwork>, via: Option<IpAddr>| {
         let (subnet, via) = (subnet?, via?);
         Some(Hop { subnet, via })
     };
-    lease.hops.extend(hop(subnets.ipv4.map(Into::into), ipv4));
-    lease.hops.extend(hop(subnets.ipv6.map(Into::into), ipv6));
+    lease
+        .hops
+        .extend(hop(subnets.ipv4.map(Into::into), ipv4.map(Into::into)));
+    lease
+        .hops
+        .extend(hop(subnets.ipv6.map(Into::into), ipv6.map(Into::into)));
     if value.backend_type != HOST_GW {
         lease.flaw = Some(format!(
             "its backend is {:?}, not {HOST_GW:?}",

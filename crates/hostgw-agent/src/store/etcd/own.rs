@@ -4,10 +4,10 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
 
 use super::contents::{Contents, Entry};
-use super::format::{Addresses, Subnets, Value};
+use super::format::{Subnets, Value};
+use crate::lease::{Addresses, Held};
 use crate::net_conf::{NetConf, Space};
 
 /// What this node wants, and what it knows of what it has.
@@ -23,16 +23,6 @@ pub(super) struct Claim {
     pub(super) is_due: bool,
     /// Subnets that it had before, the best known first.
     pub(super) previous: Vec<Subnets>,
-}
-
-/// A lease as this node wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Held {
-    /// Its key, without the prefix.
-    pub(crate) name: String,
-    pub(crate) value: Value,
-    /// The number of etcd's own lease; 0 for a reservation.
-    pub(crate) etcd_lease: i64,
 }
 
 /// The next thing to do.
@@ -150,7 +140,9 @@ impl Claim {
             return false;
         };
         let as_written = self.held.as_ref().is_some_and(|held| {
-            held.name == name && held.value == *theirs && held.etcd_lease == entry.stamp.etcd_lease
+            held.name == name
+                && held.addresses == theirs.addresses()
+                && held.etcd_lease == entry.stamp.etcd_lease
         });
         as_written || theirs.is_of(value)
     }
@@ -190,7 +182,7 @@ impl Claim {
     /// want the same.
     fn seed(&self) -> u128 {
         let mut hasher = DefaultHasher::new();
-        (self.addresses.ipv4, self.addresses.ipv6).hash(&mut hasher);
+        self.addresses.hash(&mut hasher);
         hasher.finish().into()
     }
 }
@@ -217,7 +209,7 @@ fn write(name: &str, entry: &Entry, value: Value) -> Step {
 
 fn holder(entry: &Entry) -> String {
     match &entry.value {
-        Ok(value) => value.to_string(),
+        Ok(value) => value.addresses().to_string(),
         Err(reason) => format!("somebody unknown ({reason})"),
     }
 }
@@ -272,7 +264,7 @@ mod tests {
         Claim {
             held: Some(Held {
                 name: "10.10.2.0-24".to_owned(),
-                value: value("192.168.2.16"),
+                addresses: newcomer().addresses,
                 etcd_lease: 7,
             }),
             is_confirmed: true,
@@ -293,8 +285,8 @@ mod tests {
             }) => match (revision, instead_of, is_reservation) {
                 (None, None, _) => format!("take {name}"),
                 (None, Some((old, at)), _) => format!("take {name} instead of {old}@{at}"),
-                (Some(at), _, false) => format!("write {name}@{at} for {value}"),
-                (Some(at), _, true) => format!("keep {name}@{at} for {value}"),
+                (Some(at), _, false) => format!("write {name}@{at} for {}", value.addresses()),
+                (Some(at), _, true) => format!("keep {name}@{at} for {}", value.addresses()),
             },
         }
     }
