@@ -2,6 +2,6 @@
 // one of the modules that they want is not to be had.
 module flannel
 
-go 1.25.0
+go 1.26.0
 
 require github.com/flannel-io/flannel v0.28.10

@@ -191,6 +191,9 @@ impl Agent {
             let masquerades = self.settings.firewall.masquerades();
             let written = node.write_subnet_file(&self.settings.subnet_file, masquerades);
             troubles.extend(node.forward().err().into_iter().chain(written.err()));
+            if !node.uplink.link.is_up {
+                troubles.insert(format!("interface {} is down", node.uplink.link.name));
+            }
             let rules = firewall::Rules::new(&node.snapshot.network, &node.own);
             if wake.notice.firewall || wake.is_slow || !self.firewall.is_for(&rules) {
                 self.firewall.ensure(&rules, wake.is_slow);
@@ -218,6 +221,7 @@ impl Agent {
             selection: &self.settings.selection,
             kept: self.kept.as_ref(),
             has_moved: wake.notice.network,
+            is_slow: wake.is_slow,
         });
         troubles.extend(view.troubles);
         match view.node {

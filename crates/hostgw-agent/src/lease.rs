@@ -1,5 +1,6 @@
 //! Leases: which node holds which subnet, as every store tells it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -75,4 +76,28 @@ impl Lease {
 /// Whether two networks have an address in common.
 pub(crate) fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())
+}
+
+/// Subnets that are taken, none of which overlap, each with who has it, by where they begin.
+pub(crate) struct Ground<T>(BTreeMap<IpAddr, (IpNetwork, T)>);
+
+impl<T: Copy> Ground<T> {
+    /// Nothing is taken.
+    pub(crate) fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Takes a subnet that is free.
+    pub(crate) fn take(&mut self, subnet: IpNetwork, whose: T) {
+        self.0.insert(subnet.network(), (subnet, whose));
+    }
+
+    /// What is taken already and has an address in common with `subnet`.
+    pub(crate) fn taken(&self, subnet: IpNetwork) -> Option<(IpNetwork, T)> {
+        // It begins before the subnet or within it.
+        let before = self.0.range(..=subnet.network()).next_back();
+        let after = self.0.range(subnet.network()..).next();
+        let mut near = before.into_iter().chain(after).map(|(_, taken)| *taken);
+        near.find(|(taken, _)| overlap(subnet, *taken))
+    }
 }

@@ -1,13 +1,13 @@
 //! Which of the other nodes' subnets can be routed, and why the others cannot. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::lease::{Hop, Lease, Snapshot, overlap};
+use crate::lease::{Ground, Hop, Lease, Snapshot};
 use crate::uplink::Uplink;
 
 /// A subnet of another node, and what is to be done about it.
@@ -57,7 +57,7 @@ pub(crate) fn judge(snapshot: &Snapshot, own: Own<'_>) -> Vec<Peer> {
             newest.insert(hop.via, &lease.node);
         }
     }
-    let mut ground = Ground::default();
+    let mut ground = Ground::new();
     for hop in &own.lease.hops {
         ground.take(hop.subnet, "this node");
     }
@@ -76,8 +76,10 @@ pub(crate) fn judge(snapshot: &Snapshot, own: Own<'_>) -> Vec<Peer> {
             peers.push(refuse(None, Some(Refusal::Flaw(reason))));
         }
         for hop in &lease.hops {
-            let refused =
-                refusal(lease, *hop, snapshot, own, &newest).or_else(|| ground.refuse(hop.subnet));
+            let refused = refusal(lease, *hop, snapshot, own, &newest).or_else(|| {
+                let (taken, node) = ground.taken(hop.subnet)?;
+                Some(Refusal::Overlaps(taken, node.to_owned()))
+            });
             if refused.is_none() {
                 ground.take(hop.subnet, &lease.node);
             }
@@ -123,25 +125,6 @@ fn refusal(
         return Some(Refusal::NotOnLink(via, own.uplink.link.name.clone()));
     }
     None
-}
-
-/// Subnets that are taken, none of which overlap, by where they begin.
-#[derive(Default)]
-struct Ground<'a>(BTreeMap<IpAddr, (IpNetwork, &'a str)>);
-
-impl<'a> Ground<'a> {
-    fn take(&mut self, subnet: IpNetwork, node: &'a str) {
-        self.0.insert(subnet.network(), (subnet, node));
-    }
-
-    /// What is taken begins before the subnet or within it.
-    fn refuse(&self, subnet: IpNetwork) -> Option<Refusal> {
-        let before = self.0.range(..=subnet.network()).next_back();
-        let after = self.0.range(subnet.network()..).next();
-        let mut near = before.into_iter().chain(after).map(|(_, taken)| taken);
-        let (taken, node) = near.find(|(taken, _)| overlap(subnet, *taken))?;
-        Some(Refusal::Overlaps(*taken, (*node).to_owned()))
-    }
 }
 
 impl Peer {

@@ -55,6 +55,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) kept: Option<&'a Kept>,
     /// Whether links, addresses or routes may have changed since the last time.
     pub(crate) has_moved: bool,
+    /// Whether what makes no notice is worth a look.
+    pub(crate) is_slow: bool,
 }
 
 /// What a store says at one moment.
@@ -121,22 +123,24 @@ impl Store {
 }
 
 fn view_file(files: &mut FileStore, node_name: Option<&str>, around: Surroundings<'_>) -> View {
-    files.watch();
-    let snapshot = files.read();
-    let is_reached = !matches!(snapshot, Err(file::Error::Read { .. }));
-    let find = |snapshot: Snapshot| {
+    if around.is_slow {
+        files.watch();
+    }
+    let latest = files.latest(around.is_slow);
+    let is_reached = !matches!(latest, Err(file::Error::Read { .. }));
+    let find = |snapshot: &Snapshot| {
         let interfaces = interfaces(around)?;
-        let found = around.selection.find(node_name, &interfaces, &snapshot);
+        let found = around.selection.find(node_name, &interfaces, snapshot);
         let (own, uplink) = found.map_err(|error| chain(&error))?;
         Ok(Node {
-            snapshot,
+            snapshot: snapshot.clone(),
             own,
             uplink,
             held: None,
         })
     };
     View {
-        node: Some(snapshot.map_err(|error| chain(&error)).and_then(find)),
+        node: Some(latest.as_ref().map_err(|error| chain(error)).and_then(find)),
         troubles: Vec::new(),
         state: StoreState {
             is_reached,

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Deserializer};
 
-use crate::lease::{Hop, Lease, Snapshot, overlap};
+use crate::lease::{Ground, Hop, Lease, Snapshot};
 use crate::net_conf::NetConf;
 
 #[derive(Deserialize)]
@@ -90,6 +90,7 @@ pub(crate) fn parse(text: &str) -> Result<Snapshot, String> {
     json.end().map_err(|error| error.to_string())?;
     let mut names = Unique::new("name");
     let mut addresses = Unique::new("public address");
+    let mut ground: Ground<usize> = Ground::new();
     let mut leases: Vec<Arc<Lease>> = Vec::new();
     for (i, node) in cluster.nodes.into_iter().enumerate() {
         let wrong = |key: &str, reason: String| format!("nodes[{i}].{key}: {reason}");
@@ -100,21 +101,18 @@ pub(crate) fn parse(text: &str) -> Result<Snapshot, String> {
         names.take(&node.name, i)?;
         for hop in &hops {
             addresses.take(&hop.via, i)?;
-            let others = leases
-                .iter()
-                .flat_map(|lease| lease.hops.iter().map(move |h| (lease, h)));
-            for (lease, other) in others {
-                if overlap(hop.subnet, other.subnet) {
-                    let (subnet, other, node) = (hop.subnet, other.subnet, &lease.node);
-                    let reason = format!("{subnet} overlaps {other} of node {node}");
-                    let key = if subnet.is_ipv4() {
-                        "subnet"
-                    } else {
-                        "ipv6Subnet"
-                    };
-                    return Err(wrong(key, reason));
-                }
+            let subnet = hop.subnet;
+            if let Some((other, whose)) = ground.taken(subnet) {
+                let whose = leases.get(whose).map_or(&node.name, |lease| &lease.node);
+                let reason = format!("{subnet} overlaps {other} of node {whose}");
+                let key = if subnet.is_ipv4() {
+                    "subnet"
+                } else {
+                    "ipv6Subnet"
+                };
+                return Err(wrong(key, reason));
             }
+            ground.take(subnet, i);
         }
         leases.push(Arc::new(Lease {
             node: node.name,

@@ -42,6 +42,10 @@ const TICK: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_secs(2);
 /// One that gives none is not believed any more.
 const SILENT: Duration = Duration::from_secs(5);
+/// A session that lasted longer than this was a good one.
+const LASTING: Duration = Duration::from_secs(5);
+/// How soon the next server is tried.
+const NEXT: Duration = Duration::from_millis(20);
 /// How often somebody may get in between.
 const TRIES: usize = 100;
 
@@ -302,25 +306,26 @@ struct Keeper {
 
 impl Keeper {
     async fn run(mut self) {
+        let count = self.options.access.endpoints.len();
         let mut failed = Vec::new();
         for i in 0.. {
-            let endpoints = &self.options.access.endpoints;
-            let endpoint = endpoints[i % endpoints.len()].clone();
+            let endpoint = self.options.access.endpoints[i % count].clone();
+            let begin = Instant::now();
             let Err(reason) = self.session(&endpoint).await else {
                 continue;
             };
-            if self.shared.state().unreachable.is_none() {
+            if begin.elapsed() > LASTING {
                 failed.clear();
             }
             failed.push(format!("{endpoint}: {reason}"));
             // Another one may be well.
-            if failed.len() < self.options.access.endpoints.len() {
-                self.shared.state().unreachable.get_or_insert_default();
+            if failed.len() < count {
+                sleep(NEXT).await;
                 continue;
             }
             let reason = format!("etcd cannot be reached: {}", failed.join("; "));
-            self.shared.update(|state| state.unreachable = Some(reason));
             failed.clear();
+            self.shared.update(|state| state.unreachable = Some(reason));
             // Back in step within a second, and not all nodes at once.
             let pause = rand::rng().random_range(200..600);
             sleep(Duration::from_millis(pause)).await;
@@ -341,12 +346,15 @@ impl Keeper {
         let mut watch = within(PATIENCE, watch).await?;
         self.shared.update(|state| {
             state.contents = Some(contents);
-            state.unreachable = None;
             state.heard = Some(Instant::now());
         });
         let mut tick = interval(TICK);
         loop {
             self.hold(&mut client).await?;
+            // Only now: a server that lets us read and not write is of no use.
+            if self.shared.state().unreachable.is_some() {
+                self.shared.update(|state| state.unreachable = None);
+            }
             tokio::select! {
                 word = watch.message() => {
                     let word = word.map_err(|error| why(&error))?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
 use notify::event::{AccessKind, AccessMode};
@@ -16,6 +17,9 @@ pub(crate) struct FileStore {
     path: PathBuf,
     watcher: RecommendedWatcher,
     touched: Arc<Notify>,
+    /// Whether the file may say something else than when it was last read.
+    is_stale: Arc<AtomicBool>,
+    latest: Option<Result<Snapshot, Error>>,
 }
 
 /// Why a cluster file is of no use.
@@ -32,12 +36,14 @@ pub(crate) enum Error {
 impl FileStore {
     pub(crate) fn new(path: PathBuf) -> Result<Self, Error> {
         let touched = Arc::new(Notify::new());
-        let notice = Arc::clone(&touched);
+        let is_stale = Arc::new(AtomicBool::new(true));
+        let (notice, stale) = (Arc::clone(&touched), Arc::clone(&is_stale));
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Our own reading is an event too; what could not be read may be anything.
             if event.is_ok_and(|event| is_reading(event.kind)) {
                 return;
             }
+            stale.store(true, Ordering::Relaxed);
             notice.notify_one();
         });
         let watcher = watcher.map_err(Error::Watch)?;
@@ -45,6 +51,8 @@ impl FileStore {
             path,
             watcher,
             touched,
+            is_stale,
+            latest: None,
         };
         store.watch();
         Ok(store)
@@ -69,8 +77,15 @@ impl FileStore {
         self.touched.notified().await;
     }
 
-    /// Reads the whole file.
-    pub(crate) fn read(&self) -> Result<Snapshot, Error> {
+    /// What the file says. It is read where something was touched since, or where `anew` says so.
+    pub(crate) fn latest(&mut self, anew: bool) -> &Result<Snapshot, Error> {
+        let is_stale = self.is_stale.swap(false, Ordering::Relaxed) || anew;
+        let latest = self.latest.take().filter(|_| !is_stale);
+        let latest = latest.unwrap_or_else(|| self.read());
+        self.latest.insert(latest)
+    }
+
+    fn read(&self) -> Result<Snapshot, Error> {
         let path = || self.path.clone();
         let text = fs::read_to_string(&self.path);
         let text = text.map_err(|source| Error::Read {

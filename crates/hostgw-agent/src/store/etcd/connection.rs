@@ -44,7 +44,8 @@ impl Access {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(PATIENCE)
             // A member that lost the others must not answer as if nothing had happened.
-            .with_require_leader(true);
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
         if !endpoint.starts_with("http://") {
             options = options.with_tls(self.tls()?);
         }
