@@ -275,6 +275,10 @@ fn a_password_comes_from_a_file_and_goes_nowhere_else() {
         "role add flannel",
         "role grant-permission flannel --prefix=true readwrite /coreos.com/network",
         "user grant-role flannel flannel",
+        "user add reader:readonly",
+        "role add reader",
+        "role grant-permission reader --prefix=true read /coreos.com/network",
+        "user grant-role reader reader",
         "auth enable",
     ] {
         etcd.ctl(step).ok();
@@ -290,6 +294,23 @@ fn a_password_comes_from_a_file_and_goes_nowhere_else() {
             &[&endpoints, "-v=9", "--etcd-username=flannel", &file],
         )
     };
+    // Who may read and not write gets no subnet. It is said once, and tried again in peace.
+    let twice = format!("{endpoints},{}", etcd.url());
+    let reader = Agent::start(
+        worker1,
+        &[&twice, "--etcd-username=reader", "--etcd-password=readonly"],
+    );
+    reader.wait_for_log("etcdserver: permission denied");
+    let before = cpu(&reader);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(
+        reader.log().matches("permission denied").count(),
+        2,
+        "{}",
+        reader.log()
+    );
+    assert!(cpu(&reader).saturating_sub(before) < Duration::from_millis(200));
+    assert!(reader.stop());
     let agent = start("wrong");
     agent.wait_for_log("authentication failed, invalid user ID or password");
     // A file that is put right counts by itself.
@@ -318,4 +339,15 @@ fn a_password_comes_from_a_file_and_goes_nowhere_else() {
     put(3);
     wait_for_route(worker1, &agent, 3);
     assert!(begin.elapsed() < Duration::from_secs(1));
+}
+
+/// The time that an agent has had of the processors.
+fn cpu(agent: &Agent) -> Duration {
+    let path = format!("/proc/{}/schedstat", agent.pid());
+    let text = std::fs::read_to_string(path).expect("it runs");
+    let nanos = text
+        .split(' ')
+        .next()
+        .and_then(|number| number.parse().ok());
+    Duration::from_nanos(nanos.expect("a number"))
 }
