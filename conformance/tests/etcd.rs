@@ -276,7 +276,7 @@ fn many_new_nodes_at_once_get_a_subnet_each() {
             "/mnt/bin/hostgw-agent release --etcd-endpoints {url}"
         ))
         .ok();
-    assert_eq!(said, "this node holds no lease in 10.10.0.0/16\n");
+    assert_eq!(said, "this node holds no lease below /coreos.com/network\n");
     // While an agent runs, nothing is given back.
     let refused = ninth.sh(&format!(
         "/mnt/bin/hostgw-agent release --etcd-endpoints {url}"
@@ -335,6 +335,14 @@ fn a_lease_is_renewed_and_taken_again() {
         granted.contains("found 1 leases"),
         "nothing is left behind: {granted}"
     );
+    // Whatever is wrong with the configuration, the lease is renewed.
+    let version = etcd.entry(&path)["version"].as_u64();
+    etcd.ctl("put /coreos.com/network/config '{'").ok();
+    agent.wait_for_log("/coreos.com/network/config: EOF while parsing");
+    wait_for("the lease is renewed all the same", || {
+        etcd.entry(&path)["version"].as_u64() > version
+    });
+    etcd.configure(&json!({}));
     // Cut off for longer than the lease holds: it is said, and taken again by itself.
     worker1.sh("ip link set enp0s5 down").ok();
     wait_for("etcd forgets the node", || etcd.leases().is_empty());
@@ -368,6 +376,19 @@ fn theft_is_an_alarm() {
             .success
     };
     wait_for("readiness", ready);
+    let metrics = worker1
+        .sh("busybox wget -q -O - http://127.0.0.1:8080/metrics")
+        .ok();
+    let metric = |name: &str| -> f64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name} in {metrics}"))
+            .trim()
+            .parse()
+            .expect("a number")
+    };
+    assert!((86_000.0..=86_400.0).contains(&metric("hostgw_lease_seconds ")));
+    assert!((0.0..5.0).contains(&metric("hostgw_store_lag_seconds ")));
+    assert!(metric("hostgw_store_revision ") >= 2.0);
     let thief = serde_json::from_str(&value(15, Family::Ipv4)).expect("JSON");
     etcd.put(&path, &thief);
     agent.wait_for_log(&format!(
@@ -446,4 +467,90 @@ fn in_a_large_cluster_next_hops_are_objects_of_their_own() {
     let said = node.sh("/mnt/bin/hostgw-agent cleanup").ok();
     assert!(said.contains("removed 599 next hop(s) of ours\n"), "{said}");
     assert_eq!((routes(), objects()), (0, 0));
+}
+
+#[test]
+fn no_two_new_nodes_of_two_families_get_one_subnet() {
+    let lab = Lab::new();
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    // Six nodes at once, four IPv4 subnets, any number of IPv6 ones: a key has both in its name.
+    etcd.configure(&json!({
+        "SubnetMin": "10.10.1.0", "SubnetMax": "10.10.4.0",
+        "EnableIPv6": true, "IPv6Network": "fd00:10:10::/48",
+    }));
+    let nodes: Vec<_> = (31..37)
+        .map(|host| {
+            let v6 = format!("fd00:192:168:2::{host}/64");
+            lab.node(
+                &format!("node{host}"),
+                &[&format!("192.168.2.{host}/24"), &v6],
+            )
+        })
+        .collect();
+    let agents: Vec<_> = nodes.iter().map(|node| start(node, &etcd, &[])).collect();
+    wait_for("four have a subnet", || {
+        nodes.iter().filter(|node| !own(node).is_empty()).count() == 4
+    });
+    wait_for("two have none, and say so", || {
+        let stuck = |agent: &&Agent| agent.log().contains("no subnet is free: all 4 from");
+        agents.iter().filter(stuck).count() == 2
+    });
+    let mut subnets: Vec<_> = etcd
+        .leases()
+        .into_iter()
+        .map(|(key, _)| key.split('&').next().unwrap_or_default().to_owned())
+        .collect();
+    subnets.sort();
+    let wanted: Vec<_> = (1..=4).map(|i| format!("10.10.{i}.0-24")).collect();
+    assert_eq!(subnets, wanted);
+}
+
+#[test]
+fn a_reservation_goes_before_what_the_node_remembers() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    etcd.configure(&json!({"SubnetMax": "10.10.9.0"}));
+    let agent = start(&nodes[1], &etcd, &[]);
+    let first = wait_for_subnet(&nodes[1], &agent);
+    assert!(agent.stop());
+    etcd.ctl(&format!("del /coreos.com/network/subnets/{first}"))
+        .ok();
+    let reserved = if first == "10.10.7.0-24" {
+        "10.10.8.0-24"
+    } else {
+        "10.10.7.0-24"
+    };
+    let node = serde_json::from_str(&value(16, Family::Ipv4)).expect("JSON");
+    etcd.put(&format!("subnets/{reserved}"), &node);
+    let _agent = start(&nodes[1], &etcd, &[]);
+    wait_for("the reserved subnet", || own(&nodes[1]) == reserved);
+    assert_eq!(etcd.leases().len(), 1, "{:?}", etcd.leases());
+}
+
+#[test]
+fn one_address_on_two_nodes_is_an_alarm() {
+    let lab = Lab::new();
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    etcd.configure(&json!({}));
+    // As with machines that are all 10.0.2.15 on their first interface.
+    let node = |name: &str, host: u8| {
+        let node = lab.node(name, &[&format!("192.168.2.{host}/24")]);
+        node.sh(
+            "ip link add nat0 type bridge; ip link set nat0 up; ip addr add 10.0.2.15/24 dev nat0",
+        )
+        .ok();
+        node
+    };
+    let (first, second) = (node("first", 31), node("second", 32));
+    let agent = start(&first, &etcd, &["--iface=nat0"]);
+    let subnet = wait_for_subnet(&first, &agent);
+    let other = start(&second, &etcd, &["--iface=nat0"]);
+    wait_for_subnet(&second, &other);
+    agent.wait_for_log(&format!(
+        "the lease of {subnet} was written by another node with this node's address 10.0.2.15"
+    ));
 }

@@ -167,6 +167,9 @@ fn whatever_others_do_to_our_table_is_put_right() {
                 ),
                 "nft add chain inet hostgw postrouting '{ policy drop; }'".to_owned(),
                 "iptables -F; nft flush chain inet hostgw forward".to_owned(),
+            "nft add chain inet hostgw other '{ type filter hook forward priority 0; policy drop; }'"
+                .to_owned(),
+            "nft add table inet hostgw '{ flags dormant; }'".to_owned(),
             ] {
                 worker1.sh(&damage).ok();
                 times.push(wait_for(&damage, || list() == written));
@@ -290,6 +293,56 @@ fn without_a_firewall_there_is_none() {
                     .ok()
                     .contains("accept\n")
             );
+        },
+    );
+}
+
+#[test]
+fn what_an_earlier_run_made_and_this_one_does_not_want_goes() {
+    in_picture(
+        Family::Ipv4,
+        &["--ip-masq"],
+        |_lab, nodes, _drawn, mut agents| {
+            let worker1 = &nodes[1];
+            agents[1].wait_for_log("wrote the table inet hostgw");
+            worker1.sh("iptables -P FORWARD DROP").ok();
+            wait_for("rules in FORWARD", || {
+                worker1
+                    .sh("iptables -S FORWARD")
+                    .ok()
+                    .contains("hostgw-agent")
+            });
+            let left = || {
+                worker1
+                .sh("nft list table inet hostgw; iptables-save | grep -i hostgw; ip6tables-save | grep -i hostgw")
+                .stdout
+            };
+            assert!(agents.remove(1).stop());
+            for (args, wanted) in [
+                (
+                    &[
+                        "--firewall=iptables",
+                        "--ip-masq",
+                        "--non-masquerade-cidr=192.168.5.5/16",
+                    ][..],
+                    true,
+                ),
+                (&["--firewall=none"], false),
+            ] {
+                let cluster = Lab::path("cluster.json").display().to_string();
+                let agent =
+                    Agent::start(worker1, &[&["--cluster", cluster.as_str()], args].concat());
+                wait_for(&format!("{args:?}: {}", left()), || {
+                    let left = left();
+                    !left.contains("table inet") && left.contains("HOSTGW-POSTRTG") == wanted
+                });
+                if wanted {
+                    sleep(Duration::from_secs(6));
+                    assert!(!agent.log().contains("put them right"), "{}", agent.log());
+                }
+                assert!(agent.stop());
+            }
+            assert_eq!(left(), "");
         },
     );
 }

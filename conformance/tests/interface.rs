@@ -100,7 +100,9 @@ fn it_is_told_in_flannels_order() {
             .ok();
         let agent = start(node, etcd, &["--iface-can-reach=8.8.8.8"]);
         agent.wait_for_log("no interface reaches 8.8.8.8 (--iface-can-reach)");
-        let agent = start(node, etcd, &["--socket=/run/other"]);
+        assert!(agent.stop());
+        node.sh("rm -r /var/lib/hostgw").ok();
+        let agent = start(node, etcd, &[]);
         agent.wait_for_log("there is no default route; name the interface to the other nodes");
     });
 }
@@ -141,6 +143,22 @@ fn what_happens_to_it_is_followed() {
             lease,
             "in place"
         );
+        // One of several that has no address yet does not count, and another default route, as a
+        // VPN brings one, moves nobody.
+        assert!(agent.stop());
+        node.sh("rm /run/hostgw-agent.log; ip link add tun0 type bridge; ip link set tun0 up")
+            .ok();
+        let agent = start(node, etcd, &["--iface=tun0", "--iface=enp0s5"]);
+        agent.wait_for_log("10.10.1.0/24 on enp0s5");
+        assert!(agent.stop());
+        node.sh("rm /run/hostgw-agent.log; ip route add default via 192.168.2.1 metric 100")
+            .ok();
+        let agent = start(node, etcd, &[]);
+        agent.wait_for_log("10.10.1.0/24 on enp0s5");
+        node.sh("ip addr add 10.8.0.2/24 dev tun0; ip route add default via 10.8.0.1 dev tun0")
+            .ok();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert_eq!(public(etcd), "192.168.2.16");
         // Its MTU is the pods'.
         node.sh("ip link set enp0s5 mtu 1400").ok();
         let file = node.path("/run/flannel/subnet.env");

@@ -236,10 +236,6 @@ fn systemd_is_told_when_it_is_true() {
                 .recv(&mut buffer)
                 .unwrap_or_else(|error| panic!("{wanted:?}: {error}"));
             said = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            assert!(
-                wanted == "READY=1" || !said.contains("READY=1") || wanted == "STOPPING=1",
-                "{said}"
-            );
         }
         said
     };
@@ -257,7 +253,8 @@ fn systemd_is_told_when_it_is_true() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("starts");
-    hear("STATUS=read /mnt/cluster.json: No such file");
+    let said = hear("STATUS=read /mnt/cluster.json: No such file");
+    assert!(!said.contains("READY=1"), "{said}");
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
     let said = hear("READY=1");
     assert!(

@@ -27,10 +27,14 @@ const SLOW: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 /// One edit or one flap tells of itself many times within this.
 const SETTLE: Duration = Duration::from_millis(3);
-/// After comparing, we rest this many times as long as it took: however much changes, comparing
-/// takes no more than three hundredths of one processor, and what came meanwhile is compared
-/// together.
+/// After comparing, we rest this many times as long as it took before we compare with the store
+/// again: however much changes there, it takes no more than three hundredths of one processor,
+/// and what came meanwhile is compared together.
 const REST: u32 = 32;
+/// No longer than this.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+/// What somebody did to the kernel's routes waits no longer than this.
+const SHORT_REST: Duration = Duration::from_millis(25);
 
 /// What is to be known to begin.
 pub(crate) struct Settings {
@@ -72,6 +76,8 @@ struct Told {
     warning: Option<String>,
     /// Which subnets are not routed.
     refusals: BTreeSet<String>,
+    /// Why the good state is not on disk.
+    unwritten: Option<String>,
 }
 
 /// Why the agent cannot start or go on.
@@ -129,11 +135,13 @@ impl Agent {
         let mut wake = Wake::everything();
         loop {
             let begin = Instant::now();
-            self.reconcile(wake);
-            let rested = Instant::now() + begin.elapsed() * REST;
-            // The disk is slow, and costs the processor nothing.
+            let took = self.reconcile(wake);
+            let end = Instant::now();
             if wake.is_slow || self.is_new {
-                self.keep();
+                self.is_new = false;
+                if let Some(node) = &self.node {
+                    self.told.kept(self.cache.write(node));
+                }
             }
             if !self.told.troubles.is_empty() {
                 slow = slow.min(begin + RETRY);
@@ -151,32 +159,44 @@ impl Agent {
             if wake.is_slow {
                 slow = Instant::now() + SLOW;
             }
-            let settled = rested.max(Instant::now() + SETTLE);
+            let rest = (took * REST).min(LONGEST_REST);
+            let rested = end
+                + if wake.notice.network {
+                    rest.min(SHORT_REST)
+                } else {
+                    rest
+                };
             tokio::select! {
-                more = self.settle(settled) => wake.notice |= more?,
+                more = self.settle(rested, end + rest.min(SHORT_REST)) => wake.notice |= more?,
                 () = either(&mut terminate, &mut interrupt) => break,
             }
         }
         serve::tell_systemd_the_end();
-        self.keep();
+        if let Some(node) = &self.node {
+            self.told.kept(self.cache.finish(node));
+        }
         info!("stopped; routes, firewall and subnet file stay");
         Ok(())
     }
 
-    /// Takes in the notices that come with the one that woke us.
-    async fn settle(&mut self, until: Instant) -> Result<Notice, Error> {
+    /// Takes in the notices that come with the one that woke us, until `late`; where somebody did
+    /// something to the kernel's routes meanwhile, until `soon`.
+    async fn settle(&mut self, late: Instant, soon: Instant) -> Result<Notice, Error> {
         let mut notice = Notice::default();
+        let settled = Instant::now() + SETTLE;
         loop {
+            let until = if notice.network { soon.min(late) } else { late };
             tokio::select! {
-                () = sleep_until(until) => return Ok(notice),
+                () = sleep_until(until.max(settled)) => return Ok(notice),
                 () = self.store.changed() => {}
                 more = self.monitor.changed() => notice |= more?,
             }
         }
     }
 
-    /// Compares everything with what it should be, and puts it right.
-    fn reconcile(&mut self, wake: Wake) {
+    /// Compares everything with what it should be, and puts it right. Says how long comparing
+    /// took: programs of others and the disk do not count.
+    fn reconcile(&mut self, wake: Wake) -> Duration {
         let begin = Instant::now();
         let mut troubles = BTreeSet::new();
         let mut peers = Vec::new();
@@ -187,6 +207,7 @@ impl Agent {
                 StoreState::default()
             }
         };
+        let took = begin.elapsed();
         if let Some(node) = &self.node {
             let masquerades = self.settings.firewall.masquerades();
             let written = node.write_subnet_file(&self.settings.subnet_file, masquerades);
@@ -205,6 +226,7 @@ impl Agent {
         }
         self.told.tell(troubles, store.warning.as_ref(), &peers);
         self.show(begin.elapsed(), store, peers);
+        took
     }
 
     /// Asks the store and the kernel, and makes the routes the wanted ones.
@@ -274,17 +296,6 @@ impl Agent {
         self.node = Some(node);
     }
 
-    /// Writes the good state to disk, where it changed.
-    fn keep(&mut self) {
-        self.is_new = false;
-        let Some(node) = &self.node else {
-            return;
-        };
-        if let Err(reason) = self.cache.write(node) {
-            warn!("{reason}; a boot without the store would leave this node without a subnet");
-        }
-    }
-
     /// Shows who asks how things are now.
     fn show(&mut self, duration: Duration, store: StoreState, peers: Vec<Peer>) {
         let mut state = lock(&self.shared);
@@ -310,6 +321,17 @@ impl Agent {
 }
 
 impl Told {
+    /// Says what became of writing the good state to disk.
+    fn kept(&mut self, written: Result<(), String>) {
+        let unwritten = written.err();
+        if let Some(reason) = &unwritten
+            && self.unwritten.as_ref() != Some(reason)
+        {
+            warn!("{reason}; a boot without the store would leave this node without a subnet");
+        }
+        self.unwritten = unwritten;
+    }
+
     /// Says what is wrong that was not before.
     fn tell(&mut self, troubles: BTreeSet<String>, warning: Option<&String>, peers: &[Peer]) {
         for trouble in troubles.difference(&self.troubles) {

@@ -46,7 +46,11 @@ pub(crate) fn apply(
         wanted = wanted.into_iter().map(Route::by_nexthop).collect();
     }
     let own: Vec<_> = node.own.subnets().collect();
-    let changes = plan(&wanted, present, &own);
+    let mut changes = plan(&wanted, present, &own);
+    if node.is_kept {
+        // Who joined since then is missing there.
+        changes.retain(|change| !change.is_stale());
+    }
     let requests: Vec<_> = changes.iter().map(request).collect();
     let begin = Instant::now();
     let outcomes = kernel
@@ -105,6 +109,9 @@ pub(crate) fn sweep(kernel: &Rtnl) -> Result<(), String> {
 
 /// Deletes what flanneld left of routes to nodes that are gone: those to others are ours by now.
 pub(crate) fn take_over(kernel: &Rtnl, node: &Node, peers: &[Peer]) -> Result<(), String> {
+    if node.is_kept {
+        return Ok(());
+    }
     let networks: Vec<_> = node.snapshot.network.networks().collect();
     let routes = kernel.routes().map_err(|error| chain(&error))?;
     let hops = || peers.iter().filter_map(|peer| peer.hop);

@@ -1,12 +1,13 @@
 //! The last good state, on disk: a node that boots while its store is away comes up with its
 //! subnet and its routes.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::{fs, mem};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 
 use crate::lease::{Held, Lease, Snapshot};
 use crate::net_conf::NetConf;
@@ -18,6 +19,8 @@ use crate::uplink::Uplink;
 pub(crate) struct Kept {
     /// Which store said so: another one's word does not count.
     store: String,
+    /// On which machine: an image that is copied to another is not this node.
+    machine: Option<String>,
     network: NetConf,
     leases: Vec<Lease>,
     /// This node's lease.
@@ -32,6 +35,10 @@ pub(crate) struct Cache {
     store: String,
     /// Whether there is news since it was written.
     is_stale: bool,
+    /// Whether it is being written, off the thread that everything else is done on.
+    is_writing: bool,
+    /// What became of that.
+    outcome: Arc<Mutex<Option<io::Result<()>>>>,
 }
 
 impl Cache {
@@ -40,6 +47,8 @@ impl Cache {
             path,
             store,
             is_stale: false,
+            is_writing: false,
+            outcome: Arc::default(),
         }
     }
 
@@ -53,22 +62,54 @@ impl Cache {
         self.is_stale = true;
     }
 
-    /// Writes what there is, if it is new.
+    /// Begins to write what there is, if it is new and nothing is being written. Says why the last
+    /// time failed; then it is written again.
     pub(crate) fn write(&mut self, node: &Node) -> Result<(), String> {
-        if !mem::take(&mut self.is_stale) {
-            return Ok(());
+        let last = self
+            .outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.is_writing &= last.is_none();
+        self.is_stale |= matches!(last, Some(Err(_)));
+        if self.is_stale && !self.is_writing {
+            self.is_stale = false;
+            self.is_writing = true;
+            let (path, kept) = (self.path.clone(), self.kept(node));
+            let outcome = Arc::clone(&self.outcome);
+            spawn_blocking(move || {
+                let written = replace(&path, &kept);
+                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
+            });
         }
+        self.said(last.unwrap_or(Ok(())))
+    }
+
+    /// Writes what there is, before the end.
+    pub(crate) fn finish(&self, node: &Node) -> Result<(), String> {
+        self.said(replace(&self.path, &self.kept(node)))
+    }
+
+    fn said(&self, written: io::Result<()>) -> Result<(), String> {
+        written.map_err(|error| format!("write {}: {error}", self.path.display()))
+    }
+
+    fn kept(&self, node: &Node) -> Kept {
         let leases = node.snapshot.leases.iter();
-        let kept = Kept {
+        Kept {
             store: self.store.clone(),
+            machine: machine(),
             network: node.snapshot.network,
             leases: leases.map(|lease| (**lease).clone()).collect(),
             own: node.own.clone(),
             held: node.held.clone(),
-        };
-        replace(&self.path, &kept)
-            .map_err(|error| format!("write {}: {error}", self.path.display()))
+        }
     }
+}
+
+/// What systemd calls the machine.
+fn machine() -> Option<String> {
+    fs::read_to_string("/etc/machine-id").ok()
 }
 
 /// What is kept in `path` of what `store` said.
@@ -80,7 +121,7 @@ pub(crate) fn read(path: &Path, store: &str) -> Result<Option<Kept>, String> {
     };
     let kept: Kept =
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(Some(kept).filter(|kept| kept.store == store))
+    Ok(Some(kept).filter(|kept| kept.store == store && kept.machine == machine()))
 }
 
 impl Kept {
@@ -94,6 +135,7 @@ impl Kept {
             own: self.own.clone(),
             uplink,
             held: self.held.clone(),
+            is_kept: true,
         }
     }
 }

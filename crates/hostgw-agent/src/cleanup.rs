@@ -45,16 +45,21 @@ impl Cleanup {
             ));
         }
         let kernel = Rtnl::connect().map_err(|error| chain(&error))?;
-        let parts = self.parts(&kernel)?;
+        let (parts, mut failed) = self.parts(&kernel);
         let mut lines = Vec::new();
         for part in parts {
             if self.is_dry {
                 lines.push(format!("would remove {part}\n"));
-            } else {
-                part.remove(&kernel)
-                    .map_err(|reason| format!("remove {part}: {reason}"))?;
-                lines.push(format!("removed {part}\n"));
+                continue;
             }
+            match part.remove(&kernel) {
+                Ok(()) => lines.push(format!("removed {part}\n")),
+                Err(reason) => failed.push(format!("remove {part}: {reason}")),
+            }
+        }
+        if !failed.is_empty() {
+            // What went went.
+            return Err(format!("{}{}", lines.concat(), failed.join("\n")));
         }
         if lines.is_empty() {
             lines.push("nothing is left\n".to_owned());
@@ -62,40 +67,52 @@ impl Cleanup {
         Ok(lines.concat())
     }
 
-    /// The network's own routes go before the files that name it.
-    fn parts(&self, kernel: &Rtnl) -> Result<Vec<Part>, String> {
+    /// What there is, and what could not be looked at. Routes go before the files that name their
+    /// network.
+    fn parts(&self, kernel: &Rtnl) -> (Vec<Part>, Vec<String>) {
         let mut parts = Vec::new();
-        let routes = kernel.routes().map_err(|error| chain(&error))?;
+        let mut failed = Vec::new();
+        let mut look = |found: Result<Vec<Part>, String>| match found {
+            Ok(found) => parts.extend(found),
+            Err(reason) => failed.push(reason),
+        };
         let file = SubnetEnv::read(&self.subnet_file).ok();
         let networks: Vec<_> = file.iter().flat_map(networks).collect();
-        let is_of_flannel = |route: &Route| self.flannel && is_of_flannel(route, &networks);
-        let gone = routes
-            .into_iter()
-            .filter(|route| route.protocol == Protocol::HOSTGW || is_of_flannel(route));
-        parts.extend(gone.map(Part::Route));
-        let nexthops = if kernel::has_nexthops() {
-            kernel
-                .nexthops(Protocol::HOSTGW)
-                .map_err(|error| chain(&error))?
-        } else {
-            Vec::new()
+        let goes = |route: &Route| {
+            let is_ours = route.protocol == Protocol::HOSTGW;
+            is_ours || self.flannel && is_of_flannel(route, &networks)
         };
-        parts.extend((!nexthops.is_empty()).then_some(Part::NextHops(nexthops)));
-        if nftables::has_table(Family::Inet, firewall::TABLE).map_err(|error| chain(&error))? {
-            parts.push(Part::Table);
+        let routes = kernel.routes().map_err(|error| chain(&error));
+        let routes = routes.map(|routes| routes.into_iter().filter(goes));
+        look(routes.map(|routes| routes.map(Part::Route).collect()));
+        if kernel::has_nexthops() {
+            let ids = kernel
+                .nexthops(Protocol::HOSTGW)
+                .map_err(|error| chain(&error));
+            look(ids.map(|ids| some(!ids.is_empty(), Part::NextHops(ids))));
         }
-        let count = firewall::remove_forward(true)?;
-        parts.extend((count > 0).then_some(Part::Forward(count)));
-        let count = firewall::remove_iptables(true)?;
-        parts.extend((count > 0).then_some(Part::Iptables(count)));
+        let table = nftables::has_table(Family::Inet, firewall::TABLE);
+        look(
+            table
+                .map(|is_there| some(is_there, Part::Table))
+                .map_err(|error| chain(&error)),
+        );
+        look(firewall::remove_forward(true).map(|count| some(count > 0, Part::Forward(count))));
+        look(firewall::remove_iptables(true).map(|count| some(count > 0, Part::Iptables(count))));
         if self.flannel {
-            parts.extend(firewall::flannels_remains()?.into_iter().map(Part::Flannel));
+            let remains = firewall::flannels_remains();
+            look(remains.map(|remains| remains.into_iter().map(Part::Flannel).collect()));
         }
         let files = [&self.subnet_file, &self.state_file, &self.socket];
         let files = files.into_iter().filter(|path| path.exists());
-        parts.extend(files.cloned().map(Part::File));
-        Ok(parts)
+        look(Ok(files.cloned().map(Part::File).collect()));
+        (parts, failed)
     }
+}
+
+/// A part, if it is there.
+fn some(is_there: bool, part: Part) -> Vec<Part> {
+    if is_there { vec![part] } else { Vec::new() }
 }
 
 /// The cluster's networks, as a subnet file has them.

@@ -91,10 +91,15 @@ struct Etcd {
     #[arg(long, value_name = "URL,…", value_delimiter = ',')]
     etcd_endpoints: Vec<String>,
     /// The `etcd` store: below which key the network lies.
-    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "/coreos.com/network",
+        requires = "etcd_endpoints"
+    )]
     etcd_prefix: String,
     /// Who signed the servers' certificates; enough by itself for TLS.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "etcd_endpoints")]
     etcd_cafile: Option<PathBuf>,
     /// This node's certificate.
     #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
@@ -103,7 +108,7 @@ struct Etcd {
     #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
     etcd_keyfile: Option<PathBuf>,
     /// The user to log in to etcd.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "etcd_endpoints")]
     etcd_username: Option<String>,
     /// His password. Everybody on the node sees it here: rather write it into a file.
     #[arg(long, value_name = "TEXT", requires = "etcd_username")]
@@ -328,7 +333,12 @@ impl Run {
                 backend: self.firewall.backend,
                 masquerade: self.firewall.ip_masq,
                 is_random: !self.firewall.ip_masq_fully_random_disable,
-                keep: self.firewall.non_masquerade_cidr,
+                keep: self
+                    .firewall
+                    .non_masquerade_cidr
+                    .into_iter()
+                    .map(masked)
+                    .collect(),
                 forward: self.firewall.iptables_forward_rules,
                 poll: Duration::from_secs(self.firewall.iptables_resync),
             },
@@ -387,4 +397,9 @@ impl Etcd {
             margin: margin.min(ttl / 2),
         }))
     }
+}
+
+/// Without host bits.
+fn masked(network: IpNetwork) -> IpNetwork {
+    IpNetwork::new(network.network(), network.prefix()).expect("its own prefix length")
 }

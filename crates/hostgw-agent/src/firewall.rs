@@ -88,6 +88,8 @@ pub(crate) struct Firewall {
     /// For what they were made, and what the kernel says of our table since.
     made: Option<(Rules, Option<Vec<u8>>)>,
     troubles: Vec<String>,
+    /// The same of what is looked at only now and then.
+    legacy_trouble: Option<String>,
     mended: u64,
     has_taken_over: bool,
     found_flannel: bool,
@@ -100,6 +102,7 @@ impl Firewall {
             backend: None,
             made: None,
             troubles: Vec::new(),
+            legacy_trouble: None,
             mended: 0,
             has_taken_over: false,
             found_flannel: false,
@@ -150,25 +153,59 @@ impl Firewall {
     /// what makes no notice is worth a look.
     pub(crate) fn ensure(&mut self, rules: &Rules, is_slow: bool) {
         self.troubles.clear();
+        let is_first = self.backend.is_none();
         let backend = *self
             .backend
             .get_or_insert_with(|| choose(self.settings.backend));
+        if is_first {
+            self.troubles.extend(self.clear(backend).err());
+        }
         let done = match backend {
             Backend::Nftables | Backend::Auto => self.ensure_table(rules),
             Backend::Iptables => self.ensure_iptables(rules, is_slow),
-            Backend::None => return,
+            Backend::None => Ok(()),
         };
         self.troubles.extend(done.err());
-        if backend == Backend::Nftables && self.settings.forward {
-            match forward::ensure(rules, is_slow) {
-                Ok(0) => {}
-                Ok(added) => info!("accepted what pods forward: {added} rule(s) in FORWARD"),
-                Err(reason) => self.troubles.push(reason),
+        if self.accepts(backend) {
+            let told = |added| {
+                if added > 0 {
+                    info!("accepted what pods forward: {added} rule(s) in FORWARD");
+                }
+            };
+            self.troubles.extend(forward::ensure(rules).map(told).err());
+            if is_slow {
+                self.legacy_trouble = legacy::ensure_forward(rules).map(told).err();
             }
+            self.troubles.extend(self.legacy_trouble.clone());
         }
-        if self.troubles.is_empty() && !self.has_taken_over {
+        if self.troubles.is_empty() && !self.has_taken_over && backend != Backend::None {
             self.take_over();
         }
+    }
+
+    /// Whether rules of ours stand in the FORWARD chains of others.
+    fn accepts(&self, backend: Backend) -> bool {
+        backend == Backend::Nftables && self.settings.forward
+    }
+
+    /// Takes away what an earlier run made and this one does not want.
+    fn clear(&self, backend: Backend) -> Result<(), String> {
+        let failed = |error: kernel::Error| chain(&error);
+        if backend != Backend::Nftables
+            && nftables::is_available().is_ok()
+            && nftables::has_table(Family::Inet, TABLE).map_err(failed)?
+        {
+            let mut transaction = Transaction::new();
+            transaction.delete_table(Family::Inet, TABLE);
+            transaction.commit("delete our table").map_err(failed)?;
+        }
+        if backend != Backend::Iptables && iptables::are_there()? {
+            iptables::remove(false)?;
+        }
+        if !self.accepts(backend) && nftables::is_available().is_ok() {
+            forward::remove(false)?;
+        }
+        Ok(())
     }
 
     /// Our table as it should be, in one transaction. Whatever was there before is replaced once;

@@ -55,6 +55,23 @@ pub(crate) struct Held {
     pub(crate) etcd_lease: i64,
 }
 
+impl Addresses {
+    /// Those there are.
+    pub(crate) fn all(self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.ipv4.map(IpAddr::V4);
+        ipv4.into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+
+    /// Whether they are those of a node with these. As in flannel, the IPv4 address decides where
+    /// there is one.
+    pub(crate) fn are_of(self, node: Self) -> bool {
+        match self.ipv4 {
+            Some(_) => self.ipv4 == node.ipv4,
+            None => self.ipv6.is_some() && self.ipv6 == node.ipv6,
+        }
+    }
+}
+
 impl fmt::Display for Addresses {
     /// The address that the node goes by.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -19,6 +19,8 @@ pub(crate) struct Node {
     pub(crate) uplink: Uplink,
     /// The lease as etcd has it.
     pub(crate) held: Option<Held>,
+    /// Whether this is what was kept of an earlier run: it may be outdated.
+    pub(crate) is_kept: bool,
 }
 
 impl Node {

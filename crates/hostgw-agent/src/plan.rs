@@ -132,6 +132,17 @@ impl fmt::Display for Change {
 }
 
 impl Change {
+    /// Whether one of ours goes because nobody wants it any more.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(
+            self,
+            Self::Delete {
+                why: Why::Stale,
+                ..
+            }
+        )
+    }
+
     /// Whether somebody else's route goes.
     pub(crate) fn is_against_foreign(&self) -> bool {
         let gone = match self {

@@ -30,7 +30,7 @@ pub(crate) async fn release(settings: Settings, socket: &Path) -> Result<String,
     let interfaces = Interfaces::list(&kernel, &routes).map_err(|error| chain(&error))?;
     let uplink = settings
         .selection
-        .uplink(&interfaces)
+        .uplink(&interfaces, None, None)
         .map_err(|error| chain(&error))?;
     let kept = cache::read(&settings.state_file, &name).unwrap_or_default();
     let held = kept.and_then(|kept| kept.held);

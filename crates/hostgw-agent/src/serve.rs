@@ -13,7 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use sd_notify::NotifyState;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::{error, warn};
 
 use crate::metrics;
@@ -32,6 +32,12 @@ pub(crate) async fn start(
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .with_state(shared.clone());
+    if UnixStream::connect(socket).await.is_ok() {
+        let socket = socket.display();
+        return Err(format!(
+            "an agent runs here already (it answers at {socket}): two would undo each other's work"
+        ));
+    }
     if let Some(address) = address {
         let listener = TcpListener::bind(address).await;
         let listener =

@@ -137,6 +137,7 @@ fn view_file(files: &mut FileStore, node_name: Option<&str>, around: Surrounding
             own,
             uplink,
             held: None,
+            is_kept: false,
         })
     };
     View {
@@ -154,21 +155,25 @@ fn view_etcd(
     uplink: &mut Option<Result<Uplink, String>>,
     around: Surroundings<'_>,
 ) -> View {
+    let report = store.report();
+    let network = report
+        .snapshot
+        .as_ref()
+        .and_then(|snapshot| snapshot.as_ref().ok());
+    let network = network.map(|snapshot| &snapshot.network);
     if around.has_moved {
         *uplink = None;
     }
     let find = || {
-        let found = around.selection.uplink(&interfaces(around)?);
+        let held = report.own.as_ref().map(|(_, held)| held);
+        let kept = || around.kept.and_then(|kept| kept.held.as_ref());
+        let held = held.or_else(kept).map(|held| held.addresses);
+        let found = around.selection.uplink(&interfaces(around)?, network, held);
         found.map_err(|error| chain(&error))
     };
     let uplink = uplink.get_or_insert_with(find).clone();
-    let report = store.report();
     if let Ok(uplink) = &uplink {
-        let network = report
-            .snapshot
-            .as_ref()
-            .and_then(|snapshot| snapshot.as_ref().ok());
-        store.set_addresses(uplink.public(network.map(|snapshot| &snapshot.network)));
+        store.set_addresses(uplink.public(None));
     }
     let mut state = StoreState {
         name: String::new(),
@@ -179,9 +184,8 @@ fn view_etcd(
         expires: report.expires,
     };
     let mut troubles: Vec<_> = report.trouble.into_iter().collect();
-    if report.expires.is_some_and(|end| end <= Instant::now()) {
-        let reason = "this node's lease has run out, and etcd cannot be reached to take it again";
-        troubles.push(reason.to_owned());
+    if troubles.is_empty() && report.expires.is_some_and(|end| end <= Instant::now()) {
+        troubles.push("this node's lease has run out, and was not taken again yet".to_owned());
     }
     let node = match (report.snapshot, report.own, report.unreachable) {
         (Some(Ok(snapshot)), Some((own, held)), _) => Some(uplink.map(|uplink| Node {
@@ -189,6 +193,7 @@ fn view_etcd(
             own: (*own).clone(),
             uplink,
             held: Some(held),
+            is_kept: false,
         })),
         (Some(Err(reason)), ..) => Some(Err(reason)),
         (_, _, Some(reason)) if around.kept.is_some() => {

@@ -181,19 +181,29 @@ impl<'a> Interfaces<'a> {
 }
 
 impl Selection {
-    /// The interface that was asked for; nothing where none was.
-    fn asked<'b>(&self, interfaces: &'b Interfaces<'_>) -> Result<Option<&'b Link>, Error> {
-        let by_name = self.names.iter().find_map(|name| interfaces.named(name));
-        let by_pattern = || {
-            self.patterns
-                .iter()
-                .find_map(|pattern| interfaces.matching(pattern))
+    /// The interface that was asked for; nothing where none was. One without an address of the
+    /// network's family counts where there is no other.
+    fn asked<'b>(
+        &self,
+        interfaces: &'b Interfaces<'_>,
+        network: Option<&NetConf>,
+    ) -> Result<Option<&'b Link>, Error> {
+        let by_name = self.names.iter().filter_map(|name| interfaces.named(name));
+        let matching = self
+            .patterns
+            .iter()
+            .filter_map(|pattern| interfaces.matching(pattern));
+        let reaching = self
+            .can_reach
+            .iter()
+            .filter_map(|to| interfaces.towards(*to));
+        let all: Vec<_> = by_name.chain(matching).chain(reaching).collect();
+        let wants_ipv4 = network.is_none_or(|network| network.ipv4.is_some());
+        let serves = |link: &&&Link| {
+            let mut addresses = interfaces.addresses(link);
+            addresses.any(|address| address.is_ipv4() == wants_ipv4)
         };
-        let by_route = || {
-            self.can_reach
-                .and_then(|address| interfaces.towards(address))
-        };
-        if let Some(link) = by_name.or_else(by_pattern).or_else(by_route) {
+        if let Some(link) = all.iter().find(serves).or(all.first()) {
             return Ok(Some(link));
         }
         let mut wanted = Vec::new();
@@ -230,13 +240,25 @@ impl Selection {
         }
     }
 
-    /// The interface to the other nodes, as interfaces and routes are now.
-    pub(crate) fn uplink(&self, interfaces: &Interfaces<'_>) -> Result<Uplink, Error> {
-        let link = match self.asked(interfaces)? {
-            Some(link) => link,
-            None => interfaces.of_default_route().ok_or(Error::NoDefaultRoute)?,
+    /// The interface to the other nodes, as interfaces and routes are now. Where none was asked
+    /// for, one that has the address of the lease that is held goes before the default route's:
+    /// another default route, such as a VPN brings, does not move the node.
+    pub(crate) fn uplink(
+        &self,
+        interfaces: &Interfaces<'_>,
+        network: Option<&NetConf>,
+        held: Option<Addresses>,
+    ) -> Result<Uplink, Error> {
+        if let Some(link) = self.asked(interfaces, network)? {
+            return interfaces.uplink(link, &self.public);
+        }
+        let has = |link: &&Link| {
+            let addresses = interfaces.addresses(link).collect::<Vec<_>>();
+            held.is_some_and(|held| held.all().any(|address| addresses.contains(&address)))
         };
-        interfaces.uplink(link, &self.public)
+        let found = interfaces.links().find(has);
+        let link = found.or_else(|| interfaces.of_default_route());
+        interfaces.uplink(link.ok_or(Error::NoDefaultRoute)?, &self.public)
     }
 
     /// Finds this node in `snapshot`, by its name or by its addresses: by the default route's
@@ -248,7 +270,7 @@ impl Selection {
         interfaces: &Interfaces<'_>,
         snapshot: &Snapshot,
     ) -> Result<(Lease, Uplink), Error> {
-        let asked = self.asked(interfaces)?;
+        let asked = self.asked(interfaces, Some(&snapshot.network))?;
         let default = interfaces.of_default_route();
         let (lease, link) = if let Some(name) = name {
             let mut leases = snapshot.leases.iter().map(AsRef::as_ref);

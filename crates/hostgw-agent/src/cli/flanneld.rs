@@ -17,7 +17,7 @@ pub(crate) fn arguments(
     let flags: Vec<_> = command
         .get_arguments()
         .filter_map(|arg| arg.get_long())
-        .filter(|flag| !matches!(*flag, "help" | "version"))
+        .chain(["help", "version"])
         .map(str::to_owned)
         .collect();
     let mut arguments: Vec<OsString> = given
@@ -33,12 +33,19 @@ pub(crate) fn arguments(
         let begin = format!("--{flag}");
         let mut texts = arguments.iter().filter_map(|argument| argument.to_str());
         texts.any(|text| {
-            text.strip_prefix(&begin)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            // This one has a short form, too.
+            let is_short = flag == "v" && text.starts_with("-v");
+            is_short
+                || text
+                    .strip_prefix(&begin)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
         })
     };
     let mut more = Vec::new();
-    for flag in flags.iter().filter(|flag| takes_flags && !is_given(flag)) {
+    let variables = flags
+        .iter()
+        .filter(|flag| !matches!(flag.as_str(), "help" | "version"));
+    for flag in variables.filter(|flag| takes_flags && !is_given(flag)) {
         let variable = format!("FLANNELD_{}", flag.to_uppercase().replace(['-', '.'], "_"));
         if let Some(value) = env(&variable).filter(|value| !value.is_empty()) {
             more.push(format!("--{flag}={value}").into());
@@ -121,7 +128,7 @@ impl Refused {
             (
                 is_some(self.subnet_dir.as_ref()),
                 "subnet-dir",
-                "one agent serves one network; run another with its own --etcd-prefix, --subnet-file, --state-file and --socket",
+                "one agent serves one network, and a node has one agent",
             ),
             (
                 is_some(self.vmodule.as_ref()),

@@ -100,6 +100,13 @@ fn what_is_not_honoured_is_refused_with_a_sentence() {
         let error = parse(&[flag], &[]).err().expect(flag);
         assert!(error.starts_with(said), "{error}");
     }
+    // What is for etcd is not silently without meaning.
+    for flag in ["--etcd-prefix=/x", "--etcd-cafile=/x", "--etcd-username=x"] {
+        let error = parse(&[flag], &[]).err().expect(flag);
+        assert!(error.contains("--etcd-endpoints"), "{error}");
+    }
+    let version = parse(&["-version"], &[]).err();
+    assert!(version.is_some_and(|text| text.starts_with("hostgw-agent ")));
     assert!(parse(&["--kube-subnet-mgr=false"], &[]).is_ok());
     let error = parse(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).err();
     assert!(error.is_some_and(|error| error.starts_with("--kube-subnet-mgr")));

@@ -12,7 +12,7 @@ const CHAIN: &str = "FORWARD";
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 /// Accepts where the default is to drop, and only there. Says how many rules were added.
-pub(super) fn ensure(rules: &Rules, is_slow: bool) -> Result<usize, String> {
+pub(super) fn ensure(rules: &Rules) -> Result<usize, String> {
     let mut added = 0;
     for family in FAMILIES {
         let networks: Vec<_> = rules
@@ -20,10 +20,6 @@ pub(super) fn ensure(rules: &Rules, is_slow: bool) -> Result<usize, String> {
             .filter(|network| is_of(family, *network))
             .collect();
         added += ensure_in(family, &networks)?;
-    }
-    // These make no notice.
-    if is_slow {
-        added += legacy::ensure_forward(rules)?;
     }
     Ok(added)
 }

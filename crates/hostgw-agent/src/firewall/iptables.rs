@@ -2,10 +2,12 @@
 
 use ipnetwork::IpNetwork;
 
-use super::{COMMENT, KUBE_PROXY, Rules, Settings, multicast};
+use kernel::nftables::{self, Family};
+
+use super::{COMMENT, KUBE_PROXY, Rules, Settings, legacy, multicast};
 use crate::programs::{find, run};
 
-const WAIT: &str = "5";
+const WAIT: &str = "2";
 const POSTROUTING: &str = "HOSTGW-POSTRTG";
 const FORWARD: &str = "HOSTGW-FWD";
 
@@ -61,6 +63,24 @@ fn ensure_chain(
     }
     restore(program, &lines)?;
     Ok(true)
+}
+
+/// Whether our chains are there, without a program where that can be told.
+pub(super) fn are_there() -> Result<bool, String> {
+    for family in [Family::Ipv4, Family::Ipv6] {
+        for (table, chain) in [("nat", POSTROUTING), ("filter", FORWARD)] {
+            if nftables::look(family, table, &[chain]).is_ok_and(|words| words.is_some()) {
+                return Ok(true);
+            }
+        }
+    }
+    for legacy in legacy::FAMILIES.iter().filter(|legacy| legacy.has("nat")) {
+        let jumps = legacy.rules("nat", "POSTROUTING")?;
+        if jumps.iter().any(|rule| rule.ends_with(POSTROUTING)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Takes our chains away. Says how many there were; with `is_dry`, how many there are.
@@ -119,7 +139,11 @@ fn masquerade(cluster: IpNetwork, own: IpNetwork, settings: &Settings) -> Vec<St
         .keep
         .iter()
         .filter(|network| network.is_ipv4() == cluster.is_ipv4());
-    let keep = keep.map(|network| format!("-s {cluster} -d {network} -j RETURN"));
+    let keep = keep.map(|network| match network.prefix() {
+        // The programs do not print what matches everything.
+        0 => format!("-s {cluster} -j RETURN"),
+        _ => format!("-s {cluster} -d {network} -j RETURN"),
+    });
     let before = [
         format!("-m mark --mark {KUBE_PROXY:#x}/{KUBE_PROXY:#x} -j RETURN"),
         format!("-s {own} -d {cluster} -j RETURN"),

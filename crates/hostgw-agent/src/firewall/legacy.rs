@@ -8,8 +8,8 @@ use ipnetwork::IpNetwork;
 use super::{COMMENT, Rules};
 use crate::programs::run;
 
-/// Seconds for which the programs wait for the lock that they share.
-const WAIT: &str = "5";
+/// Seconds for which the programs wait for the lock that they share. Everything else waits, too.
+const WAIT: &str = "2";
 
 /// One family's programs, and where the kernel says which of its tables are in use.
 pub(crate) struct Legacy {

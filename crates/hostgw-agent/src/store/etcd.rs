@@ -27,7 +27,7 @@ pub(crate) use connection::{Access, Password};
 pub(crate) use format::Subnets;
 
 use crate::lease::{Addresses, Held, Lease, Snapshot};
-use connection::{PATIENCE, why};
+use connection::{Failure, PATIENCE, why};
 use contents::Contents;
 use format::Value;
 use own::{Claim, Step, Write};
@@ -44,8 +44,13 @@ const QUIET: Duration = Duration::from_secs(2);
 const SILENT: Duration = Duration::from_secs(5);
 /// A session that lasted longer than this was a good one.
 const LASTING: Duration = Duration::from_secs(5);
+/// A server that takes longer than this to say no hangs.
+const HANGS: Duration = Duration::from_secs(1);
 /// How soon the next server is tried.
 const NEXT: Duration = Duration::from_millis(20);
+/// How soon we try again what etcd refused, at first and at last.
+const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How often somebody may get in between.
 const TRIES: usize = 100;
 
@@ -126,8 +131,10 @@ impl EtcdStore {
             addresses,
             held,
             is_confirmed: false,
+            granted: None,
             previous,
             due: None,
+            retry: None,
         };
         Self {
             shared,
@@ -180,74 +187,66 @@ pub(crate) async fn release(
 ) -> Result<String, String> {
     let mut failed = Vec::new();
     for endpoint in &options.access.endpoints {
-        let mut client = match options.access.connect(endpoint).await {
-            Ok(client) => client,
-            Err(reason) => {
-                failed.push(format!("{endpoint}: {reason}"));
-                continue;
-            }
-        };
-        return match release_by(&mut client, &options, held.as_ref(), addresses).await {
-            Ok(said) => Ok(said),
-            Err(reason) => Err(format!("etcd at {endpoint}: {reason}")),
-        };
+        match release_by(endpoint, &options, held.clone(), addresses).await {
+            Ok(said) => return Ok(said),
+            Err(reason) => failed.push(format!("{endpoint}: {reason}")),
+        }
     }
-    Err(format!("reach etcd: {}", failed.join("; ")))
+    Err(format!(
+        "give the lease back to etcd: {}",
+        failed.join("; ")
+    ))
 }
 
 async fn release_by(
-    client: &mut Client,
+    endpoint: &str,
     options: &Options,
-    held: Option<&Held>,
+    held: Option<Held>,
     addresses: Addresses,
 ) -> Result<String, String> {
-    let contents = read_all(client, &options.prefix).await?;
-    let network = *contents.network()?;
+    let mut client = options.access.connect(endpoint).await?;
+    let contents = read_all(&client, &options.prefix).await?;
     let claim = Claim {
         addresses,
-        held: held.cloned(),
+        held,
         is_confirmed: false,
-        is_due: true,
+        granted: None,
+        is_due: false,
         previous: Vec::new(),
     };
-    let Step::Write(Write {
-        name,
-        revision: Some(revision),
-        is_reservation,
-        ..
-    }) = claim.step(&contents)
-    else {
-        let networks: Vec<_> = network
-            .networks()
-            .map(|network| network.to_string())
-            .collect();
-        return Ok(format!(
-            "this node holds no lease in {}",
-            networks.join(", ")
-        ));
-    };
-    if is_reservation {
-        return Ok(format!("{name} is a reservation, and stays"));
+    let mut said = Vec::new();
+    for (name, entry) in claim.ours(&contents) {
+        if entry.stamp.etcd_lease == 0 {
+            said.push(format!("{name} is a reservation, and stays"));
+            continue;
+        }
+        let path = contents.path(name);
+        let modified = entry.stamp.modified;
+        let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, modified);
+        let delete = TxnOp::delete(path.as_str(), None);
+        let (is_done, _) = commit(&mut client, vec![unchanged], vec![delete], vec![path]).await?;
+        if !is_done {
+            return Err(format!("the lease of {name} changed meanwhile"));
+        }
+        said.push(format!("gave {name} back"));
     }
-    let path = contents.path(&name);
-    let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, revision);
-    let delete = TxnOp::delete(path.as_str(), None);
-    if !commit(client, vec![unchanged], vec![delete], vec![path])
-        .await?
-        .0
-    {
-        return Err(format!("the lease of {name} changed meanwhile"));
+    if said.is_empty() {
+        said.push(format!("this node holds no lease below {}", options.prefix));
     }
-    Ok(format!("gave {name} back"))
+    Ok(said.join("\n"))
 }
 
 /// Reads everything below the prefix, in one range.
-async fn read_all(client: &Client, prefix: &str) -> Result<Contents, String> {
+async fn read_all(client: &Client, prefix: &str) -> Result<Contents, Failure> {
     let mut contents = Contents::new(prefix);
+    // A server that hangs is not worth the patience that much takes.
     let mut reader = client.kv_client().max_decoding_message_size(LARGEST);
+    let word = GetOptions::new().with_count_only();
+    within(PATIENCE, reader.get(format!("{prefix}/config"), Some(word))).await?;
     let all = reader.get(contents.folder(), Some(GetOptions::new().with_prefix()));
     let all = within(SNAPSHOT_PATIENCE, all).await?;
     contents.revision = all.header().map_or(0, ResponseHeader::revision);
+    contents.seen = contents.revision;
     for pair in all.kvs() {
         contents.put(pair);
     }
@@ -264,7 +263,7 @@ async fn commit(
     when: Vec<Compare>,
     mut changes: Vec<TxnOp>,
     paths: Vec<String>,
-) -> Result<(bool, Found), String> {
+) -> Result<(bool, Found), Failure> {
     let look: Vec<_> = paths
         .iter()
         .map(|path| TxnOp::get(path.as_str(), None))
@@ -285,10 +284,13 @@ async fn commit(
 async fn within<T>(
     patience: Duration,
     answer: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, String> {
+) -> Result<T, Failure> {
     match timeout(patience, answer).await {
-        Ok(answer) => answer.map_err(|error| why(&error)),
-        Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
+        Ok(answer) => answer.map_err(Failure::from),
+        Err(_) => Err(Failure::Away(format!(
+            "no answer within {} s",
+            patience.as_secs()
+        ))),
     }
 }
 
@@ -300,8 +302,12 @@ struct Keeper {
     held: Option<Held>,
     is_confirmed: bool,
     previous: Vec<Subnets>,
+    /// The number of etcd's lease that was granted last.
+    granted: Option<i64>,
     /// When the lease is to be renewed.
     due: Option<Instant>,
+    /// When to try again what etcd refused, and how long that is from the time before.
+    retry: Option<(Instant, Duration)>,
 }
 
 impl Keeper {
@@ -318,14 +324,19 @@ impl Keeper {
                 failed.clear();
             }
             failed.push(format!("{endpoint}: {reason}"));
-            // Another one may be well.
-            if failed.len() < count {
+            let is_round = failed.len() >= count;
+            // Who hangs at the beginning is not waited for: there may be what was kept.
+            let hangs = begin.elapsed() > HANGS && self.shared.state().heard.is_none();
+            if is_round || hangs {
+                let reason = format!("etcd cannot be reached: {}", failed.join("; "));
+                self.shared.update(|state| state.unreachable = Some(reason));
+            }
+            if !is_round {
+                // Another one may be well.
                 sleep(NEXT).await;
                 continue;
             }
-            let reason = format!("etcd cannot be reached: {}", failed.join("; "));
             failed.clear();
-            self.shared.update(|state| state.unreachable = Some(reason));
             // Back in step within a second, and not all nodes at once.
             let pause = rand::rng().random_range(200..600);
             sleep(Duration::from_millis(pause)).await;
@@ -335,6 +346,7 @@ impl Keeper {
     /// Everything from one range read to the end of its watch. It ends well when a new session
     /// is to begin at once.
     async fn session(&mut self, endpoint: &str) -> Result<(), String> {
+        let mut place = *self.addresses.borrow();
         let files = self.options.access.age_of_files();
         let mut client = self.options.access.connect(endpoint).await?;
         let contents = read_all(&client, &self.options.prefix).await?;
@@ -346,15 +358,18 @@ impl Keeper {
         let mut watch = within(PATIENCE, watch).await?;
         self.shared.update(|state| {
             state.contents = Some(contents);
+            state.unreachable = None;
             state.heard = Some(Instant::now());
         });
         let mut tick = interval(TICK);
         loop {
-            self.hold(&mut client).await?;
-            // Only now: a server that lets us read and not write is of no use.
-            if self.shared.state().unreachable.is_some() {
-                self.shared.update(|state| state.unreachable = None);
+            // The connection may be from an address that is gone.
+            let now = *self.addresses.borrow();
+            if place.is_some() && now != place {
+                return Ok(());
             }
+            place = now;
+            self.hold(&mut client).await?;
             tokio::select! {
                 word = watch.message() => {
                     let word = word.map_err(|error| why(&error))?;
@@ -405,16 +420,43 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Sees to it that this node holds its lease.
+    /// Sees to it that this node holds its lease. Where etcd lets it be read and not be written,
+    /// the others' leases are followed all the same.
     async fn hold(&mut self, client: &mut Client) -> Result<(), String> {
+        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+            return Ok(());
+        }
+        let trouble = match self.held(client).await {
+            Ok(trouble) => {
+                self.retry = None;
+                trouble
+            }
+            Err(Failure::Refused(reason)) => {
+                let pause = self
+                    .retry
+                    .map_or(RETRY, |(_, pause)| (pause * 2).min(LONGEST_RETRY));
+                self.retry = Some((Instant::now() + pause, pause));
+                Some(format!("write this node's lease to etcd: {reason}"))
+            }
+            Err(Failure::Away(reason)) => return Err(reason),
+        };
+        if self.shared.state().trouble != trouble {
+            self.shared.update(|state| state.trouble = trouble);
+        }
+        Ok(())
+    }
+
+    /// The same. Gives the reason where nothing can be done.
+    async fn held(&mut self, client: &mut Client) -> Result<Option<String>, Failure> {
         for _ in 0..TRIES {
             let Some(addresses) = *self.addresses.borrow_and_update() else {
-                return Ok(());
+                return Ok(None);
             };
             let claim = Claim {
                 addresses,
                 held: self.held.clone(),
                 is_confirmed: self.is_confirmed,
+                granted: self.granted,
                 is_due: self.due.is_some_and(|due| due <= Instant::now()),
                 previous: self.previous.clone(),
             };
@@ -424,24 +466,19 @@ impl Keeper {
                 .contents
                 .as_ref()
                 .map(|contents| claim.step(contents));
-            let trouble = match step {
-                None | Some(Step::Hold) => None,
-                Some(Step::Stuck(reason)) => Some(reason),
-                Some(Step::Write(write)) => {
-                    self.write(client, write).await?;
-                    continue;
-                }
-            };
-            if self.shared.state().trouble != trouble {
-                self.shared.update(|state| state.trouble = trouble);
+            match step {
+                None | Some(Step::Hold) => return Ok(None),
+                Some(Step::Stuck(reason)) => return Ok(Some(reason)),
+                Some(Step::Write(write)) => self.write(client, write).await?,
             }
-            return Ok(());
         }
-        Err("others change this node's lease all the time".to_owned())
+        Err(Failure::Refused(
+            "others change leases all the time".to_owned(),
+        ))
     }
 
     /// Writes the lease. Where somebody was faster, what he did is taken in.
-    async fn write(&mut self, client: &mut Client, write: Write) -> Result<(), String> {
+    async fn write(&mut self, client: &mut Client, write: Write) -> Result<(), Failure> {
         let granted = if write.is_reservation {
             None
         } else {
@@ -449,12 +486,20 @@ impl Keeper {
             Some(within(PATIENCE, client.lease_grant(ttl, None)).await?)
         };
         let etcd_lease = granted.as_ref().map_or(0, LeaseGrantResponse::id);
-        let (is_done, found) = self.transact(client, &write, etcd_lease).await?;
-        let lease = self.learn(found, &write.name);
+        self.granted = granted.as_ref().map(LeaseGrantResponse::id);
+        let done = self.transact(client, &write, etcd_lease).await;
+        let is_done = matches!(done, Ok((true, _)));
+        // Where nobody said what became of it, it is left to run out.
+        if !is_done && done.is_ok() && etcd_lease != 0 {
+            within(PATIENCE, client.lease_revoke(etcd_lease)).await?;
+        }
+        let lease = self.learn(done?.1, &write.name);
         let (true, Some(lease)) = (is_done, lease) else {
-            if etcd_lease != 0 {
-                within(PATIENCE, client.lease_revoke(etcd_lease)).await?;
-            }
+            // Somebody was faster, with this subnet or with any other.
+            let pause = rand::rng().random_range(0..30);
+            sleep(Duration::from_millis(pause)).await;
+            let contents = read_all(client, &self.options.prefix).await?;
+            self.shared.update(|state| state.contents = Some(contents));
             return Ok(());
         };
         self.tell(&write);
@@ -487,7 +532,7 @@ impl Keeper {
         client: &mut Client,
         write: &Write,
         etcd_lease: i64,
-    ) -> Result<(bool, Found), String> {
+    ) -> Result<(bool, Found), Failure> {
         let path = |name: &str| format!("{}/subnets/{name}", self.options.prefix);
         let unchanged = |path: &str, revision| match revision {
             Some(revision) => Compare::mod_revision(path, CompareOp::Equal, revision),
@@ -495,6 +540,18 @@ impl Keeper {
         };
         let own = path(&write.name);
         let mut when = vec![unchanged(&own, write.revision)];
+        if write.revision.is_none() {
+            // A subnet has more than one name, in two families and in several sizes: it is free
+            // where no lease at all has changed since we looked.
+            let seen = self
+                .shared
+                .state()
+                .contents
+                .as_ref()
+                .map_or(0, |contents| contents.seen);
+            let all = Compare::mod_revision(path(""), CompareOp::Less, seen + 1);
+            when.push(all.with_prefix());
+        }
         let mut changes = Vec::new();
         // A reservation that says what it should is not touched.
         if !(write.is_reservation && self.says(&write.name, &write.value)) {

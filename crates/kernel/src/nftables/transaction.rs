@@ -154,11 +154,18 @@ pub fn has_table(family: Family, table: &str) -> Result<bool, Error> {
     }
 }
 
-/// What the kernel says of these chains of a table, word for word: another text is another rule
+/// What the kernel says of a table and of these chains in it, word for word: another text is another rule
 /// set. Nothing where one of them is missing.
 pub fn look(family: Family, table: &str, chains: &[&str]) -> Result<Option<Vec<u8>>, Error> {
     let failed = |error: io::Error| Error::new(format!("read nf_tables table {table}"), error);
     let mut words = Vec::new();
+    // Its flags, and how many chains it has.
+    let answer = ask(&message(GET_TABLE, ACK, &place(family, table, None))).map_err(failed)?;
+    for (kind, _, body) in messages(&answer.text) {
+        if kind == NEW_TABLE {
+            words.extend(body.get(4..).unwrap_or_default());
+        }
+    }
     for chain in chains {
         let answer = get_chain(family, table, chain).map_err(failed)?;
         let Some(answer) = answer else {

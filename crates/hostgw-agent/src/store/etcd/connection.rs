@@ -105,6 +105,39 @@ fn unreadable(path: &Path, error: &io::Error) -> String {
     format!("read {}: {error}", path.display())
 }
 
+/// Why something was not done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// etcd says no, and would say so again.
+    Refused(String),
+    /// There is no answer, or none of use.
+    Away(String),
+}
+
+impl From<etcd_client::Error> for Failure {
+    fn from(error: etcd_client::Error) -> Self {
+        // gRPC's invalid argument, permission denied, resource exhausted, failed precondition.
+        const REFUSALS: [i32; 4] = [3, 7, 8, 9];
+        let code = match &error {
+            etcd_client::Error::GRpcStatus(status) => status.code() as i32,
+            _ => 0,
+        };
+        if REFUSALS.contains(&code) {
+            Self::Refused(why(&error))
+        } else {
+            Self::Away(why(&error))
+        }
+    }
+}
+
+impl From<Failure> for String {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(reason) | Failure::Away(reason) => reason,
+        }
+    }
+}
+
 /// What etcd or the way there says of a failure, in few words.
 pub(super) fn why(error: &etcd_client::Error) -> String {
     let etcd_client::Error::GRpcStatus(status) = error else {

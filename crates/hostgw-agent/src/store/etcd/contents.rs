@@ -16,8 +16,10 @@ pub(super) struct Contents {
     prefix: String,
     config: Result<NetConf, String>,
     entries: BTreeMap<String, Entry>,
-    /// How far we have read.
+    /// How far etcd is, as it said last.
     pub(super) revision: i64,
+    /// Up to which revision nothing was missed.
+    pub(super) seen: i64,
 }
 
 /// One lease.
@@ -50,6 +52,7 @@ impl Contents {
             config: Err(config),
             entries: BTreeMap::new(),
             revision: 0,
+            seen: 0,
         }
     }
 
@@ -175,6 +178,7 @@ impl Contents {
         let Some(pair) = event.kv() else {
             return;
         };
+        self.seen = self.seen.max(pair.mod_revision());
         // What we wrote ourselves is known, and may be newer than what is told of it.
         let key = String::from_utf8_lossy(pair.key());
         let path = self.path("");

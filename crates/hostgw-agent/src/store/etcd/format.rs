@@ -93,23 +93,28 @@ impl FromStr for Subnets {
             Some((ipv4, ipv6)) => (ipv4, Some(ipv6)),
             None => (key, None),
         };
-        let ipv6 = ipv6
-            .map(|text| network(text).and_then(|(ip, prefix)| Ipv6Network::new(ip, prefix).ok()));
+        // Without host bits, whatever the name says.
+        let v4 = |text| {
+            let (ip, prefix) = network(text)?;
+            let v4 = Ipv4Network::new(ip, prefix).ok()?;
+            Ipv4Network::new(v4.network(), prefix).ok()
+        };
+        let v6 = |text| {
+            let (ip, prefix) = network(text)?;
+            let v6 = Ipv6Network::new(ip, prefix).ok()?;
+            Ipv6Network::new(v6.network(), prefix).ok()
+        };
+        let ipv6 = ipv6.map(v6);
         let ipv4 = match ipv4 {
             "0.0.0.0-0" if ipv6.is_some() => None,
-            text => Some(network(text).and_then(|(ip, prefix)| Ipv4Network::new(ip, prefix).ok())),
+            text => Some(v4(text)),
         };
         // A family that is written is one that can be read.
         let subnets = Self {
             ipv4: ipv4.map(|network| network.ok_or(())).transpose()?,
             ipv6: ipv6.map(|network| network.ok_or(())).transpose()?,
         };
-        // `10.10.1.7-24` would be another name for the same subnet.
-        if subnets.to_string() == key {
-            Ok(subnets)
-        } else {
-            Err(())
-        }
+        Ok(subnets)
     }
 }
 
@@ -141,16 +146,6 @@ impl Value {
         Addresses {
             ipv4: Some(self.public_ip).filter(|address| !address.is_unspecified()),
             ipv6: self.public_ipv6,
-        }
-    }
-
-    /// Whether it is the lease of a node with these addresses. As in flannel, the IPv4 address
-    /// decides where there is one.
-    pub(crate) fn is_of(&self, other: &Self) -> bool {
-        if other.public_ip.is_unspecified() {
-            self.public_ipv6 == other.public_ipv6
-        } else {
-            self.public_ip == other.public_ip
         }
     }
 }
@@ -209,10 +204,14 @@ mod tests {
             let subnets: Subnets = key.parse().expect(key);
             assert_eq!(subnets.to_string(), key);
         }
+        // Another name of the same subnet takes it as well.
+        let odd: Subnets = "10.10.1.7-24&FD00:10:10:1::9-64"
+            .parse()
+            .expect("it names one");
+        assert_eq!(odd.to_string(), "10.10.1.0-24&fd00:10:10:1::-64");
         for key in [
             "",
             "10.10.1.0",
-            "10.10.1.7-24",
             "10.10.1.0-33",
             "x-24",
             "10.10.1.0-24&",

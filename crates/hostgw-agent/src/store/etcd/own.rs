@@ -19,6 +19,9 @@ pub(super) struct Claim {
     pub(super) held: Option<Held>,
     /// Whether it was seen to hold it since it started.
     pub(super) is_confirmed: bool,
+    /// The number of etcd's lease that it was granted last: what is written with it is its own,
+    /// even if nobody told.
+    pub(super) granted: Option<i64>,
     /// Whether the lease is to be renewed.
     pub(super) is_due: bool,
     /// Subnets that it had before, the best known first.
@@ -52,6 +55,10 @@ pub(super) struct Write {
 impl Claim {
     /// What to do next.
     pub(super) fn step(&self, contents: &Contents) -> Step {
+        // Whatever the configuration says meanwhile: pods use it.
+        if let Some(step) = self.renew(contents) {
+            return step;
+        }
         let network = match contents.network() {
             Ok(network) => network,
             Err(reason) => return Step::Stuck(reason),
@@ -64,18 +71,10 @@ impl Claim {
                 ));
             }
         };
-        if let Some(step) = self.keep(contents, network, &value) {
-            return step;
+        if let Some(held) = self.held.as_ref().filter(|_| self.is_confirmed) {
+            return self.keep(held, contents, network, &value);
         }
-        let mut ours: Vec<_> = contents
-            .entries()
-            .filter(|(name, entry)| self.is_ours(name, entry, &value))
-            .collect();
-        // Of several, the one that we had last.
-        ours.sort_by_key(|(_, entry)| {
-            let at = |subnets| self.previous.iter().position(|other| *other == subnets);
-            entry.subnets.and_then(at).unwrap_or(usize::MAX)
-        });
+        let ours = self.ours(contents);
         let fits = |entry: &Entry| entry.subnets.is_some_and(|subnets| subnets.fit(network));
         if let Some((name, entry)) = ours.iter().find(|(_, entry)| fits(entry)) {
             return write(name, entry, value);
@@ -95,56 +94,97 @@ impl Claim {
         }
     }
 
-    /// Keeps the lease that is held. Nothing where another is to be looked for.
-    fn keep(&self, contents: &Contents, network: &NetConf, value: &Value) -> Option<Step> {
-        let held = self.held.as_ref()?;
-        let subnets: Subnets = held.name.parse().ok()?;
-        if !subnets.fit(network) {
-            // Pods use it: it is for people to say when that ends.
-            let reason = format!(
-                "this node holds {}, which the configuration does not allow any more; drain the node and restart the agent",
-                held.name
-            );
-            return self.is_confirmed.then_some(Step::Stuck(reason));
-        }
-        let Some(entry) = contents.get(&held.name) else {
-            let Some((name, entry)) = contents.overlapping(subnets, None) else {
-                return Some(take(subnets, value.clone(), None));
-            };
-            let reason = format!(
-                "the lease of {} is lost, and cannot be taken again: {name} is held by {}",
-                held.name,
-                holder(entry)
-            );
-            return self.is_confirmed.then_some(Step::Stuck(reason));
+    /// This node's leases, the one that it should have first: of its address before one that it
+    /// wrote when it had another, a reservation before others, what it had last before others.
+    pub(super) fn ours<'a>(&self, contents: &'a Contents) -> Vec<(&'a str, &'a Entry)> {
+        let is_of_address = |entry: &Entry| {
+            let theirs = entry.value.as_ref().ok().map(Value::addresses);
+            theirs.is_some_and(|theirs| theirs.are_of(self.addresses))
         };
-        if !self.is_ours(&held.name, entry, value) {
-            let reason = format!(
-                "the lease of {} was taken over by {}: two nodes have one subnet",
-                held.name,
-                holder(entry)
-            );
-            return self.is_confirmed.then_some(Step::Stuck(reason));
-        }
-        let is_as_written = entry.value.as_ref() == Ok(value);
-        if self.is_confirmed && is_as_written && !self.is_due {
-            return Some(Step::Hold);
-        }
-        Some(write(&held.name, entry, value.clone()))
+        let as_written = |name: &str, entry: &Entry| {
+            // Somebody may have made a reservation of what this node had.
+            entry.stamp.etcd_lease != 0 && self.wrote(name, entry)
+        };
+        let all = contents.entries();
+        let ours = all.filter(|(name, entry)| is_of_address(entry) || as_written(name, entry));
+        let mut ours: Vec<_> = ours.collect();
+        ours.sort_by_key(|(_, entry)| {
+            let at = |subnets| self.previous.iter().position(|other| *other == subnets);
+            let at = entry.subnets.and_then(at).unwrap_or(usize::MAX);
+            (!is_of_address(entry), entry.stamp.etcd_lease != 0, at)
+        });
+        ours
     }
 
-    /// Whether a lease is this node's: it has its address, or is word for word what it wrote
-    /// when it had another one.
-    fn is_ours(&self, name: &str, entry: &Entry, value: &Value) -> bool {
-        let Ok(theirs) = &entry.value else {
-            return false;
-        };
-        let as_written = self.held.as_ref().is_some_and(|held| {
+    /// Whether a lease is word for word what this node wrote.
+    fn wrote(&self, name: &str, entry: &Entry) -> bool {
+        let addresses = entry.value.as_ref().ok().map(Value::addresses);
+        self.held.as_ref().is_some_and(|held| {
             held.name == name
-                && held.addresses == theirs.addresses()
-                && held.etcd_lease == entry.stamp.etcd_lease
-        });
-        as_written || theirs.is_of(value)
+                && addresses == Some(held.addresses)
+                && (held.etcd_lease == entry.stamp.etcd_lease
+                    || self.granted == Some(entry.stamp.etcd_lease))
+        })
+    }
+
+    /// Renews what is held and due, as it is.
+    fn renew(&self, contents: &Contents) -> Option<Step> {
+        let held = self
+            .held
+            .as_ref()
+            .filter(|_| self.is_confirmed && self.is_due)?;
+        let entry = contents.get(&held.name)?;
+        let value = entry.value.as_ref().ok()?;
+        self.wrote(&held.name, entry)
+            .then(|| write(&held.name, entry, value.clone()))
+    }
+
+    /// Keeps the lease that is held.
+    fn keep(&self, held: &Held, contents: &Contents, network: &NetConf, value: &Value) -> Step {
+        let name = &held.name;
+        let subnets = name
+            .parse::<Subnets>()
+            .ok()
+            .filter(|subnets| subnets.fit(network));
+        let Some(subnets) = subnets else {
+            // For people to say when that ends.
+            return Step::Stuck(format!(
+                "this node holds {name}, which the configuration does not allow any more; drain the node and restart the agent"
+            ));
+        };
+        let other = contents.overlapping(subnets, Some(name));
+        let Some(entry) = contents.get(name) else {
+            return match other {
+                None => take(subnets, value.clone(), None),
+                Some((other, entry)) => Step::Stuck(format!(
+                    "the lease of {name} is lost, and cannot be taken again: {other} is held by {}",
+                    holder(entry)
+                )),
+            };
+        };
+        let by_address = entry.value.as_ref().ok().map(Value::addresses) == Some(held.addresses);
+        if !self.wrote(name, entry) && by_address {
+            return Step::Stuck(format!(
+                "the lease of {name} was written by another node with this node's address {}: two nodes have one subnet",
+                held.addresses
+            ));
+        }
+        if !self.wrote(name, entry) {
+            return Step::Stuck(format!(
+                "the lease of {name} was taken over by {}: two nodes have one subnet",
+                holder(entry)
+            ));
+        }
+        match other {
+            Some((other, older)) if older.stamp.created < entry.stamp.created => {
+                Step::Stuck(format!(
+                    "this node holds {name}, and {} has held {other} for longer: two nodes have one subnet",
+                    holder(older)
+                ))
+            }
+            _ if entry.value.as_ref() != Ok(value) => write(name, entry, value.clone()),
+            _ => Step::Hold,
+        }
     }
 
     /// A free subnet of each family: one that the node had before, else one that its address
@@ -165,6 +205,7 @@ impl Claim {
             let before = previous.iter().flat_map(|subnets| subnets.all());
             let mut before = before.filter(|subnet| space.fits(*subnet) && is_free(*subnet));
             let count = space.count();
+            // The same place in each family, where there is room.
             let begin = self.seed() % count;
             let mut others = (0..count).map(|i| space.subnet((begin + i) % count));
             let subnet = before
@@ -254,6 +295,7 @@ mod tests {
             },
             held: None,
             is_confirmed: false,
+            granted: None,
             is_due: false,
             previous: Vec::new(),
         }
@@ -337,6 +379,20 @@ mod tests {
             said(&newcomer(), &contents(NETWORK, &[reserved])),
             "keep 10.10.2.0-24@1 for 192.168.2.16"
         );
+        // A reservation comes before what the node had.
+        let had = ("10.10.1.0-24", "192.168.2.16", 5);
+        for claim in [
+            newcomer(),
+            Claim {
+                is_confirmed: false,
+                ..holder()
+            },
+        ] {
+            assert_eq!(
+                said(&claim, &contents(NETWORK, &[had, reserved])),
+                "keep 10.10.2.0-24@2 for 192.168.2.16"
+            );
+        }
         // One that the configuration does not allow is given up for another; a reservation is not.
         let outside = ("10.10.9.0-24", "192.168.2.16", 5);
         assert!(
@@ -389,6 +445,28 @@ mod tests {
             said(&holder(), &contents(NETWORK, &stolen)),
             "the lease of 10.10.2.0-24 was taken over by 192.168.2.15: two nodes have one subnet"
         );
+        let twin = [("10.10.2.0-24", "192.168.2.16", 9)];
+        assert_eq!(
+            said(&holder(), &contents(NETWORK, &twin)),
+            "the lease of 10.10.2.0-24 was written by another node with this node's address 192.168.2.16: two nodes have one subnet"
+        );
+        let granted = Claim {
+            granted: Some(9),
+            ..holder()
+        };
+        assert_eq!(
+            said(&granted, &contents(NETWORK, &twin)),
+            "hold",
+            "it was itself, and was not told"
+        );
+        let older = [
+            ("10.10.2.0-23", "192.168.2.15", 9),
+            ("10.10.2.0-24", "192.168.2.16", 7),
+        ];
+        assert!(
+            said(&holder(), &contents(NETWORK, &older))
+                .contains("192.168.2.15 has held 10.10.2.0-23 for longer")
+        );
         let overlapping = [("10.10.2.128-25", "192.168.2.15", 9)];
         assert_eq!(
             said(&holder(), &contents(NETWORK, &overlapping)),
@@ -399,6 +477,18 @@ mod tests {
             said(&holder(), &contents(other, &[]))
                 .starts_with("this node holds 10.10.2.0-24, which the configuration")
         );
+        // What is due is renewed all the same.
+        let due = Claim {
+            is_due: true,
+            ..holder()
+        };
+        let own = ("10.10.2.0-24", "192.168.2.16", 7);
+        for config in [other, "{"] {
+            assert_eq!(
+                said(&due, &contents(config, &[own])),
+                "write 10.10.2.0-24@1 for 192.168.2.16"
+            );
+        }
         // After a restart there is no reason to insist.
         let restarted = Claim {
             is_confirmed: false,
