@@ -28,9 +28,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// One edit or one flap tells of itself many times within this.
 const SETTLE: Duration = Duration::from_millis(3);
 /// After comparing, we rest this many times as long as it took before we compare with the store
-/// again: however much changes there, it takes no more than three hundredths of one processor,
+/// again: however much changes there, it takes a few hundredths of one processor,
 /// and what came meanwhile is compared together.
-const REST: u32 = 32;
+const REST: u32 = 48;
 /// No longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 /// What somebody did to the kernel's routes waits no longer than this.

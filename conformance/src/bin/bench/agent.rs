@@ -288,7 +288,9 @@ fn growth(count: u32, marks: &mut Marks) -> io::Result<Growth> {
     assert_eq!(written, json!(0), "nothing was to be written");
     let busy = churn(&node, &store, agent.pid(), count)?;
     let memory = peak(agent.pid())?;
+    let mended = mend_of_many(&node)?;
     if count == MANY {
+        marks.at_most("a route of 5,000 is mended, worst ms", millis(mended), 50.0);
         marks.at_most(
             "snapshot of 5,000 to the kernel, s",
             snapshot.as_secs_f64(),
@@ -310,6 +312,25 @@ fn growth(count: u32, marks: &mut Marks) -> io::Result<Growth> {
         busy,
         memory,
     })
+}
+
+/// The worst of ten routes that are deleted, two of them right after each other each time.
+fn mend_of_many(node: &Node<'_>) -> io::Result<Duration> {
+    let mut routes = Routes::watch(node)?;
+    let mut worst = Duration::ZERO;
+    for i in 1..=10 {
+        if i % 2 == 1 {
+            sleep(Duration::from_millis(1500));
+        }
+        let subnet = key(i).replace("subnets/", "").replace('-', "/");
+        let begin = SystemTime::now();
+        node.sh(&format!("ip route del {subnet}")).ok();
+        // First it is told that the route went.
+        routes.wait_for("Deleted", &subnet, begin)?;
+        let back = routes.wait_for(&subnet, "", begin)?;
+        worst = worst.max(back.duration_since(begin).unwrap_or_default());
+    }
+    Ok(worst)
 }
 
 /// A node whose link has room for all the others.
