@@ -25,13 +25,16 @@ impl Flanneld {
         let log = node.path("/run/flanneld.log");
         let file = File::options().create(true).append(true).open(&log);
         let inner = node.command("env");
+        let is_told = more.iter().any(|argument| argument.starts_with("--iface="));
+        let iface = (!is_told).then_some("--iface=enp0s5");
         // Where the test put programs of its own, they come first.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(inner.get_program())
             .args(inner.get_args())
             .arg("PATH=/mnt/first:/usr/sbin:/usr/bin:/sbin:/bin")
-            .args(["/mnt/bin/flanneld", "--iface=enp0s5"])
+            .arg("/mnt/bin/flanneld")
+            .args(iface)
             .arg(format!("--etcd-endpoints={}", etcd.url()))
             .args(more)
             .stdin(Stdio::null())

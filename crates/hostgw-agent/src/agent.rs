@@ -32,7 +32,7 @@ const SETTLE: Duration = Duration::from_millis(3);
 /// and what came meanwhile is compared together.
 const REST: u32 = 48;
 /// No longer than this.
-const LONGEST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(5);
 /// What somebody did to the kernel's routes waits no longer than this.
 const SHORT_REST: Duration = Duration::from_millis(25);
 
@@ -159,15 +159,17 @@ impl Agent {
             if wake.is_slow {
                 slow = Instant::now() + SLOW;
             }
-            let rest = (took * REST).min(LONGEST_REST);
-            let rested = end
-                + if wake.notice.network {
-                    rest.min(SHORT_REST)
-                } else {
-                    rest
-                };
+            // Until there is anything to lose, nothing waits.
+            let is_begun = self.node.is_some();
+            let rest = (took * REST).min(LONGEST_REST) * u32::from(is_begun);
+            let soon = end + rest.min(SHORT_REST);
+            let late = if wake.notice.network {
+                soon
+            } else {
+                end + rest
+            };
             tokio::select! {
-                more = self.settle(rested, end + rest.min(SHORT_REST)) => wake.notice |= more?,
+                more = self.settle(late, soon) => wake.notice |= more?,
                 () = either(&mut terminate, &mut interrupt) => break,
             }
         }

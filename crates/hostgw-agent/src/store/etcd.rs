@@ -490,7 +490,7 @@ impl Keeper {
         let done = self.transact(client, &write, etcd_lease).await;
         let is_done = matches!(done, Ok((true, _)));
         // Where nobody said what became of it, it is left to run out.
-        if !is_done && done.is_ok() && etcd_lease != 0 {
+        if !is_done && !matches!(done, Err(Failure::Away(_))) && etcd_lease != 0 {
             within(PATIENCE, client.lease_revoke(etcd_lease)).await?;
         }
         let lease = self.learn(done?.1, &write.name);
