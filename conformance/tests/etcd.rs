@@ -554,3 +554,28 @@ fn one_address_on_two_nodes_is_an_alarm() {
         "the lease of {subnet} was written by another node with this node's address 10.0.2.15"
     ));
 }
+
+#[test]
+fn a_node_that_starts_while_the_configuration_is_broken_has_what_it_had() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd", &["192.168.2.20/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.20");
+    etcd.configure(&json!({}));
+    let worker1 = &nodes[1];
+    let agent = start(worker1, &etcd, &[]);
+    let subnet = wait_for_subnet(worker1, &agent);
+    assert!(agent.stop());
+    etcd.ctl("put /coreos.com/network/config '{'").ok();
+    worker1.sh("rm -r /run/flannel /run/hostgw-agent.log").ok();
+    let agent = start(worker1, &etcd, &["--healthz-port=8080"]);
+    agent.wait_for_log("/coreos.com/network/config: EOF while parsing");
+    assert_eq!(wait_for_subnet(worker1, &agent), subnet);
+    let ready = || {
+        let fetch = "busybox wget -q -O - http://127.0.0.1:8080/readyz";
+        worker1.sh(fetch).success
+    };
+    assert!(!ready(), "it is not as it should be");
+    etcd.configure(&json!({}));
+    wait_for("readiness", ready);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use kernel::{Monitor, Notice, Rtnl};
@@ -17,7 +17,7 @@ use crate::firewall::{self, Firewall};
 use crate::node::Node;
 use crate::peers::Peer;
 use crate::serve;
-use crate::state::{Shared, State, StoreState};
+use crate::state::{Shared, State, StoreState, lock};
 use crate::store::{self, Store, Surroundings};
 use crate::uplink::Selection;
 
@@ -174,7 +174,7 @@ impl Agent {
             }
         }
         serve::tell_systemd_the_end();
-        if let Some(node) = &self.node {
+        if let Some(node) = self.node.as_ref().filter(|node| node.held.is_some()) {
             self.told.kept(self.cache.finish(node));
         }
         info!("stopped; routes, firewall and subnet file stay");
@@ -291,7 +291,8 @@ impl Agent {
             info!("the cluster has {count} node(s); this is {name} with {subnets} on {link}");
         }
         let is_same = |old: &Node| old.snapshot == node.snapshot && old.held == node.held;
-        if !is_same_node || !old.is_some_and(is_same) {
+        // A cluster file is on disk already.
+        if node.held.is_some() && (!is_same_node || !old.is_some_and(is_same)) {
             self.cache.touch();
         }
         self.is_new |= !is_same_node;
@@ -384,10 +385,6 @@ async fn either(one: &mut Signal, other: &mut Signal) {
         _ = one.recv() => {}
         _ = other.recv() => {}
     }
-}
-
-fn lock(shared: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The state that others are shown, before there is any.

@@ -13,6 +13,7 @@ use subnet_env::SubnetEnv;
 use crate::error::chain;
 use crate::firewall;
 use crate::plan::is_of_flannel;
+use crate::status::is_running;
 
 /// What is to go.
 pub(crate) struct Cleanup {
@@ -37,8 +38,8 @@ enum Part {
 
 impl Cleanup {
     /// Does it, and says what went, or would go.
-    pub(crate) fn run(&self) -> Result<String, String> {
-        if !self.is_dry && std::os::unix::net::UnixStream::connect(&self.socket).is_ok() {
+    pub(crate) async fn run(&self) -> Result<String, String> {
+        if !self.is_dry && is_running(&self.socket).await {
             let socket = self.socket.display();
             return Err(format!(
                 "an agent runs here (it answers at {socket}), and would put everything back; stop it first"

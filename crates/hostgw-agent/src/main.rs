@@ -65,7 +65,7 @@ async fn perform(task: Task) -> Result<String, String> {
         Task::Status(asked) => status::show(&asked.socket, asked.json).await,
         Task::Check(files) => check::check(&files),
         Task::Release(settings, serving) => release::release(*settings, &serving.socket).await,
-        Task::Cleanup(cleanup) => cleanup.run(),
+        Task::Cleanup(cleanup) => cleanup.run().await,
     }
 }
 

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::PoisonError;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::peers::Refusal;
-use crate::state::{Shared, State, seconds};
+use crate::state::{Shared, State, lock, seconds};
 
 /// All metrics, as text.
 pub(crate) fn text(shared: Shared) -> String {
@@ -34,8 +34,7 @@ impl fmt::Debug for Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        write(&state, &mut encoder)
+        write(&lock(&self.0), &mut encoder)
     }
 }
 
@@ -152,23 +151,13 @@ fn refused(state: &State, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         *counts.entry(reason.label()).or_default() += 1;
     }
     let help = "Subnets of other nodes that are not routed, by reason";
-    let mut family = to.encode_descriptor(
-        "hostgw_peers_refused",
-        help,
-        None,
-        prometheus_client::metrics::MetricType::Gauge,
-    )?;
+    let mut family = to.encode_descriptor("hostgw_peers_refused", help, None, MetricType::Gauge)?;
     for (reason, number) in counts {
         let gauge = ConstGauge::new(count(number));
         gauge.encode(family.encode_family(&[("reason", reason)])?)?;
     }
     let help = "A subnet of another node that is not routed, and why";
-    let mut family = to.encode_descriptor(
-        "hostgw_peer_refused",
-        help,
-        None,
-        prometheus_client::metrics::MetricType::Gauge,
-    )?;
+    let mut family = to.encode_descriptor("hostgw_peer_refused", help, None, MetricType::Gauge)?;
     for (peer, reason) in refused() {
         let subnet = peer.hop.map_or(String::new(), |hop| hop.subnet.to_string());
         let via = peer.hop.map_or(String::new(), |hop| hop.via.to_string());

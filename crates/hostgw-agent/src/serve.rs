@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
 use axum::extract::State as Extract;
@@ -13,11 +12,12 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use sd_notify::NotifyState;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tracing::{error, warn};
 
 use crate::metrics;
-use crate::state::{Shared, State};
+use crate::state::{Shared, lock};
+use crate::status::is_running;
 
 /// Answers on a socket for `hostgw-agent status`, and on an address where one was asked for. What
 /// cannot be listened on is an error at once.
@@ -32,7 +32,7 @@ pub(crate) async fn start(
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .with_state(shared.clone());
-    if UnixStream::connect(socket).await.is_ok() {
+    if is_running(socket).await {
         let socket = socket.display();
         return Err(format!(
             "an agent runs here already (it answers at {socket}): two would undo each other's work"
@@ -71,10 +71,6 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         return Err(error);
     }
     UnixListener::bind(path)
-}
-
-fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn readyz(Extract(shared): Extract<Shared>) -> (StatusCode, String) {

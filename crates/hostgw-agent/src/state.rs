@@ -1,7 +1,7 @@
 //! What the agent knows of itself, for who asks.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
@@ -15,6 +15,11 @@ use crate::uplink::Uplink;
 
 /// The state, as the loop last left it.
 pub(crate) type Shared = Arc<Mutex<State>>;
+
+/// The state, for a moment.
+pub(crate) fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Everything that `status`, `/readyz` and `/metrics` tell.
 #[derive(Default)]

@@ -166,8 +166,8 @@ fn view_etcd(
     }
     let find = || {
         let held = report.own.as_ref().map(|(_, held)| held);
-        let kept = || around.kept.and_then(|kept| kept.held.as_ref());
-        let held = held.or_else(kept).map(|held| held.addresses);
+        let before = || around.kept.and_then(|kept| kept.held.as_ref());
+        let held = held.or_else(before).map(|held| held.addresses);
         let found = around.selection.uplink(&interfaces(around)?, network, held);
         found.map_err(|error| chain(&error))
     };
@@ -187,6 +187,10 @@ fn view_etcd(
     if troubles.is_empty() && report.expires.is_some_and(|end| end <= Instant::now()) {
         troubles.push("this node's lease has run out, and was not taken again yet".to_owned());
     }
+    let kept = |uplink: Result<Uplink, String>| {
+        let kept = around.kept?;
+        Some(uplink.map(|uplink| kept.node(uplink)))
+    };
     let node = match (report.snapshot, report.own, report.unreachable) {
         (Some(Ok(snapshot)), Some((own, held)), _) => Some(uplink.map(|uplink| Node {
             snapshot,
@@ -195,12 +199,15 @@ fn view_etcd(
             held: Some(held),
             is_kept: false,
         })),
+        // A node that starts while the configuration is broken has what it had.
+        (Some(Err(reason)), None, _) if around.kept.is_some() => {
+            troubles.push(reason);
+            kept(uplink)
+        }
         (Some(Err(reason)), ..) => Some(Err(reason)),
         (_, _, Some(reason)) if around.kept.is_some() => {
             state.warning = Some(format!("{reason}; going by what it said last"));
-            around
-                .kept
-                .map(|kept| uplink.map(|uplink| kept.node(uplink)))
+            kept(uplink)
         }
         (_, _, Some(reason)) => {
             state.warning = None;

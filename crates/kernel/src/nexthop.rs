@@ -1,8 +1,8 @@
 //! Next hops as objects of their own, for many routes.
 //!
 //! The kernel compares each new IPv4 route that names its next hop with every other one by the
-//! same link: 5,000 routes take 0.4 s, and 50,000 half a minute. Routes that name an object by its
-//! number are not compared: 0.1 s, and 1 s.
+//! same link: 5,000 routes take 0.3 s, and 50,000 more than a minute. Routes that name an object by
+//! its number are not compared: 0.04 s, and 0.4 s.
 
 use std::net::IpAddr;
 

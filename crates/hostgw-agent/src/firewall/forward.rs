@@ -42,8 +42,7 @@ fn ensure_in(family: Family, networks: &[IpNetwork]) -> Result<usize, String> {
     }
     if drops {
         for network in networks {
-            let rule = || Rule::new();
-            for rule in [rule().from(*network), rule().to(*network)] {
+            for rule in [Rule::new().from(*network), Rule::new().to(*network)] {
                 let rule = rule.counted().accept().commented(&comment(*network));
                 transaction.add_rule(family, TABLE, CHAIN, &rule);
             }

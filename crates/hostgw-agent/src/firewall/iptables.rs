@@ -1,13 +1,12 @@
 //! Our rules by the programs `iptables` and `ip6tables`, for kernels without `nf_tables`.
 
 use ipnetwork::IpNetwork;
-
 use kernel::nftables::{self, Family};
 
+use super::legacy::WAIT;
 use super::{COMMENT, KUBE_PROXY, Rules, Settings, legacy, multicast};
 use crate::programs::{find, run};
 
-const WAIT: &str = "2";
 const POSTROUTING: &str = "HOSTGW-POSTRTG";
 const FORWARD: &str = "HOSTGW-FWD";
 

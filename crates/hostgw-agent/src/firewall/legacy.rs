@@ -9,7 +9,7 @@ use super::{COMMENT, Rules};
 use crate::programs::run;
 
 /// Seconds for which the programs wait for the lock that they share. Everything else waits, too.
-const WAIT: &str = "2";
+pub(super) const WAIT: &str = "2";
 
 /// One family's programs, and where the kernel says which of its tables are in use.
 pub(crate) struct Legacy {

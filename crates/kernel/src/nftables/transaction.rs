@@ -14,7 +14,8 @@ use super::rule::Rule;
 use crate::Error;
 
 /// Which packets a table is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Family {
     /// Both families.
     Inet = 1,
@@ -154,8 +155,8 @@ pub fn has_table(family: Family, table: &str) -> Result<bool, Error> {
     }
 }
 
-/// What the kernel says of a table and of these chains in it, word for word: another text is another rule
-/// set. Nothing where one of them is missing.
+/// What the kernel says of a table and of these chains in it, word for word: another text is
+/// another rule set. Nothing where one of them is missing.
 pub fn look(family: Family, table: &str, chains: &[&str]) -> Result<Option<Vec<u8>>, Error> {
     let failed = |error: io::Error| Error::new(format!("read nf_tables table {table}"), error);
     let mut words = Vec::new();
@@ -297,12 +298,7 @@ fn ask(request: &[u8]) -> io::Result<Answer> {
 
 /// The family, the table, and of a rule its chain.
 fn place(family: Family, table: &str, chain: Option<&str>) -> Vec<u8> {
-    let family = match family {
-        Family::Inet => 1,
-        Family::Ipv4 => 2,
-        Family::Ipv6 => 10,
-    };
-    let mut body = vec![family, 0, 0, 0];
+    let mut body = vec![family as u8, 0, 0, 0];
     text(&mut body, 1, table);
     if let Some(chain) = chain {
         text(&mut body, 2, chain);
