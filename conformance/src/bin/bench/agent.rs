@@ -2,17 +2,18 @@
 //! thousands, with leases in a real etcd.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use conformance::reference_picture::{Family, nodes};
 use conformance::{Agent, Etcd, Flanneld, Lab, Node, repository};
 use serde_json::{Value, json};
 
+use crate::instruments::{Routes, Writer, cpu, peak, time};
 use crate::table::{Marks, columns, head, millis};
 
 /// How many nodes join, one after the other.
@@ -482,178 +483,6 @@ fn beside_flanneld(out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "{:25}{}", "snapshot to the kernel", columns(cells))?;
     let cells = [peak(agent.pid())?, peak(flanneld.pid())?].map(|peak| format!("{peak:.1} MB"));
     writeln!(out, "{:25}{}", "peak resident memory", columns(cells))
-}
-
-/// What `ip monitor` tells of a node's routes, and when.
-struct Routes {
-    monitor: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Routes {
-    fn watch(node: &Node<'_>) -> io::Result<Self> {
-        let inner = node.command("ip");
-        let mut monitor = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", "stdbuf", "-oL"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
-            .args(["-ts", "monitor", "route"])
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let lines = BufReader::new(monitor.stdout.take().expect("it is piped"));
-        // It says nothing when it listens.
-        sleep(Duration::from_millis(200));
-        Ok(Self { monitor, lines })
-    }
-
-    /// When a route to `subnet` came.
-    fn wait(&mut self, subnet: &str) -> io::Result<SystemTime> {
-        self.wait_for(subnet, "", UNIX_EPOCH)
-    }
-
-    /// When a route to `subnet` by `via` came, at `since` or later.
-    fn wait_for(&mut self, subnet: &str, via: &str, since: SystemTime) -> io::Result<SystemTime> {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            if self.lines.read_line(&mut line)? == 0 {
-                return Err(io::Error::other("ip monitor ended"));
-            }
-            let mut words = line.split_whitespace();
-            let stamp = words
-                .next()
-                .unwrap_or_default()
-                .trim_matches(['[', ']'])
-                .to_owned();
-            let is_it = words.next() == Some(subnet) && line.contains(via);
-            if is_it && time(&stamp) >= since {
-                return Ok(time(&stamp));
-            }
-        }
-    }
-}
-
-impl Drop for Routes {
-    fn drop(&mut self) {
-        drop(self.monitor.kill());
-        drop(self.monitor.wait());
-    }
-}
-
-/// `2026-11-24T19:29:31.123456`, in the time zone that this machine has.
-fn time(stamp: &str) -> SystemTime {
-    let stamp = stamp.trim_end_matches('Z');
-    let (clock, fraction) = stamp.split_once('.').unwrap_or((stamp, "0"));
-    let clock = clock.rsplit('T').next().unwrap_or_default();
-    let number = |text: &str| text.parse::<u64>().unwrap_or_default();
-    let seconds = clock
-        .split(':')
-        .fold(0, |sum, part| sum * 60 + number(part));
-    let micros = number(&format!("{fraction:0<6}"));
-    // Of this day: a bench at midnight is to be done again.
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let day = since.as_secs() / 86400 * 86400;
-    UNIX_EPOCH + Duration::from_secs(day + seconds) + Duration::from_micros(micros)
-}
-
-/// Requests to etcd over one connection, each answered before the next.
-struct Writer {
-    client: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Writer {
-    fn open(node: &Node<'_>, address: &str) -> io::Result<Self> {
-        let inner = node.command("busybox");
-        let mut client = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
-            .args(["nc", address, "2379"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdin = client.stdin.take().expect("it is piped");
-        let stdout = BufReader::new(client.stdout.take().expect("it is piped"));
-        Ok(Self {
-            client,
-            stdin,
-            stdout,
-        })
-    }
-
-    fn put(&mut self, key: &str, value: &str) -> io::Result<()> {
-        self.post("/v3/kv/put", &conformance::etcd::put(key, value))
-    }
-
-    fn delete(&mut self, key: &str) -> io::Result<()> {
-        self.post("/v3/kv/deleterange", &conformance::etcd::delete(key))
-    }
-
-    fn post(&mut self, path: &str, body: &Value) -> io::Result<()> {
-        let body = body.to_string();
-        let length = body.len();
-        let request =
-            format!("POST {path} HTTP/1.1\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}");
-        self.stdin.write_all(request.as_bytes())?;
-        let mut line = String::new();
-        let mut length = 0;
-        let mut is_good = false;
-        while line != "\r\n" {
-            line.clear();
-            self.stdout.read_line(&mut line)?;
-            is_good |= line.starts_with("HTTP/1.1 200");
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
-                length = value.trim().parse().map_err(io::Error::other)?;
-            }
-        }
-        let mut answer = vec![0; length];
-        self.stdout.read_exact(&mut answer)?;
-        if is_good {
-            return Ok(());
-        }
-        Err(io::Error::other(
-            String::from_utf8_lossy(&answer).into_owned(),
-        ))
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        drop(self.client.kill());
-        drop(self.client.wait());
-    }
-}
-
-/// The time that a process has had of the processors.
-fn cpu(pid: u32) -> io::Result<Duration> {
-    let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
-    let nanos = text
-        .split(' ')
-        .next()
-        .and_then(|number| number.parse().ok());
-    nanos
-        .map(Duration::from_nanos)
-        .ok_or_else(|| io::Error::other(text))
-}
-
-/// The most memory that a process had, in MB.
-fn peak(pid: u32) -> io::Result<f64> {
-    let lines = BufReader::new(File::open(format!("/proc/{pid}/status"))?).lines();
-    for line in lines {
-        if let Some(rest) = line?.strip_prefix("VmHWM:") {
-            let kib: f64 = rest
-                .trim()
-                .trim_end_matches(" kB")
-                .parse()
-                .map_err(io::Error::other)?;
-            return Ok(kib * 1024.0 / 1e6);
-        }
-    }
-    Err(io::Error::other("the kernel says nothing of its memory"))
 }
 
 /// What `status --json` says.

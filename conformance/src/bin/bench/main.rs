@@ -8,6 +8,7 @@
 mod agent;
 mod contender;
 mod count;
+mod instruments;
 mod table;
 
 use std::env;
