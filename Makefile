@@ -31,7 +31,7 @@ build: build-packages
 # is installed.
 BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
 PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc \
-            etcd-server etcd-client prometheus
+            etcd-server etcd-client prometheus curl openssl
 
 packages build-packages:
 	@missing=$$(for p in $(if $(filter build-%,$@),$(BUILD_PACKAGES),$(PACKAGES)); do \
@@ -47,7 +47,7 @@ test: lint build packages
 	$(CARGO) test --locked -p conformance
 
 test-clients: build packages tools
-	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel
+	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube
 
 bench: PACKAGES += strace time
 bench: build packages
@@ -60,8 +60,9 @@ lint: build-packages
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
-# The real clients, from pinned Go modules. containerd has one of its own: it wants another release
-# of what crictl speaks.
+# The real clients, from pinned Go modules. containerd has one of its own, because it wants another
+# release of what crictl speaks; so have kubelet and kube-apiserver, whose own modules know one another
+# by their folders only.
 GO_BUILD := GOFLAGS=-mod=readonly CGO_ENABLED=0 go build -trimpath
 
 # flanneld wants a module of another cloud's that is not to be had: its sources are built without
@@ -71,6 +72,7 @@ FLANNEL := target/tools-src/flannel
 tools:
 	cd conformance/tools && $(GO_BUILD) -o ../../target/tools/ tool ./ocicni-start
 	cd conformance/tools/containerd && $(GO_BUILD) -tags 'no_btrfs no_devmapper no_zfs' -o ../../../target/tools/ tool
+	cd conformance/tools/kubernetes && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ tool
 	test -x target/tools/flanneld || { set -e; rm -rf $(FLANNEL); mkdir -p target/tools-src; \
 	  sources=$$(cd conformance/tools/flannel && go mod download && go list -m -f '{{.Dir}}' github.com/flannel-io/flannel); \
 	  cp -r "$$sources" $(FLANNEL); chmod -R u+w $(FLANNEL); echo 'package tencentvpc' > $(FLANNEL)/pkg/backend/tencentvpc/tencentvpc.go; \

@@ -17,6 +17,7 @@ mod containerd;
 pub mod etcd;
 mod flanneld;
 mod holder;
+mod kube;
 mod lab;
 mod plugin;
 pub mod reference_picture;
@@ -26,6 +27,7 @@ pub use containerd::{Containerd, Release, Sandbox};
 pub use etcd::Etcd;
 pub use flanneld::Flanneld;
 pub use holder::Output;
+pub use kube::{Answer, Kube};
 pub use lab::{Lab, Node, Pod, Server, wait_for};
 pub use plugin::{Attachment, Chain, Plugin, Reply, Running};
 

@@ -18,6 +18,7 @@ use crate::node::Node;
 use crate::peers::Peer;
 use crate::serve;
 use crate::state::{Shared, State, StoreState, lock};
+use crate::store::kube::Verdict;
 use crate::store::{self, Store, Surroundings};
 use crate::uplink::Selection;
 
@@ -174,7 +175,7 @@ impl Agent {
             }
         }
         serve::tell_systemd_the_end();
-        if let Some(node) = self.node.as_ref().filter(|node| node.held.is_some()) {
+        if let Some(node) = &self.node {
             self.told.kept(self.cache.finish(node));
         }
         info!("stopped; routes, firewall and subnet file stay");
@@ -291,8 +292,7 @@ impl Agent {
             info!("the cluster has {count} node(s); this is {name} with {subnets} on {link}");
         }
         let is_same = |old: &Node| old.snapshot == node.snapshot && old.held == node.held;
-        // A cluster file is on disk already.
-        if node.held.is_some() && (!is_same_node || !old.is_some_and(is_same)) {
+        if !is_same_node || !old.is_some_and(is_same) {
             self.cache.touch();
         }
         self.is_new |= !is_same_node;
@@ -319,11 +319,21 @@ impl Agent {
             info!("ready: {routed} of {wanted} subnets of other nodes are routed");
         }
         self.told.is_ready = is_ready;
+        self.store.tell(self.told.verdict());
         serve::tell_systemd(is_ready, &self.told.troubles);
     }
 }
 
 impl Told {
+    /// What is to be said of this node, once there is anything to say.
+    fn verdict(&self) -> Option<Verdict> {
+        if self.is_ready {
+            return Some(Ok(()));
+        }
+        let troubles: Vec<_> = self.troubles.iter().map(String::as_str).collect();
+        (!troubles.is_empty()).then(|| Err(troubles.join("; ")))
+    }
+
     /// Says what became of writing the good state to disk.
     fn kept(&mut self, written: Result<(), String>) {
         let unwritten = written.err();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
-use crate::lease::{Held, Lease, Snapshot};
+use crate::lease::{Addresses, Held, Lease, Snapshot};
 use crate::net_conf::NetConf;
 use crate::node::Node;
 use crate::uplink::Uplink;
@@ -125,6 +125,11 @@ pub(crate) fn read(path: &Path, store: &str) -> Result<Option<Kept>, String> {
 }
 
 impl Kept {
+    /// By which addresses this node was reached.
+    pub(crate) fn addresses(&self) -> Addresses {
+        self.own.addresses()
+    }
+
     /// This node, with the interface that it has now.
     pub(crate) fn node(&self, uplink: Uplink) -> Node {
         Node {

@@ -6,7 +6,7 @@ use std::path::Path;
 use cni::{Json, NetworkName, Version};
 use serde_json::Value;
 
-use crate::net_conf::NetConf;
+use crate::net_conf::{self, NetConf};
 use crate::store::parse_cluster;
 
 /// Checks each file and says what it is. Fails when one is wrong, naming all that are.
@@ -53,7 +53,7 @@ fn kind(text: &str) -> Result<String, String> {
         .into_iter()
         .any(has)
     {
-        let network: NetConf = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let network = net_conf::parse(text)?;
         let spaces: Vec<_> = network.spaces().map(|space| space.to_string()).collect();
         Ok(format!(
             "a network {} with subnets {}",

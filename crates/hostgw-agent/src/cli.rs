@@ -18,6 +18,7 @@ use crate::agent::Settings;
 use crate::firewall::{self, Backend};
 use crate::store;
 use crate::store::etcd::{self, Access, Password};
+use crate::store::kube::{self, Identity, Prefix};
 use crate::uplink::Selection;
 
 /// The node route agent of the host-gw pod network.
@@ -60,6 +61,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     etcd: Etcd,
     #[command(flatten)]
+    kube: Kube,
+    #[command(flatten)]
     interface: Interface,
     #[command(flatten)]
     firewall: Firewall,
@@ -68,11 +71,12 @@ pub(crate) struct Run {
     #[command(flatten)]
     refused: flanneld::Refused,
     /// The `file` store: the cluster's network and its nodes. Watched; an edit takes effect at
-    /// once. The store, unless etcd is asked for.
+    /// once. The store, unless another is asked for.
     #[arg(long, value_name = "FILE", default_value = "/etc/hostgw/cluster.json")]
     cluster: PathBuf,
-    /// The `file` store: this node's name in the cluster. Without it, the node is the one whose
-    /// public address the interface has.
+    /// This node's name: in the cluster file, where without it the node is the one whose public
+    /// address the interface has; for Kubernetes, where without it the variable `NODE_NAME` says
+    /// it, or the pod `POD_NAME` in `POD_NAMESPACE`, or else the host's own name.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
     /// Where /healthz, /readyz and /metrics are answered.
@@ -127,6 +131,48 @@ struct Etcd {
     /// How many minutes before its end a lease is renewed; at most half its time.
     #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1439))]
     subnet_lease_renew_margin: u64,
+}
+
+/// The `kube` store.
+#[expect(clippy::struct_field_names, reason = "a field is its flag")]
+#[derive(Args, Debug)]
+struct Kube {
+    /// The `kube` store: the subnets are the Nodes' podCIDRs.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    kube_subnet_mgr: bool,
+    /// Where the API server is, instead of where the kubeconfig file or the pod's environment says:
+    /// such as one that needs no kube-proxy.
+    #[arg(long, value_name = "URL", requires = "kube_subnet_mgr")]
+    kube_api_url: Option<http::Uri>,
+    /// Who we are to the API server, and where it is. Without it, what a pod is given.
+    #[arg(
+        long,
+        alias = "kubeconfig",
+        value_name = "FILE",
+        requires = "kube_subnet_mgr"
+    )]
+    kubeconfig_file: Option<PathBuf>,
+    /// What the annotations' names begin with.
+    #[arg(
+        long,
+        value_name = "DOMAIN",
+        default_value = "flannel.alpha.coreos.com"
+    )]
+    kube_annotation_prefix: Prefix,
+    /// The network's configuration. Watched; an edit takes effect at once.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/kube-flannel/net-conf.json",
+        requires = "kube_subnet_mgr"
+    )]
+    net_config_path: PathBuf,
+    /// Keep the Node's condition `NetworkUnavailable`.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, requires = "kube_subnet_mgr")]
+    set_node_network_unavailable: bool,
+    /// Route to Nodes without annotations, too, by their `InternalIP`.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, requires = "kube_subnet_mgr")]
+    peers_without_annotations: bool,
 }
 
 /// The interface to the other nodes. The first that is said counts; without any, the one with the
@@ -268,19 +314,19 @@ pub(crate) struct Serving {
 }
 
 impl Cli {
-    /// What is to be done. Errors name the flag.
-    pub(crate) fn task(self) -> Result<Task, String> {
+    /// What is to be done. Errors name the flag. `env` gives variables.
+    pub(crate) fn task(self, env: impl Fn(&str) -> Option<String>) -> Result<Task, String> {
         Ok(match self.command {
             None => {
-                let (settings, serving) = self.run.check()?;
+                let (settings, serving) = self.run.check(&env)?;
                 Task::Run(settings, serving)
             }
             Some(Command::Run(run)) => {
-                let (settings, serving) = run.check()?;
+                let (settings, serving) = run.check(&env)?;
                 Task::Run(settings, serving)
             }
             Some(Command::Release(run)) => {
-                let (settings, serving) = run.check()?;
+                let (settings, serving) = run.check(&env)?;
                 Task::Release(settings, serving)
             }
             Some(Command::Status(status)) => Task::Status(status),
@@ -301,7 +347,10 @@ impl Cli {
 }
 
 impl Run {
-    fn check(self) -> Result<(Box<Settings>, Serving), String> {
+    fn check(
+        self,
+        env: &impl Fn(&str) -> Option<String>,
+    ) -> Result<(Box<Settings>, Serving), String> {
         self.refused.check()?;
         let address = SocketAddr::new(self.healthz_ip, self.healthz_port);
         let serving = Serving {
@@ -313,9 +362,17 @@ impl Run {
             .into_iter()
             .chain(self.interface.public_ipv6.map(IpAddr::V6));
         let settings = Settings {
-            store: match self.etcd.options()? {
-                Some(options) => store::Settings::Etcd(Box::new(options)),
-                None => store::Settings::File {
+            store: match (self.kube.kube_subnet_mgr, self.etcd.options()?) {
+                (true, None) => {
+                    store::Settings::Kube(Box::new(self.kube.options(self.node_name, env)?))
+                }
+                (true, Some(_)) => {
+                    return Err(
+                        "--kube-subnet-mgr and --etcd-endpoints: there is one store".to_owned()
+                    );
+                }
+                (false, Some(options)) => store::Settings::Etcd(Box::new(options)),
+                (false, None) => store::Settings::File {
                     path: self.cluster,
                     node_name: self.node_name,
                 },
@@ -396,6 +453,49 @@ impl Etcd {
             ttl,
             margin: margin.min(ttl / 2),
         }))
+    }
+}
+
+impl Kube {
+    fn options(
+        self,
+        node_name: Option<String>,
+        env: &impl Fn(&str) -> Option<String>,
+    ) -> Result<kube::Options, String> {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
+        let of_pod = || {
+            let (name, namespace) = (env("POD_NAME")?, env("POD_NAMESPACE")?);
+            Some(Identity::OfPod { namespace, name })
+        };
+        // As kubelet does.
+        let of_host = || {
+            let path = "/proc/sys/kernel/hostname";
+            let name = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+            Ok::<_, String>(Identity::Named(name.trim().to_lowercase()))
+        };
+        let named = node_name.or_else(|| env("NODE_NAME")).map(Identity::Named);
+        let node = match named.or_else(of_pod) {
+            Some(node) => node,
+            None => of_host()?,
+        };
+        if let Some(url) = &self.kube_api_url
+            && !matches!(url.scheme_str(), Some("http" | "https"))
+        {
+            return Err(format!(
+                "--kube-api-url: {url} is not such as https://192.168.2.17:6443"
+            ));
+        }
+        Ok(kube::Options {
+            access: kube::Access {
+                url: self.kube_api_url,
+                kubeconfig: self.kubeconfig_file,
+            },
+            node,
+            prefix: self.kube_annotation_prefix,
+            peers_without_annotations: self.peers_without_annotations,
+            sets_condition: self.set_node_network_unavailable,
+            net_conf: self.net_config_path,
+        })
     }
 }
 

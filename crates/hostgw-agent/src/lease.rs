@@ -88,6 +88,18 @@ impl Lease {
     pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
         self.hops.iter().map(|hop| hop.subnet)
     }
+
+    /// The addresses by which its node is reached.
+    pub(crate) fn addresses(&self) -> Addresses {
+        let mut addresses = Addresses::default();
+        for hop in &self.hops {
+            match hop.via {
+                IpAddr::V4(v4) => addresses.ipv4 = Some(v4),
+                IpAddr::V6(v6) => addresses.ipv6 = Some(v6),
+            }
+        }
+        addresses
+    }
 }
 
 /// Whether two networks have an address in common.

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let env = |name: &str| std::env::var(name).ok();
     let cli = Cli::parse_from(cli::arguments(std::env::args_os(), env));
     log(&cli.log());
-    let outcome = cli.task().and_then(|task| {
+    let outcome = cli.task(env).and_then(|task| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();

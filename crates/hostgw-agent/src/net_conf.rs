@@ -77,6 +77,11 @@ const KEYS: [&str; 12] = [
     "Type",
 ];
 
+/// Reads a `net-conf.json`. What is wrong is named by its key and its value.
+pub(crate) fn parse(text: &str) -> Result<NetConf, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
 impl NetConf {
     /// The spaces of the enabled families, IPv4 first.
     pub(crate) fn spaces(&self) -> impl Iterator<Item = Space> {

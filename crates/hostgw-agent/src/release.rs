@@ -17,7 +17,9 @@ use crate::uplink::Interfaces;
 pub(crate) async fn release(settings: Settings, socket: &Path) -> Result<String, String> {
     let name = settings.store.name();
     let store::Settings::Etcd(options) = settings.store else {
-        return Err("a cluster file has no leases to give back (--etcd-endpoints)".to_owned());
+        return Err(
+            "only etcd has leases to give back (--etcd-endpoints): a cluster file is edited, and a Node deleted".to_owned(),
+        );
     };
     if crate::status::is_running(socket).await {
         let socket = socket.display();

@@ -3,6 +3,7 @@
 mod cluster;
 pub(crate) mod etcd;
 pub(crate) mod file;
+pub(crate) mod kube;
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,8 @@ use crate::node::Node;
 use crate::state::StoreState;
 use crate::uplink::{Interfaces, Selection, Uplink};
 use etcd::{EtcdStore, Options, Subnets};
-use file::FileStore;
+use file::Watched;
+use kube::{Kube, Verdict};
 
 /// Which store, and where it is.
 pub(crate) enum Settings {
@@ -29,12 +31,13 @@ pub(crate) enum Settings {
         node_name: Option<String>,
     },
     Etcd(Box<Options>),
+    Kube(Box<kube::Options>),
 }
 
 /// A store in use.
 pub(crate) enum Store {
     File {
-        files: Box<FileStore>,
+        cluster: Box<Watched<Snapshot>>,
         node_name: Option<String>,
     },
     Etcd {
@@ -42,6 +45,7 @@ pub(crate) enum Store {
         /// This node's interface, as of the last notice of a change there.
         uplink: Option<Result<Uplink, String>>,
     },
+    Kube(Box<Kube>),
 }
 
 /// What there is to be known beside the store.
@@ -59,6 +63,13 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) is_slow: bool,
 }
 
+impl<'a> Surroundings<'a> {
+    /// The node's interfaces, asked for anew.
+    fn interfaces(self) -> Result<Interfaces<'a>, String> {
+        Interfaces::list(self.kernel, self.routes).map_err(|error| chain(&error))
+    }
+}
+
 /// What a store says at one moment.
 pub(crate) struct View {
     /// This node, or why there is none. Nothing before the store has said anything.
@@ -74,6 +85,7 @@ impl Settings {
         match self {
             Self::File { path, .. } => format!("file {}", path.display()),
             Self::Etcd(options) => format!("etcd {}", options.prefix),
+            Self::Kube(_) => "kube".to_owned(),
         }
     }
 }
@@ -88,7 +100,7 @@ impl Store {
     ) -> Result<Self, file::Error> {
         Ok(match settings {
             Settings::File { path, node_name } => Self::File {
-                files: Box::new(FileStore::new(path.clone())?),
+                cluster: Box::new(Watched::new(path.clone(), cluster::parse)?),
                 node_name: node_name.clone(),
             },
             Settings::Etcd(options) => {
@@ -102,34 +114,48 @@ impl Store {
                     uplink: None,
                 }
             }
+            Settings::Kube(options) => Self::Kube(Box::new(Kube::start((**options).clone())?)),
         })
     }
 
     /// Waits until something changed.
     pub(crate) async fn changed(&self) {
         match self {
-            Self::File { files, .. } => files.changed().await,
+            Self::File { cluster, .. } => cluster.changed().await,
             Self::Etcd { store, .. } => store.changed().await,
+            Self::Kube(kube) => kube.changed().await,
         }
     }
 
     /// What it says now.
     pub(crate) fn view(&mut self, around: Surroundings<'_>) -> View {
         match self {
-            Self::File { files, node_name } => view_file(files, node_name.as_deref(), around),
+            Self::File { cluster, node_name } => view_file(cluster, node_name.as_deref(), around),
             Self::Etcd { store, uplink } => view_etcd(store, uplink, around),
+            Self::Kube(kube) => kube.view(around),
+        }
+    }
+
+    /// Tells it how this node is, where it wants to know.
+    pub(crate) fn tell(&self, verdict: Option<Verdict>) {
+        if let Self::Kube(kube) = self {
+            kube.tell(verdict);
         }
     }
 }
 
-fn view_file(files: &mut FileStore, node_name: Option<&str>, around: Surroundings<'_>) -> View {
+fn view_file(
+    cluster: &mut Watched<Snapshot>,
+    node_name: Option<&str>,
+    around: Surroundings<'_>,
+) -> View {
     if around.is_slow {
-        files.watch();
+        cluster.watch();
     }
-    let latest = files.latest(around.is_slow);
+    let latest = cluster.latest(around.is_slow);
     let is_reached = !matches!(latest, Err(file::Error::Read { .. }));
     let find = |snapshot: &Snapshot| {
-        let interfaces = interfaces(around)?;
+        let interfaces = around.interfaces()?;
         let found = around.selection.find(node_name, &interfaces, snapshot);
         let (own, uplink) = found.map_err(|error| chain(&error))?;
         Ok(Node {
@@ -140,9 +166,23 @@ fn view_file(files: &mut FileStore, node_name: Option<&str>, around: Surrounding
             is_kept: false,
         })
     };
+    let mut troubles = Vec::new();
+    let node = match (latest, around.kept) {
+        // A node that starts while the file is broken has what it had.
+        (Err(error), Some(kept)) => {
+            troubles.push(chain(error));
+            let found = around.interfaces().and_then(|interfaces| {
+                let its = Some(kept.addresses());
+                let found = around.selection.uplink(&interfaces, None, its);
+                found.map_err(|error| chain(&error))
+            });
+            found.map(|uplink| kept.node(uplink))
+        }
+        (latest, _) => latest.as_ref().map_err(|error| chain(error)).and_then(find),
+    };
     View {
-        node: Some(latest.as_ref().map_err(|error| chain(error)).and_then(find)),
-        troubles: Vec::new(),
+        node: Some(node),
+        troubles,
         state: StoreState {
             is_reached,
             ..StoreState::default()
@@ -168,7 +208,9 @@ fn view_etcd(
         let held = report.own.as_ref().map(|(_, held)| held);
         let before = || around.kept.and_then(|kept| kept.held.as_ref());
         let held = held.or_else(before).map(|held| held.addresses);
-        let found = around.selection.uplink(&interfaces(around)?, network, held);
+        let found = around
+            .selection
+            .uplink(&around.interfaces()?, network, held);
         found.map_err(|error| chain(&error))
     };
     let uplink = uplink.get_or_insert_with(find).clone();
@@ -221,8 +263,4 @@ fn view_etcd(
         troubles,
         state,
     }
-}
-
-fn interfaces(around: Surroundings<'_>) -> Result<Interfaces<'_>, String> {
-    Interfaces::list(around.kernel, around.routes).map_err(|error| chain(&error))
 }

@@ -297,6 +297,14 @@ impl Selection {
 }
 
 impl Uplink {
+    /// The same, to be known by these of its addresses, where nobody asked for others.
+    pub(crate) fn preferring(mut self, addresses: Addresses) -> Self {
+        let preferred: Vec<_> = addresses.all().collect();
+        self.addresses
+            .sort_by_key(|address| !preferred.contains(address));
+        self
+    }
+
     /// The addresses that others are told, of the families that the network has.
     pub(crate) fn public(&self, network: Option<&NetConf>) -> Addresses {
         let wants = |ipv4: bool| {

@@ -71,18 +71,6 @@ fn double_dash(argument: OsString, flags: &[String]) -> OsString {
 #[derive(Args, Debug)]
 pub(super) struct Refused {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    kube_subnet_mgr: Option<String>,
-    #[arg(long, hide = true)]
-    kube_api_url: Option<String>,
-    #[arg(long, hide = true)]
-    kubeconfig_file: Option<String>,
-    #[arg(long, hide = true)]
-    kube_annotation_prefix: Option<String>,
-    #[arg(long, hide = true)]
-    net_config_path: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    set_node_network_unavailable: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     ip_blackhole_route: Option<String>,
     #[arg(long, hide = true)]
     subnet_dir: Option<String>,
@@ -96,30 +84,7 @@ impl Refused {
     /// Refuses what was given.
     pub(super) fn check(&self) -> Result<(), String> {
         let is_on = |flag: &Option<String>| flag.as_ref().is_some_and(|value| value != "false");
-        let kube = "the Kubernetes store is not there yet; use etcd or a cluster file";
         for (is_given, flag, reason) in [
-            (is_on(&self.kube_subnet_mgr), "kube-subnet-mgr", kube),
-            (is_some(self.kube_api_url.as_ref()), "kube-api-url", kube),
-            (
-                is_some(self.kubeconfig_file.as_ref()),
-                "kubeconfig-file",
-                kube,
-            ),
-            (
-                is_some(self.kube_annotation_prefix.as_ref()),
-                "kube-annotation-prefix",
-                kube,
-            ),
-            (
-                is_some(self.net_config_path.as_ref()),
-                "net-config-path",
-                kube,
-            ),
-            (
-                is_on(&self.set_node_network_unavailable),
-                "set-node-network-unavailable",
-                kube,
-            ),
             (
                 is_on(&self.ip_blackhole_route),
                 "ip-blackhole-route",

@@ -14,7 +14,7 @@ fn parse(given: &[&str], env: &[(&str, &str)]) -> Result<Box<Settings>, String> 
     };
     let arguments = arguments(given.into_iter().map(Into::into), find);
     let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
-    match cli.task()? {
+    match cli.task(find)? {
         Task::Run(settings, _) => Ok(settings),
         _ => Err("another task".to_owned()),
     }
@@ -76,10 +76,7 @@ fn booleans_are_gos() {
 #[test]
 fn what_is_not_honoured_is_refused_with_a_sentence() {
     for (flag, said) in [
-        (
-            "--kube-subnet-mgr",
-            "--kube-subnet-mgr: the Kubernetes store",
-        ),
+        ("--kube-annotation-prefix=com", "error: invalid value 'com'"),
         ("--ip-blackhole-route", "--ip-blackhole-route: a blackhole"),
         ("--subnet-dir=/x", "--subnet-dir: one agent"),
         ("--vmodule=a=1", "--vmodule: the log"),
@@ -105,9 +102,59 @@ fn what_is_not_honoured_is_refused_with_a_sentence() {
         let error = parse(&[flag], &[]).err().expect(flag);
         assert!(error.contains("--etcd-endpoints"), "{error}");
     }
+    for flag in [
+        "--kube-api-url=https://192.168.2.17:6443",
+        "--kubeconfig=/x",
+        "--net-config-path=/x",
+        "--peers-without-annotations",
+    ] {
+        let error = parse(&[flag], &[]).err().expect(flag);
+        assert!(error.contains("--kube-subnet-mgr"), "{error}");
+    }
     let version = parse(&["-version"], &[]).err();
     assert!(version.is_some_and(|text| text.starts_with("hostgw-agent ")));
     assert!(parse(&["--kube-subnet-mgr=false"], &[]).is_ok());
-    let error = parse(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).err();
-    assert!(error.is_some_and(|error| error.starts_with("--kube-subnet-mgr")));
+}
+
+#[test]
+fn kube_flannels_command_line_works_as_it_is() {
+    let kube = |given: &[&str], env: &[(&str, &str)]| {
+        let given = [&["--ip-masq", "--kube-subnet-mgr"], given].concat();
+        match parse(&given, env)?.store {
+            store::Settings::Kube(options) => Ok(*options),
+            _ => Err("another store".to_owned()),
+        }
+    };
+    let pod = [
+        ("POD_NAME", "kube-flannel-ds-x"),
+        ("POD_NAMESPACE", "kube-flannel"),
+    ];
+    let options = kube(&[], &pod).expect("kube-flannel's own");
+    let of_pod = Identity::OfPod {
+        namespace: "kube-flannel".to_owned(),
+        name: "kube-flannel-ds-x".to_owned(),
+    };
+    assert_eq!(options.node, of_pod);
+    assert_eq!(
+        options.net_conf.to_str(),
+        Some("/etc/kube-flannel/net-conf.json")
+    );
+    assert!(options.sets_condition && !options.peers_without_annotations);
+    // A name goes before a pod's, and a flag before a variable.
+    let named = [pod[0], pod[1], ("NODE_NAME", "worker1")];
+    let name = |given: &[&str]| kube(given, &named).map(|options| options.node);
+    assert_eq!(name(&[]), Ok(Identity::Named("worker1".to_owned())));
+    let flag = name(&["--node-name=worker2"]);
+    assert_eq!(flag, Ok(Identity::Named("worker2".to_owned())));
+    // By variables, as in a unit.
+    let variables = [
+        ("FLANNELD_KUBE_SUBNET_MGR", "true"),
+        ("FLANNELD_KUBECONFIG_FILE", "/x"),
+    ];
+    let settings = parse(&[], &variables).expect("variables do as well");
+    assert!(matches!(settings.store, store::Settings::Kube(_)));
+    let error = kube(&["--kube-api-url=192.168.2.17:6443"], &pod).map(|_| ());
+    assert!(error.is_err_and(|error| error.starts_with("--kube-api-url: 192.168.2.17:6443")));
+    let error = kube(&["--etcd-endpoints=http://192.168.2.17:2379"], &pod).map(|_| ());
+    assert!(error.is_err_and(|error| error.contains("one store")));
 }

@@ -1,4 +1,4 @@
-//! The `file` store: one `cluster.json` with the network and its nodes, watched.
+//! A file that is watched: `cluster.json`, which is a store by itself, and `net-conf.json`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,20 +9,18 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-use crate::lease::Snapshot;
-use crate::store::cluster;
-
-/// A cluster file and the kernel's notices about its folder.
-pub(crate) struct FileStore {
+/// A file, and the kernel's notices about its folder.
+pub(crate) struct Watched<T> {
     path: PathBuf,
+    parse: fn(&str) -> Result<T, String>,
     watcher: RecommendedWatcher,
     touched: Arc<Notify>,
     /// Whether the file may say something else than when it was last read.
     is_stale: Arc<AtomicBool>,
-    latest: Option<Result<Snapshot, Error>>,
+    latest: Option<Result<T, Error>>,
 }
 
-/// Why a cluster file is of no use.
+/// Why a file is of no use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("read {path}")]
@@ -33,8 +31,9 @@ pub(crate) enum Error {
     Watch(#[source] notify::Error),
 }
 
-impl FileStore {
-    pub(crate) fn new(path: PathBuf) -> Result<Self, Error> {
+impl<T> Watched<T> {
+    /// A file that is read by `parse`, which says what is wrong with a text.
+    pub(crate) fn new(path: PathBuf, parse: fn(&str) -> Result<T, String>) -> Result<Self, Error> {
         let touched = Arc::new(Notify::new());
         let is_stale = Arc::new(AtomicBool::new(true));
         let (notice, stale) = (Arc::clone(&touched), Arc::clone(&is_stale));
@@ -49,6 +48,7 @@ impl FileStore {
         let watcher = watcher.map_err(Error::Watch)?;
         let mut store = Self {
             path,
+            parse,
             watcher,
             touched,
             is_stale,
@@ -56,6 +56,11 @@ impl FileStore {
         };
         store.watch();
         Ok(store)
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Watches the folder, because editors and configuration managers replace the file. Asked
@@ -78,21 +83,21 @@ impl FileStore {
     }
 
     /// What the file says. It is read where something was touched since, or where `anew` says so.
-    pub(crate) fn latest(&mut self, anew: bool) -> &Result<Snapshot, Error> {
+    pub(crate) fn latest(&mut self, anew: bool) -> &Result<T, Error> {
         let is_stale = self.is_stale.swap(false, Ordering::Relaxed) || anew;
         let latest = self.latest.take().filter(|_| !is_stale);
         let latest = latest.unwrap_or_else(|| self.read());
         self.latest.insert(latest)
     }
 
-    fn read(&self) -> Result<Snapshot, Error> {
+    fn read(&self) -> Result<T, Error> {
         let path = || self.path.clone();
         let text = fs::read_to_string(&self.path);
         let text = text.map_err(|source| Error::Read {
             path: path(),
             source,
         })?;
-        cluster::parse(&text).map_err(|reason| Error::Content {
+        (self.parse)(&text).map_err(|reason| Error::Content {
             path: path(),
             reason,
         })

@@ -1,0 +1,498 @@
+//! On a real API server: its Nodes, their annotations, their condition.
+
+use conformance::reference_picture::{self as picture, Family, NODES, node_addresses};
+use conformance::{Agent, Kube, Lab, Node, wait_for};
+use serde_json::{Value, json};
+
+/// The annotations that flannel's nodes write, without their prefix.
+const ANNOTATIONS: [(&str, [&str; 3]); 6] = [
+    ("kube-subnet-manager", ["true", "true", "true"]),
+    ("backend-type", ["host-gw", "host-gw", "host-gw"]),
+    ("backend-data", ["null", "null", "null"]),
+    (
+        "public-ip",
+        ["192.168.2.17", "192.168.2.16", "192.168.2.15"],
+    ),
+    ("backend-v6-data", ["null", "null", "null"]),
+    (
+        "public-ipv6",
+        [
+            "fd00:192:168:2::17",
+            "fd00:192:168:2::16",
+            "fd00:192:168:2::15",
+        ],
+    ),
+];
+
+/// The network's configuration, as kube-flannel's manifest has it.
+fn net_conf(lab: &Lab, family: Family) -> String {
+    let mut network = json!({"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}});
+    if family.has_ipv6() {
+        network["EnableIPv6"] = json!(true);
+        network["IPv6Network"] = json!("fd00:10:10::/48");
+    }
+    if !family.has_ipv4() {
+        network["EnableIPv4"] = json!(false);
+    }
+    lab.write("net-conf.json", network.to_string());
+    format!("--net-config-path={}", Lab::path("net-conf.json").display())
+}
+
+/// The subnets of a node of the picture.
+fn cidrs(family: Family, subnet: u8) -> Vec<String> {
+    let both = (
+        format!("10.10.{subnet}.0/24"),
+        format!("fd00:10:10:{subnet}::/64"),
+    );
+    family.of(both.0, both.1).collect()
+}
+
+fn create_nodes(kube: &Kube<'_>, family: Family) {
+    for (name, host, subnet) in NODES {
+        let (ipv4, ipv6) = node_addresses(host);
+        let addresses: Vec<_> = family.of(ipv4, ipv6).collect();
+        let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+        let cidrs = cidrs(family, subnet);
+        let cidrs: Vec<_> = cidrs.iter().map(String::as_str).collect();
+        kube.create_node(name, &cidrs, &addresses);
+    }
+}
+
+fn start(node: &Node<'_>, kubeconfig: &str, more: &[&str]) -> Agent {
+    let kubeconfig = format!("--kubeconfig-file={kubeconfig}");
+    let name = format!("--node-name={}", node.name);
+    let args = ["--kube-subnet-mgr", &kubeconfig, &name];
+    Agent::start(node, &[&args[..], more].concat())
+}
+
+fn subnet_routes(node: &Node<'_>, family: &str) -> Vec<String> {
+    let within = if family == "-6" {
+        "fd00:10:10::/48"
+    } else {
+        "10.10.0.0/16"
+    };
+    picture::routes(
+        &node
+            .sh(&format!("ip {family} route show root {within}"))
+            .ok(),
+    )
+}
+
+fn status(node: &Node<'_>) -> Value {
+    let status = node.sh("/mnt/bin/hostgw-agent status --json");
+    serde_json::from_str(&status.stdout).unwrap_or_default()
+}
+
+/// The whole picture, in both families: routes, and who must not answer.
+fn wait_for_picture(nodes: &[Node<'_>]) {
+    for node in nodes {
+        let what = format!("the routes of {}", node.name);
+        wait_for(&what, || {
+            subnet_routes(node, "-4") == picture::node_routes(&node.name, false)
+                && subnet_routes(node, "-6") == picture::node_routes6(&node.name, false)
+        });
+    }
+}
+
+fn wait_for_route(node: &Node<'_>, to: &str, via: Option<&str>) {
+    let family = if to.contains(':') { "-6" } else { "-4" };
+    let what = format!("{to} by {via:?} on {}", node.name);
+    wait_for(&what, || {
+        let routes = subnet_routes(node, family);
+        let mut found = routes.iter().filter(|route| route.starts_with(to));
+        match via {
+            Some(via) => found.any(|route| route.contains(&format!("via {via} "))),
+            None => found.next().is_none(),
+        }
+    });
+}
+
+fn reasons(node: &Node<'_>) -> String {
+    status(node)["reasons"].to_string()
+}
+
+/// A Node as a kube-flannel of another make leaves it.
+fn create_foreign(kube: &Kube<'_>, name: &str, subnet: u8, host: u8) {
+    let (ipv4, ipv6) = node_addresses(host);
+    let cidrs = cidrs(Family::Dual, subnet);
+    kube.create_node(name, &[&cidrs[0], &cidrs[1]], &[&ipv4, &ipv6]);
+    kube.annotate(
+        name,
+        &[
+            ("kube-subnet-manager", "true"),
+            ("backend-type", "host-gw"),
+            ("backend-data", "null"),
+            ("public-ip", &ipv4),
+            ("backend-v6-data", "null"),
+            ("public-ipv6", &ipv6),
+        ],
+    );
+}
+
+#[test]
+fn the_picture_stands_on_an_api_server_and_follows_it() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Dual);
+    let kube = Kube::start(&nodes[0], "192.168.2.17");
+    create_nodes(&kube, Family::Dual);
+    let config = net_conf(&lab, Family::Dual);
+    let admin = kube.admin();
+    let mut agents: Vec<_> = nodes
+        .iter()
+        .map(|node| start(node, &admin, &[&config]))
+        .collect();
+    wait_for_picture(&nodes);
+    for (name, values) in ANNOTATIONS {
+        for (node, value) in nodes.iter().zip(values) {
+            let what = format!("{name} of {}", node.name);
+            wait_for(&what, || kube.annotation(&node.name, name) == value);
+        }
+    }
+    for node in &nodes {
+        let condition = || kube.condition(&node.name, "NetworkUnavailable");
+        wait_for("the condition", || condition()["status"] == "False");
+        assert_eq!(condition()["reason"], "HostgwIsUp");
+        assert!(condition()["lastTransitionTime"].is_string());
+        wait_for("readiness", || status(node)["ready"] == true);
+    }
+    let master = &nodes[0];
+
+    // What somebody takes away comes back, annotation and condition.
+    let key = "flannel.alpha.coreos.com/public-ip";
+    let path = "/api/v1/nodes/worker1";
+    kube.patch(path, &json!({"metadata": {"annotations": {key: null}}}));
+    wait_for("the annotation comes back", || {
+        kube.annotation("worker1", "public-ip") == "192.168.2.16"
+    });
+    let wrong = json!({"status": {"conditions": [
+        {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"},
+    ]}});
+    kube.patch(&format!("{path}/status"), &wrong);
+    wait_for("the condition comes back", || {
+        kube.condition("worker1", "NetworkUnavailable")["status"] == "False"
+    });
+
+    // A node of kube-flannel's joins; its addresses change, one family at a time.
+    create_foreign(&kube, "worker3", 3, 14);
+    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.14"));
+    wait_for_route(master, "fd00:10:10:3::/64", Some("fd00:192:168:2::14"));
+    kube.annotate("worker3", &[("public-ip", "192.168.2.13")]);
+    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.13"));
+    kube.annotate("worker3", &[("public-ipv6", "fd00:192:168:2::13")]);
+    wait_for_route(master, "fd00:10:10:3::/64", Some("fd00:192:168:2::13"));
+    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.13"));
+    // It is made again with other podCIDRs.
+    kube.delete("/api/v1/nodes/worker3");
+    wait_for_route(master, "10.10.3.0/24", None);
+    create_foreign(&kube, "worker3", 4, 14);
+    wait_for_route(master, "10.10.4.0/24", Some("192.168.2.14"));
+    wait_for_route(master, "fd00:10:10:4::/64", Some("fd00:192:168:2::14"));
+    // Another backend is not ours to speak.
+    kube.annotate("worker3", &[("backend-type", "vxlan")]);
+    wait_for_route(master, "10.10.4.0/24", None);
+    let peers = status(master)["peers"].to_string();
+    assert!(peers.contains("its backend is \\\"vxlan\\\""), "{peers}");
+    kube.annotate("worker3", &[("backend-type", "host-gw")]);
+    wait_for_route(master, "10.10.4.0/24", Some("192.168.2.14"));
+
+    // Our own address changes, and others follow.
+    nodes[2]
+        .sh("ip addr del 192.168.2.15/24 dev enp0s5; ip addr add 192.168.2.25/24 dev enp0s5")
+        .ok();
+    wait_for_route(master, "10.10.2.0/24", Some("192.168.2.25"));
+    assert_eq!(kube.annotation("worker2", "public-ip"), "192.168.2.25");
+    wait_for_route(master, "fd00:10:10:2::/64", Some("fd00:192:168:2::15"));
+
+    // What went while nobody looked is gone afterwards.
+    assert!(agents.remove(0).stop());
+    kube.delete("/api/v1/nodes/worker3");
+    let agent = start(master, &admin, &[&config]);
+    wait_for_route(master, "10.10.4.0/24", None);
+    wait_for_route(master, "10.10.1.0/24", Some("192.168.2.16"));
+    drop(agent);
+}
+
+#[test]
+fn a_node_waits_for_its_pod_cidr_and_says_so() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let (master, worker) = (&nodes[0], &nodes[1]);
+    let kube = Kube::start(master, "192.168.2.17");
+    let config = net_conf(&lab, Family::Ipv4);
+    let agent = start(worker, &kube.admin(), &[&config]);
+    agent.wait_for_log("there is no Node \"worker1\"");
+    kube.create(
+        "/api/v1/nodes",
+        &json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker1"},
+        }),
+    );
+    let told = |words: &[&str]| {
+        let has = |text: &str| words.iter().all(|word| text.contains(word));
+        wait_for(&format!("an event with {words:?}"), || {
+            kube.events("worker1").iter().any(|event| has(event))
+        });
+        let condition = kube.condition("worker1", "NetworkUnavailable");
+        assert_eq!(condition["status"], "True");
+        assert!(
+            has(condition["message"].as_str().unwrap_or_default()),
+            "{condition}"
+        );
+        assert!(
+            has(&reasons(worker)) && has(&agent.log()),
+            "{}",
+            agent.log()
+        );
+        assert_eq!(status(worker)["ready"], false);
+    };
+    told(&["Node worker1 has no podCIDR yet"]);
+    assert!(!worker.path("/run/flannel/subnet.env").exists());
+    assert_eq!(
+        kube.annotation("worker1", "public-ip"),
+        "",
+        "nobody is sent there"
+    );
+
+    // One that the network does not have.
+    kube.patch(
+        "/api/v1/nodes/worker1",
+        &json!({"spec": {
+            "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"],
+        }}),
+    );
+    // An event each ten seconds at most.
+    std::thread::sleep(std::time::Duration::from_secs(8));
+    told(&[
+        "podCIDR 10.244.1.0/24 of Node worker1",
+        "Network 10.10.0.0/16",
+        "net-conf.json",
+    ]);
+    assert_eq!(kube.annotation("worker1", "public-ip"), "");
+
+    // The configuration is mended, and everything goes on by itself.
+    let network = json!({"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}});
+    lab.write("net-conf.json", network.to_string());
+    wait_for("readiness", || status(worker)["ready"] == true);
+    wait_for("the condition", || {
+        kube.condition("worker1", "NetworkUnavailable")["status"] == "False"
+    });
+    let file = std::fs::read_to_string(worker.path("/run/flannel/subnet.env"));
+    assert!(
+        file.expect("it is ready")
+            .contains("FLANNEL_SUBNET=10.244.1.1/24")
+    );
+    assert_eq!(kube.annotation("worker1", "public-ip"), "192.168.2.16");
+
+    // A configuration that is broken leaves all as it is.
+    lab.write("net-conf.json", "{\"Network\": \"10.244.0.0\"}");
+    wait_for("the broken key is named", || {
+        reasons(worker).contains("Network") && reasons(worker).contains("10.244.0.0")
+    });
+    lab.write("net-conf.json", network.to_string());
+    wait_for("readiness", || status(worker)["ready"] == true);
+}
+
+#[test]
+fn an_api_server_that_is_away_costs_nothing() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Dual);
+    let mut kube = Kube::start(&nodes[0], "192.168.2.17");
+    create_nodes(&kube, Family::Dual);
+    let config = net_conf(&lab, Family::Dual);
+    let admin = kube.admin();
+    let mut agents: Vec<_> = nodes
+        .iter()
+        .map(|node| start(node, &admin, &[&config]))
+        .collect();
+    wait_for_picture(&nodes);
+    let worker = &nodes[1];
+    wait_for("the state is on disk", || {
+        let state = worker.path("/var/lib/hostgw/state.json");
+        std::fs::read_to_string(state).is_ok_and(|text| text.contains("10.10.2.0/24"))
+    });
+
+    // Away while the node boots: routes, subnet file and readiness are there all the same.
+    kube.kill();
+    assert!(agents.remove(1).stop());
+    worker
+        .sh("rm -r /run/flannel; ip route flush proto 104; ip -6 route flush proto 104")
+        .ok();
+    let agent = start(worker, &admin, &[&config]);
+    wait_for_picture(&nodes[1..2]);
+    assert!(worker.path("/run/flannel/subnet.env").exists());
+    wait_for("readiness", || status(worker)["ready"] == true);
+    agent.wait_for_log("going by what it said last");
+
+    // What happened meanwhile is older than what the API server remembers: a new list.
+    let second = kube.second();
+    create_foreign(&second, "worker3", 3, 14);
+    second.delete("/api/v1/nodes/worker2");
+    drop(second);
+    kube.restart();
+    for node in [&nodes[0], worker] {
+        wait_for_route(node, "10.10.3.0/24", Some("192.168.2.14"));
+        wait_for_route(node, "10.10.2.0/24", None);
+    }
+    agents[0].wait_for_log("reading everything anew");
+    agent.wait_for_log("the store is back");
+
+    // One that hangs is noticed, and one that goes on is heard again.
+    kube.freeze(true);
+    for _ in 0..100 {
+        if status(worker)["store"]["reached"] == false {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(250));
+    }
+    assert_eq!(status(worker)["store"]["reached"], false);
+    assert_eq!(status(worker)["ready"], true);
+    kube.freeze(false);
+    kube.delete("/api/v1/nodes/worker3");
+    wait_for_route(worker, "10.10.3.0/24", None);
+
+    // One that says 429 to us, and to nobody else: others do not find us, but we find others.
+    refuse(&kube, &nodes[0]);
+    let agent = {
+        drop(agent);
+        worker.sh("rm /run/hostgw-agent.log").ok();
+        let path = "/api/v1/nodes/worker1";
+        let key = "flannel.alpha.coreos.com/public-ip";
+        kube.patch(path, &json!({"metadata": {"annotations": {key: null}}}));
+        start(worker, &kube.kubeconfig("slow"), &[&config])
+    };
+    agent.wait_for_log("(429)");
+    let tries = || agent.log().matches("(429)").count();
+    let before = tries();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(tries() - before <= 3, "it does not insist: {}", agent.log());
+    kube.delete("/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas/slow");
+    for _ in 0..200 {
+        if kube.annotation("worker1", "public-ip") == "192.168.2.16" {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(kube.annotation("worker1", "public-ip"), "192.168.2.16");
+
+    // One without its etcd says 500 or nothing, and is back with it.
+    kube.etcd().freeze(true);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    kube.etcd().freeze(false);
+    wait_for("the API server is well", || {
+        kube.call("GET", "/readyz", "").code == 200
+    });
+    create_foreign(&kube, "worker4", 4, 13);
+    wait_for_route(worker, "10.10.4.0/24", Some("192.168.2.13"));
+}
+
+/// Has the API server refuse every request of the user `slow` with 429, for a minute; `node` is where
+/// it runs.
+fn refuse(kube: &Kube<'_>, node: &Node<'_>) {
+    let group = "/apis/rbac.authorization.k8s.io/v1";
+    kube.create(&format!("{group}/clusterrolebindings"), &json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "slow"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "User", "name": "slow"}],
+    }));
+    let group = "/apis/flowcontrol.apiserver.k8s.io/v1";
+    kube.create(
+        &format!("{group}/prioritylevelconfigurations"),
+        &json!({
+            "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "PriorityLevelConfiguration",
+            "metadata": {"name": "slow"},
+            "spec": {"type": "Limited", "limited": {
+                "nominalConcurrencyShares": 0, "lendablePercent": 0, "borrowingLimitPercent": 0,
+                "limitResponse": {"type": "Reject"},
+            }},
+        }),
+    );
+    kube.create(
+        &format!("{group}/flowschemas"),
+        &json!({
+            "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
+            "metadata": {"name": "slow"},
+            "spec": {
+                "priorityLevelConfiguration": {"name": "slow"},
+                "matchingPrecedence": 2,
+                "rules": [{
+                    "subjects": [{"kind": "User", "user": {"name": "slow"}}],
+                    "resourceRules": [{
+                        "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"],
+                        "clusterScope": true, "namespaces": ["*"],
+                    }],
+                }],
+            },
+        }),
+    );
+    // One request is let through where there is none: it never comes to its end.
+    let url = kube.url();
+    let hold = format!(
+        "((sleep 60 | curl -sk -X POST -T - -H 'Authorization: Bearer slow' \
+         {url}/api/v1/namespaces) >/dev/null 2>&1 &)"
+    );
+    node.sh(&hold).ok();
+    wait_for("the API server refuses", || {
+        kube.call_as("slow", "GET", "/api/v1/nodes", "").code == 429
+    });
+}
+
+#[test]
+fn administrators_say_by_which_addresses_and_names() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let (master, worker) = (&nodes[0], &nodes[1]);
+    let kube = Kube::start(master, "192.168.2.17");
+    create_nodes(&kube, Family::Ipv4);
+    let config = net_conf(&lab, Family::Ipv4);
+    let admin = kube.admin();
+
+    // Those without annotations are routed to where that is asked for; names begin as is said.
+    let flags = [
+        config.as_str(),
+        "--peers-without-annotations",
+        "--kube-annotation-prefix=example.com/pods",
+    ];
+    let agent = start(master, &admin, &flags);
+    wait_for_route(master, "10.10.1.0/24", Some("192.168.2.16"));
+    wait_for_route(master, "10.10.2.0/24", Some("192.168.2.15"));
+    wait_for("the annotation", || {
+        let node = kube.node("master");
+        node["metadata"]["annotations"]["example.com/pods-public-ip"] == "192.168.2.17"
+    });
+    assert_eq!(kube.annotation("master", "public-ip"), "");
+    assert!(agent.stop());
+
+    // Without it they are not, and it is said why.
+    let agent = start(master, &admin, &[&config]);
+    wait_for_route(master, "10.10.1.0/24", None);
+    let peers = status(master)["peers"].to_string();
+    assert!(peers.contains("kube-subnet-manager"), "{peers}");
+
+    // The interface is the one with the Node's own address, whatever the default route says; an
+    // annotation goes before that; an overwrite is what others are told.
+    worker.plug("enp0s6", &["192.168.2.116/24"]);
+    worker
+        .sh("ip route replace default via 192.168.2.1 dev enp0s6")
+        .ok();
+    let other = start(worker, &admin, &[&config]);
+    wait_for_route(master, "10.10.1.0/24", Some("192.168.2.16"));
+    assert_eq!(status(worker)["node"]["interface"], "enp0s5");
+    kube.annotate("worker1", &[("node-public-ip", "192.168.2.116")]);
+    wait_for_route(master, "10.10.1.0/24", Some("192.168.2.116"));
+    assert_eq!(status(worker)["node"]["interface"], "enp0s6");
+    kube.annotate("worker1", &[("public-ip-overwrite", "192.168.2.200")]);
+    wait_for_route(master, "10.10.1.0/24", Some("192.168.2.200"));
+    kube.annotate("worker1", &[("public-ip-overwrite", "nat")]);
+    wait_for("the broken annotation is named", || {
+        let reasons = reasons(worker);
+        reasons.contains("public-ip-overwrite") && reasons.contains("nat")
+    });
+    kube.annotate(
+        "worker1",
+        &[("public-ip-overwrite", ""), ("node-public-ip", "")],
+    );
+    wait_for_route(master, "10.10.1.0/24", Some("192.168.2.16"));
+    wait_for("readiness", || status(worker)["ready"] == true);
+    assert!(other.stop() && agent.stop());
+}

@@ -1,0 +1,585 @@
+//! The `kube` store: Node objects, with the annotations that flannel writes, so that kube-flannel's
+//! nodes and ours share a cluster.
+//!
+//! One task lists all Nodes, watches from there on, and sees to it that this node's own Node says
+//! what others and the scheduler go by: annotations and the condition `NetworkUnavailable`. It
+//! compares them with what they should be, whoever wrote them.
+
+mod connection;
+mod contents;
+mod format;
+mod own;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures_util::TryStreamExt;
+use kube::Client;
+use kube::api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::core::Request;
+use rand::RngExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval, sleep};
+use tracing::{debug, info, warn};
+
+pub(crate) use connection::Access;
+pub(crate) use format::Prefix;
+pub(crate) use own::Verdict;
+pub(crate) use view::Kube;
+
+use crate::lease::{Addresses, Lease};
+use connection::{Failure, within};
+use contents::Contents;
+use format::{Node, Object};
+
+const NODES: &str = "/api/v1/nodes";
+/// So many Nodes are read at once: each is some 15 kB of text, most of which is read over.
+const PAGE: u32 = 200;
+/// A watch is begun anew after a time between these, in seconds, and not by all nodes at once.
+const WATCH: std::ops::Range<u32> = 200..290;
+/// How often we look at what makes no notice: due dates, silence.
+const TICK: Duration = Duration::from_secs(1);
+/// A server that has not told anything for so long is asked for a sign of life.
+const QUIET: Duration = Duration::from_secs(10);
+/// A watch that has not told anything for so long is begun anew: a bookmark comes each minute.
+const SILENT: Duration = Duration::from_secs(150);
+/// A session that lasted longer than this was a good one.
+const LASTING: Duration = Duration::from_secs(5);
+/// How soon we try again where there was no answer, at first and at last.
+const AWAY: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+/// The same where the answer was no.
+const REFUSED: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+/// What is wrong for no longer than this is not worth a condition: the scheduler would turn away.
+const STEADY: Duration = Duration::from_secs(3);
+/// There is no more than one event in this time.
+const EVENTS: Duration = Duration::from_secs(10);
+
+/// What is to be known to begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) access: Access,
+    pub(crate) node: Identity,
+    pub(crate) prefix: Prefix,
+    /// Whether nodes without annotations are routed to, by their `InternalIP`.
+    pub(crate) peers_without_annotations: bool,
+    /// Whether the Node's condition `NetworkUnavailable` is ours.
+    pub(crate) sets_condition: bool,
+    /// The network's configuration.
+    pub(crate) net_conf: PathBuf,
+}
+
+/// Which Node this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    Named(String),
+    /// The one that this pod runs on.
+    OfPod {
+        namespace: String,
+        name: String,
+    },
+}
+
+/// A running store. It ends when it is dropped; what it wrote stays.
+struct KubeStore {
+    shared: Arc<Shared>,
+    wish: watch::Sender<Wish>,
+    task: JoinHandle<()>,
+}
+
+/// What this node's Node is to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wish {
+    /// By which addresses others reach its pods. Nothing while it has no subnet.
+    pub(crate) addresses: Option<Addresses>,
+    /// Nothing before anything was tried.
+    pub(crate) verdict: Option<Verdict>,
+}
+
+/// What the store knows.
+struct Report {
+    /// Every node's lease, the oldest first. Nothing before the first contact.
+    pub(crate) leases: Option<Vec<Arc<Lease>>>,
+    /// This node's Node, or its name where there is none.
+    pub(crate) own: Option<Result<Arc<Node>, String>>,
+    /// Why this node's Node does not say what it should.
+    pub(crate) unwritten: Option<Unwritten>,
+    /// Why nothing can be heard.
+    pub(crate) unreachable: Option<String>,
+    /// How far the store was read.
+    pub(crate) revision: i64,
+    /// When something was last heard.
+    pub(crate) heard: Option<Instant>,
+}
+
+/// Why this node's Node does not say what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unwritten {
+    pub(crate) reason: String,
+    /// Whether others do not find this node for it.
+    pub(crate) hides_node: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    name: String,
+    contents: Option<Contents>,
+    version: String,
+    unwritten: Option<Unwritten>,
+    unreachable: Option<String>,
+    heard: Option<Instant>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known, and tells.
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_one();
+    }
+}
+
+impl KubeStore {
+    /// Begins. Needs a tokio runtime.
+    pub(crate) fn start(options: Options) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (wish, wishes) = watch::channel(Wish::default());
+        let keeper = Keeper {
+            options,
+            shared: Arc::clone(&shared),
+            wishes,
+            is_current: false,
+            pause: Duration::ZERO,
+            probed: Instant::now(),
+            retry: None,
+            bad_since: None,
+            told: None,
+        };
+        Self {
+            shared,
+            wish,
+            task: tokio::spawn(keeper.run()),
+        }
+    }
+
+    /// Changes what this node's Node is to say.
+    pub(crate) fn wish(&self, change: impl FnOnce(&mut Wish)) {
+        self.wish.send_if_modified(|present| {
+            let old = present.clone();
+            change(present);
+            *present != old
+        });
+    }
+
+    /// Waits until something changed.
+    pub(crate) async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// What is known now.
+    pub(crate) fn report(&self) -> Report {
+        let state = self.shared.state();
+        let contents = state.contents.as_ref();
+        Report {
+            leases: contents.map(|contents| contents.leases().cloned().collect()),
+            own: contents.map(|contents| contents.own().ok_or_else(|| state.name.clone())),
+            unwritten: state.unwritten.clone(),
+            unreachable: state.unreachable.clone(),
+            revision: state.version.parse().unwrap_or_default(),
+            heard: state.heard,
+        }
+    }
+}
+
+impl Drop for KubeStore {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A part of all Nodes.
+#[derive(Deserialize)]
+struct Page {
+    metadata: PageData,
+    #[serde(default)]
+    items: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageData {
+    resource_version: String,
+    #[serde(default)]
+    r#continue: Option<String>,
+}
+
+/// Reads, watches and writes, for ever.
+struct Keeper {
+    options: Options,
+    shared: Arc<Shared>,
+    wishes: watch::Receiver<Wish>,
+    /// Whether a watch can go on from what was read.
+    is_current: bool,
+    /// How long we waited last before we tried again.
+    pause: Duration,
+    /// When a sign of life was asked for last.
+    probed: Instant,
+    /// When to try again what the API server refused to write, and how long that is from the time
+    /// before.
+    retry: Option<(Instant, Duration)>,
+    /// Since when something is wrong with this node.
+    bad_since: Option<Instant>,
+    /// What the last event said, and when.
+    told: Option<(Verdict, Instant)>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        loop {
+            let begin = Instant::now();
+            let Err(failure) = self.session().await else {
+                continue;
+            };
+            if begin.elapsed() > LASTING {
+                self.pause = Duration::ZERO;
+            }
+            let (reason, [least, most], wanted) = match failure {
+                Failure::Gone => {
+                    warn!(
+                        "the API server has forgotten what was since we read last; reading everything anew"
+                    );
+                    self.is_current = false;
+                    continue;
+                }
+                Failure::Refused(reason, after) => {
+                    // What cannot be gone on with is worth reading anew.
+                    self.is_current = false;
+                    (format!("the API server refuses: {reason}"), REFUSED, after)
+                }
+                Failure::Away(reason) => (
+                    format!("the API server cannot be reached: {reason}"),
+                    AWAY,
+                    Duration::ZERO,
+                ),
+            };
+            self.shared.update(|state| state.unreachable = Some(reason));
+            self.pause = (self.pause * 2).clamp(least, most);
+            sleep(jitter(self.pause.max(wanted))).await;
+        }
+    }
+
+    /// One connection, to its end. It ends well when a new one is to begin at once.
+    async fn session(&mut self) -> Result<(), Failure> {
+        let client = self.options.access.connect().await.map_err(Failure::Away)?;
+        let name = self.name(&client).await?;
+        if !self.is_current {
+            self.read(&client, &name).await?;
+        }
+        // The connection may be from an address that is gone.
+        let place = self.wishes.borrow().addresses;
+        let is_here = |this: &Self| place.is_none() || this.wishes.borrow().addresses == place;
+        while is_here(self) {
+            self.watch(&client, is_here).await?;
+        }
+        Ok(())
+    }
+
+    /// This node's name.
+    async fn name(&self, client: &Client) -> Result<String, Failure> {
+        #[derive(Deserialize)]
+        struct Pod {
+            spec: PodSpec,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct PodSpec {
+            node_name: String,
+        }
+        match &self.options.node {
+            Identity::Named(name) => Ok(name.clone()),
+            Identity::OfPod { namespace, name } => {
+                let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
+                let request = request.get(name, &kube::api::GetParams::default());
+                let pod: Pod = within(client.request(built(request)?)).await?;
+                Ok(pod.spec.node_name)
+            }
+        }
+    }
+
+    /// Reads all Nodes, page by page.
+    async fn read(&mut self, client: &Client, name: &str) -> Result<(), Failure> {
+        let mut contents = Contents::new(&self.options, name);
+        let mut parameters = ListParams::default().limit(PAGE);
+        let version = loop {
+            let request = built(Request::new(NODES).list(&parameters))?;
+            let page: Page = within(client.request(request)).await?;
+            for object in page.items {
+                contents.put(object);
+            }
+            match page.metadata.r#continue.filter(|token| !token.is_empty()) {
+                Some(token) => parameters.continue_token = Some(token),
+                None => break page.metadata.resource_version,
+            }
+        };
+        self.is_current = true;
+        self.shared.update(|state| {
+            name.clone_into(&mut state.name);
+            state.contents = Some(contents);
+            state.version = version;
+            state.heard = Some(Instant::now());
+        });
+        Ok(())
+    }
+
+    /// Follows all Nodes from what was read on, until the server ends that, as it does from time
+    /// to time, or until `goes_on` does not hold.
+    async fn watch(
+        &mut self,
+        client: &Client,
+        goes_on: impl Fn(&Self) -> bool,
+    ) -> Result<(), Failure> {
+        let version = self.shared.state().version.clone();
+        let parameters = WatchParams::default().timeout(rand::rng().random_range(WATCH));
+        let request = built(Request::new(NODES).watch(&parameters, &version))?;
+        let events = within(client.request_events::<Object>(request)).await?;
+        let mut events = std::pin::pin!(events);
+        self.shared.update(|state| {
+            state.unreachable = None;
+            state.heard = Some(Instant::now());
+        });
+        let begin = Instant::now();
+        let mut last = begin;
+        let mut tick = interval(TICK);
+        while goes_on(self) {
+            self.hold(client).await?;
+            tokio::select! {
+                event = events.try_next() => {
+                    let Some(event) = event? else {
+                        // One that ends at once is not to be had.
+                        if begin.elapsed() < TICK {
+                            return Err(Failure::Away("the watch ended at once".to_owned()));
+                        }
+                        return Ok(());
+                    };
+                    last = Instant::now();
+                    self.take_in(event)?;
+                }
+                Ok(()) = self.wishes.changed() => {}
+                _ = tick.tick() => {
+                    if last.elapsed() > SILENT {
+                        return Ok(());
+                    }
+                    self.probe(client).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks a server for a sign of life that has been quiet. Any answer will do.
+    async fn probe(&mut self, client: &Client) -> Result<(), Failure> {
+        let heard = self.shared.state().heard;
+        if heard
+            .max(Some(self.probed))
+            .is_some_and(|last| last.elapsed() < QUIET)
+        {
+            return Ok(());
+        }
+        self.probed = Instant::now();
+        let request = http::Request::get("/livez").body(Vec::new());
+        let request = request.expect("a path is a request");
+        match within(client.request_text(request)).await {
+            Err(Failure::Away(reason)) => Err(Failure::Away(reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes in what the watch tells.
+    fn take_in(&self, event: WatchEvent<Object>) -> Result<(), Failure> {
+        let mut state = self.shared.state();
+        state.heard = Some(Instant::now());
+        let (is_new, version) = match event {
+            WatchEvent::Bookmark(bookmark) => (false, bookmark.metadata.resource_version),
+            WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                let version = object.version().to_owned();
+                let contents = state.contents.as_mut();
+                (
+                    contents.is_some_and(|contents| contents.put(object)),
+                    version,
+                )
+            }
+            WatchEvent::Deleted(object) => {
+                let version = object.version().to_owned();
+                if let Some(contents) = &mut state.contents {
+                    contents.delete(object);
+                }
+                (true, version)
+            }
+        };
+        state.version = version;
+        if is_new {
+            self.shared.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Sees to it that this node's Node says what it should. Where the API server lets Nodes be
+    /// read and not be written, the others are followed all the same.
+    async fn hold(&mut self, client: &Client) -> Result<(), Failure> {
+        let wish = self.wishes.borrow_and_update().clone();
+        match &wish.verdict {
+            Some(Err(_)) => self.bad_since = self.bad_since.or(Some(Instant::now())),
+            _ => self.bad_since = None,
+        }
+        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+            return Ok(());
+        }
+        let (hides_node, outcome) = match self.announce(client, &wish).await {
+            Ok(()) => (false, self.tell(client, &wish).await),
+            failed => (true, failed),
+        };
+        let unwritten = match outcome {
+            Ok(()) => {
+                self.retry = None;
+                None
+            }
+            Err(Failure::Refused(reason, after)) => {
+                let [least, most] = REFUSED;
+                let before = self.retry.map_or(Duration::ZERO, |(_, pause)| pause);
+                let pause = (before * 2).clamp(least, most);
+                self.retry = Some((Instant::now() + jitter(pause.max(after)), pause));
+                Some(Unwritten { reason, hides_node })
+            }
+            Err(failure) => return Err(failure),
+        };
+        if self.shared.state().unwritten != unwritten {
+            self.shared.update(|state| state.unwritten = unwritten);
+        }
+        Ok(())
+    }
+
+    /// This node's Node, if there is one.
+    fn own(&self) -> Option<Arc<Node>> {
+        let state = self.shared.state();
+        state.contents.as_ref().and_then(Contents::own)
+    }
+
+    /// Has the Node say where this node is, by its annotations.
+    async fn announce(&self, client: &Client, wish: &Wish) -> Result<(), Failure> {
+        let (Some(node), Some(addresses)) = (self.own(), wish.addresses) else {
+            return Ok(());
+        };
+        let what = format!("write the annotations of Node {}", node.name);
+        // An overwrite that says nothing of use is put right by people.
+        let changes = node
+            .announcement(&self.options.prefix, addresses)
+            .map_err(|reason| Failure::Refused(reason, Duration::ZERO))?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let patch = json!({"metadata": {"annotations": changes}});
+        self.patch(client, &node.name, patch)
+            .await
+            .map_err(|failure| failure.about(&what))?;
+        info!("Node {} says now: {}", node.name, said(&changes));
+        Ok(())
+    }
+
+    /// Has the Node say whether its pods have a network, by its condition; and tells by an event.
+    async fn tell(&mut self, client: &Client, wish: &Wish) -> Result<(), Failure> {
+        let (Some(node), Some(verdict)) = (self.own(), self.steady(wish)) else {
+            return Ok(());
+        };
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        if self.options.sets_condition
+            && let Some(condition) = node.condition(&verdict, &now)
+        {
+            let patch = json!({"status": {"conditions": [condition]}});
+            let what = format!("set NetworkUnavailable of Node {}", node.name);
+            self.patch(client, &node.name, patch)
+                .await
+                .map_err(|failure| failure.about(&what))?;
+            let status = condition["status"].as_str().unwrap_or_default();
+            info!("Node {} has NetworkUnavailable={status} now", node.name);
+        }
+        self.publish(client, &node, verdict, &now).await;
+        Ok(())
+    }
+
+    /// What this node's state is, where that is not a matter of a moment.
+    fn steady(&self, wish: &Wish) -> Option<Verdict> {
+        let is_steady = self.bad_since.is_none_or(|since| since.elapsed() > STEADY);
+        wish.verdict.clone().filter(|_| is_steady)
+    }
+
+    /// Changes this node's Node, and takes in what becomes of it.
+    async fn patch(&self, client: &Client, name: &str, patch: Value) -> Result<(), Failure> {
+        let request = Request::new(NODES).patch_subresource(
+            "status",
+            name,
+            &PatchParams::default(),
+            &Patch::Strategic(patch),
+        );
+        let object: Object = within(client.request(built(request)?)).await?;
+        self.shared.update(|state| {
+            if let Some(contents) = &mut state.contents {
+                contents.put(object);
+            }
+        });
+        Ok(())
+    }
+
+    /// Tells of a change for the worse, and of its end. Nobody depends on it.
+    async fn publish(&mut self, client: &Client, node: &Node, verdict: Verdict, now: &str) {
+        let is_news = match &self.told {
+            None => verdict.is_err(),
+            Some((told, when)) => *told != verdict && when.elapsed() > EVENTS,
+        };
+        if !is_news {
+            return;
+        }
+        let body = node.event(&verdict, now).to_string().into_bytes();
+        self.told = Some((verdict, Instant::now()));
+        let request = Request::new("/api/v1/namespaces/default/events");
+        let created = match built(request.create(&PostParams::default(), body)) {
+            Ok(request) => within(client.request::<Value>(request)).await.map(drop),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = created {
+            debug!("write an event about Node {}: {failure:?}", node.name);
+        }
+    }
+}
+
+/// A request that was put together.
+fn built<T>(request: Result<T, kube::core::request::Error>) -> Result<T, Failure> {
+    request.map_err(|error| Failure::Away(crate::error::chain(&error)))
+}
+
+/// A time between a half and one and a half of this: not all nodes at once.
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..1.5))
+}
+
+fn said(changes: &BTreeMap<String, Option<String>>) -> String {
+    let one = |(key, value): (&String, &Option<String>)| match value {
+        Some(value) => format!("{key}={value}"),
+        None => format!("no {key}"),
+    };
+    changes.iter().map(one).collect::<Vec<_>>().join(", ")
+}
