@@ -14,6 +14,7 @@ use crate::apply::{apply, sweep, take_over};
 use crate::cache::{Cache, Kept};
 use crate::error::chain;
 use crate::firewall::{self, Firewall};
+use crate::install::{self, Install};
 use crate::node::Node;
 use crate::peers::Peer;
 use crate::serve;
@@ -46,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) subnet_file: PathBuf,
     pub(crate) state_file: PathBuf,
     pub(crate) firewall: firewall::Settings,
+    /// What of ours the runtime is to find.
+    pub(crate) install: Option<Install>,
 }
 
 /// The agent of this node.
@@ -62,6 +65,8 @@ pub(crate) struct Agent {
     node: Option<Node>,
     /// Whether this node itself is another since that was written to disk.
     is_new: bool,
+    /// Whether the runtime has its list of plugins.
+    is_listed: bool,
     told: Told,
     shared: Shared,
 }
@@ -79,6 +84,8 @@ struct Told {
     refusals: BTreeSet<String>,
     /// Why the good state is not on disk.
     unwritten: Option<String>,
+    /// Which configuration the runtime takes instead of ours.
+    rival: Option<PathBuf>,
 }
 
 /// Why the agent cannot start or go on.
@@ -118,6 +125,7 @@ impl Agent {
             kept,
             node: None,
             is_new: false,
+            is_listed: false,
             told: Told::default(),
             shared,
         })
@@ -211,9 +219,24 @@ impl Agent {
             }
         };
         let took = begin.elapsed();
+        if let Some(install) = self.settings.install.as_ref().filter(|_| wake.is_slow) {
+            troubles.extend(install.put_plugin().err());
+            self.told.rival(install.rival());
+        }
         if let Some(node) = &self.node {
             let masquerades = self.settings.firewall.masquerades();
             let written = node.write_subnet_file(&self.settings.subnet_file, masquerades);
+            let is_listed = self.is_listed && !wake.is_slow;
+            if let Some(install) = self
+                .settings
+                .install
+                .as_ref()
+                .filter(|_| !is_listed && written.is_ok())
+            {
+                let listed = install.put_list();
+                self.is_listed = listed.is_ok();
+                troubles.extend(listed.err());
+            }
             troubles.extend(node.forward().err().into_iter().chain(written.err()));
             if !node.uplink.link.is_up {
                 troubles.insert(format!("interface {} is down", node.uplink.link.name));
@@ -343,6 +366,14 @@ impl Told {
             warn!("{reason}; a boot without the store would leave this node without a subnet");
         }
         self.unwritten = unwritten;
+    }
+
+    /// Says that the runtime takes another configuration than ours.
+    fn rival(&mut self, rival: Option<PathBuf>) {
+        if let Some(path) = rival.as_ref().filter(|_| rival != self.rival) {
+            warn!("{}", install::beats(path));
+        }
+        self.rival = rival;
     }
 
     /// Says what is wrong that was not before.

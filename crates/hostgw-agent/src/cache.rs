@@ -2,13 +2,14 @@
 //! subnet and its routes.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
+use crate::files;
 use crate::lease::{Addresses, Held, Lease, Snapshot};
 use crate::net_conf::NetConf;
 use crate::node::Node;
@@ -78,7 +79,7 @@ impl Cache {
             let (path, kept) = (self.path.clone(), self.kept(node));
             let outcome = Arc::clone(&self.outcome);
             spawn_blocking(move || {
-                let written = replace(&path, &kept);
+                let written = write(&path, &kept);
                 *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
             });
         }
@@ -87,7 +88,7 @@ impl Cache {
 
     /// Writes what there is, before the end.
     pub(crate) fn finish(&self, node: &Node) -> Result<(), String> {
-        self.said(replace(&self.path, &self.kept(node)))
+        self.said(write(&self.path, &self.kept(node)))
     }
 
     fn said(&self, written: io::Result<()>) -> Result<(), String> {
@@ -114,10 +115,8 @@ fn machine() -> Option<String> {
 
 /// What is kept in `path` of what `store` said.
 pub(crate) fn read(path: &Path, store: &str) -> Result<Option<Kept>, String> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("read {}: {error}", path.display())),
+    let Some(text) = files::read(path)? else {
+        return Ok(None);
     };
     let kept: Kept =
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -145,16 +144,6 @@ impl Kept {
     }
 }
 
-/// In one step, and on the disk before the old one is gone.
-fn replace(path: &Path, kept: &Kept) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&serde_json::to_vec(kept)?)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+fn write(path: &Path, kept: &Kept) -> io::Result<()> {
+    files::replace(path, &serde_json::to_vec(kept)?, 0o600)
 }

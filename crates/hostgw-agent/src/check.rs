@@ -73,6 +73,12 @@ fn networks(network: &NetConf) -> String {
     networks.join(" and ")
 }
 
+/// A list of plugins from its text, checked.
+pub(crate) fn list_of(text: &str) -> Result<Value, String> {
+    let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    list(&value).map(|_| value)
+}
+
 /// A list of plugins, each of which is checked as the plugin itself would.
 fn list(value: &Value) -> Result<String, String> {
     let text = |key: &str| match &value[key] {

@@ -16,6 +16,7 @@ pub(crate) use flanneld::arguments;
 
 use crate::agent::Settings;
 use crate::firewall::{self, Backend};
+use crate::install;
 use crate::store;
 use crate::store::etcd::{self, Access, Password};
 use crate::store::kube::{self, Identity, Prefix};
@@ -51,9 +52,25 @@ pub(crate) enum Command {
     },
     /// Give this node's lease back to etcd, when the node is drained for good.
     Release(Box<Run>),
+    /// Put the CNI plugin where runtimes start it, and, once this node has its subnet, the list of
+    /// plugins where they read it.
+    Install(InstallCommand),
+    /// Undo exactly what `install` did, or `run` with --cni-conf.
+    Uninstall {
+        /// Where it was written down.
+        #[arg(long, value_name = "FILE", default_value = RECORD)]
+        install_record: PathBuf,
+        /// Where an agent would answer.
+        #[arg(long, value_name = "FILE", default_value = SOCKET)]
+        socket: PathBuf,
+    },
     /// Take away what the agent set up: routes, firewall rules, subnet file, saved state.
     Cleanup(Cleanup),
 }
+
+/// Where what was installed is written down.
+const RECORD: &str = "/var/lib/hostgw/installed.json";
+const SOCKET: &str = "/run/hostgw/agent.sock";
 
 /// How the agent runs.
 #[derive(Args, Debug)]
@@ -68,6 +85,8 @@ pub(crate) struct Run {
     firewall: Firewall,
     #[command(flatten)]
     files: Files,
+    #[command(flatten)]
+    install: Install,
     #[command(flatten)]
     refused: flanneld::Refused,
     /// The `file` store: the cluster's network and its nodes. Watched; an edit takes effect at
@@ -242,8 +261,60 @@ struct Files {
     )]
     state_file: PathBuf,
     /// Where `status` asks.
-    #[arg(long, value_name = "FILE", default_value = "/run/hostgw/agent.sock")]
+    #[arg(long, value_name = "FILE", default_value = SOCKET)]
     socket: PathBuf,
+}
+
+/// What of ours a runtime finds on this node. `run` keeps it there, where --cni-conf or
+/// --take-over-flannel asks for it.
+#[expect(clippy::struct_field_names, reason = "a field is its flag")]
+#[derive(Args, Debug)]
+struct Install {
+    /// The list of plugins to install; else one of `cni-hostgw` and `portmap`, or kube-flannel's with
+    /// our plugin in the place of theirs.
+    #[arg(long, value_name = "FILE")]
+    cni_conf: Option<PathBuf>,
+    /// The plugin to install; else the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    cni_plugin: Option<PathBuf>,
+    /// Where runtimes read lists.
+    #[arg(long, value_name = "FOLDER", default_value = "/etc/cni/net.d")]
+    cni_conf_dir: PathBuf,
+    /// Where runtimes start plugins.
+    #[arg(long, value_name = "FOLDER", default_value = "/opt/cni/bin")]
+    cni_bin_dir: PathBuf,
+    /// Replace kube-flannel's 10-flannel.conflist, where there is one, in one step: pods that it
+    /// attached go on, and are detached by ours.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    take_over_flannel: bool,
+    /// Where what was done is written down, to be undone.
+    #[arg(long, value_name = "FILE", default_value = RECORD)]
+    install_record: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InstallCommand {
+    #[command(flatten)]
+    install: Install,
+    /// The node's subnet file, before which no list is installed.
+    #[arg(long, value_name = "FILE", default_value = subnet_env::DEFAULT_PATH)]
+    subnet_file: PathBuf,
+    /// How long to wait for it.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+impl From<Install> for install::Install {
+    fn from(given: Install) -> Self {
+        Self {
+            list: given.cni_conf,
+            plugin: given.cni_plugin,
+            conf_dir: given.cni_conf_dir,
+            bin_dir: given.cni_bin_dir,
+            takes_over_flannel: given.take_over_flannel,
+            record: given.install_record,
+        }
+    }
 }
 
 /// How the log is written, to standard error.
@@ -282,7 +353,7 @@ pub(crate) struct Status {
     #[arg(long)]
     pub(crate) json: bool,
     /// Where the agent listens.
-    #[arg(long, value_name = "FILE", default_value = "/run/hostgw/agent.sock")]
+    #[arg(long, value_name = "FILE", default_value = SOCKET)]
     pub(crate) socket: PathBuf,
 }
 
@@ -304,6 +375,10 @@ pub(crate) enum Task {
     Status(Status),
     Check(Vec<PathBuf>),
     Release(Box<Settings>, Serving),
+    /// What, the subnet file, and how long to wait for it.
+    Install(Box<install::Install>, PathBuf, Duration),
+    /// By this record, unless an agent answers there.
+    Uninstall(PathBuf, PathBuf),
     Cleanup(crate::cleanup::Cleanup),
 }
 
@@ -331,6 +406,15 @@ impl Cli {
             }
             Some(Command::Status(status)) => Task::Status(status),
             Some(Command::Check { files }) => Task::Check(files),
+            Some(Command::Install(command)) => Task::Install(
+                Box::new(command.install.into()),
+                command.subnet_file,
+                command.wait,
+            ),
+            Some(Command::Uninstall {
+                install_record,
+                socket,
+            }) => Task::Uninstall(install_record, socket),
             Some(Command::Cleanup(cleanup)) => Task::Cleanup(crate::cleanup::Cleanup {
                 flannel: cleanup.flannel,
                 is_dry: cleanup.dry_run,
@@ -399,6 +483,8 @@ impl Run {
                 forward: self.firewall.iptables_forward_rules,
                 poll: Duration::from_secs(self.firewall.iptables_resync),
             },
+            install: (self.install.cni_conf.is_some() || self.install.take_over_flannel)
+                .then(|| self.install.into()),
         };
         Ok((Box::new(settings), serving))
     }

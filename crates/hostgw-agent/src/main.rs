@@ -8,7 +8,9 @@ mod check;
 mod cleanup;
 mod cli;
 mod error;
+mod files;
 mod firewall;
+mod install;
 mod lease;
 mod metrics;
 mod net_conf;
@@ -65,6 +67,8 @@ async fn perform(task: Task) -> Result<String, String> {
         Task::Status(asked) => status::show(&asked.socket, asked.json).await,
         Task::Check(files) => check::check(&files),
         Task::Release(settings, serving) => release::release(*settings, &serving.socket).await,
+        Task::Install(install, subnet_file, wait) => install.run(&subnet_file, wait).await,
+        Task::Uninstall(record, socket) => install::uninstall(&record, &socket).await,
         Task::Cleanup(cleanup) => cleanup.run().await,
     }
 }

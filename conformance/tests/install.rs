@@ -1,0 +1,212 @@
+//! What is installed on a node, kept there, and taken away again.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use conformance::reference_picture::CNI_CONF;
+use conformance::{Agent, Attachment, Chain, Lab, Node, Output, dist, wait_for};
+use serde_json::Value;
+
+const PLACES: &str = "--cni-conf-dir=/run/net.d --cni-bin-dir=/run/opt";
+
+/// A node with the agent's program and the plugin beside it.
+fn node(lab: &Lab) -> Node<'_> {
+    for name in ["hostgw-agent", "cni-hostgw"] {
+        lab.install(&dist().join(name), &format!("bin/{name}"));
+    }
+    let cluster = r#"{"network": {"Network": "10.10.0.0/16"}, "nodes": [
+        {"name": "worker1", "publicIP": "192.168.2.16", "subnet": "10.10.1.0/24"}]}"#;
+    lab.write("cluster.json", cluster);
+    lab.node("worker1", &["192.168.2.16/24"])
+}
+
+fn agent(node: &Node<'_>, more: &[&str]) -> Agent {
+    let mut args = vec!["--cluster=/mnt/cluster.json"];
+    args.extend(PLACES.split(' ').chain(more.iter().copied()));
+    Agent::start(node, &args)
+}
+
+fn run(node: &Node<'_>, args: &str) -> Output {
+    node.sh(&format!("/mnt/bin/hostgw-agent {args}"))
+}
+
+fn read(node: &Node<'_>, path: &str) -> String {
+    fs::read_to_string(node.path(path)).unwrap_or_default()
+}
+
+fn list(node: &Node<'_>, path: &str) -> Value {
+    serde_json::from_str(&read(node, path)).unwrap_or_default()
+}
+
+#[test]
+fn what_is_installed_is_undone_exactly() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    // A plugin of an earlier time is in use, and somebody's list sorts first.
+    node.write(
+        "/run/opt/cni-hostgw",
+        "#!/bin/sh\necho old; sleep 1; echo still",
+    );
+    node.sh("chmod 755 /run/opt/cni-hostgw").ok();
+    node.write("/run/net.d/05-other.conf", "{}");
+    let old = node.command("/run/opt/cni-hostgw").output();
+
+    let before = run(&node, &format!("install {PLACES} --wait=300ms"));
+    assert!(!before.success);
+    assert!(
+        before.stderr.contains("/run/flannel/subnet.env"),
+        "{}",
+        before.stderr
+    );
+    assert!(
+        before.stderr.contains("is the agent running?"),
+        "{}",
+        before.stderr
+    );
+    assert!(!node.path("/run/net.d/10-cni-hostgw.conflist").exists());
+    let plugin = node.path("/run/opt/cni-hostgw");
+    let installed = fs::metadata(&plugin).expect("it is there");
+    assert_eq!(
+        installed.len(),
+        fs::metadata(dist().join("cni-hostgw"))
+            .expect("built")
+            .len()
+    );
+    assert_eq!(installed.permissions().mode() & 0o777, 0o755);
+    let old = old.expect("it was started").stdout;
+    assert_eq!(String::from_utf8_lossy(&old), "old\nstill\n");
+
+    let runs = agent(&node, &[]);
+    let done = run(&node, &format!("install {PLACES}"));
+    assert!(
+        done.stderr
+            .contains("/run/net.d/05-other.conf sorts before ours"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(done.ok(), "installed /run/net.d/10-cni-hostgw.conflist\n");
+    // What is right is not touched.
+    let inode = fs::metadata(&plugin).expect("it is there").ino();
+    assert_eq!(run(&node, &format!("install {PLACES}")).ok(), "");
+    assert_eq!(fs::metadata(&plugin).expect("it is there").ino(), inode);
+    // It does what it is there for.
+    let chain = Chain::new(&lab, &read(&node, "/run/net.d/10-cni-hostgw.conflist"));
+    let pod = node.pod("a");
+    chain.add(&pod, &Attachment::of(&pod)).ok();
+    assert!(pod.pings("192.168.2.16"));
+    chain.del(&pod, &Attachment::of(&pod), None).ok();
+
+    let refused = run(&node, "uninstall");
+    assert!(
+        !refused.success && refused.stderr.contains("stop it first"),
+        "{}",
+        refused.stderr
+    );
+    assert!(runs.stop());
+    let said = run(&node, "uninstall").ok();
+    assert_eq!(
+        said,
+        "put back /run/opt/cni-hostgw as it was\nremoved /run/net.d/10-cni-hostgw.conflist\n"
+    );
+    assert!(read(&node, "/run/opt/cni-hostgw").starts_with("#!/bin/sh\necho old"));
+    assert_eq!(node.sh("ls /run/net.d").ok(), "05-other.conf\n");
+    assert_eq!(node.sh("ls /var/lib/hostgw").ok(), "state.json\n");
+    assert_eq!(
+        run(&node, "uninstall").ok(),
+        "",
+        "there is nothing more to undo"
+    );
+}
+
+#[test]
+fn flannels_list_makes_way_in_one_step_and_comes_back() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let flannels = CNI_CONF.replace(
+        "\"hairpinMode\": true",
+        "\"hairpinMode\": true, \"mtu\": 1400",
+    );
+    assert_ne!(flannels, CNI_CONF);
+    node.write("/run/net.d/10-flannel.conflist", &flannels);
+    // One that has another name would forget the pods that are there.
+    lab.write("other.conflist", CNI_CONF.replace("cbr0", "pods"));
+    let runs = agent(
+        &node,
+        &["--take-over-flannel", "--cni-conf=/mnt/other.conflist"],
+    );
+    runs.wait_for_log("name is \"pods\"");
+    runs.wait_for_log("\"cbr0\" of /run/net.d/10-flannel.conflist");
+    assert_eq!(read(&node, "/run/net.d/10-flannel.conflist"), flannels);
+    let status: Value = run(&node, "status --json").json();
+    assert_eq!(
+        status["ready"], false,
+        "pods would be attached by another plugin"
+    );
+    assert!(runs.stop());
+
+    // Theirs with our plugin keeps what they had said.
+    let runs = agent(&node, &["--take-over-flannel"]);
+    let ours = || list(&node, "/run/net.d/10-flannel.conflist");
+    wait_for("flannel's list is ours", || {
+        ours()["plugins"][0]["type"] == "cni-hostgw"
+    });
+    assert_eq!(ours()["plugins"][0]["delegate"]["mtu"], 1400);
+    assert_eq!(ours()["name"], "cbr0");
+    assert_eq!(node.sh("ls /run/net.d").ok(), "10-flannel.conflist\n");
+    assert!(runs.stop());
+    run(&node, "uninstall").ok();
+    assert_eq!(read(&node, "/run/net.d/10-flannel.conflist"), flannels);
+    assert!(!node.path("/run/opt/cni-hostgw").exists());
+}
+
+#[test]
+fn an_agent_keeps_what_it_installed() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    lab.write(
+        "cni-conf.json",
+        CNI_CONF.replace("\"flannel\"", "\"cni-hostgw\""),
+    );
+    lab.write(
+        "cluster.json",
+        r#"{"network": {"Network": "10.10.0.0/16"}, "nodes": []}"#,
+    );
+    let runs = agent(&node, &["--cni-conf=/mnt/cni-conf.json"]);
+    let path = "/run/net.d/10-cni-hostgw.conflist";
+    wait_for("the plugin is there", || {
+        node.path("/run/opt/cni-hostgw").exists()
+    });
+    // There is no subnet yet.
+    runs.wait_for_log("no node has one of this node's addresses");
+    assert!(!node.path(path).exists());
+    let cluster = r#"{"network": {"Network": "10.10.0.0/16"}, "nodes": [
+        {"name": "worker1", "publicIP": "192.168.2.16", "subnet": "10.10.1.0/24"}]}"#;
+    lab.write("cluster.json", cluster);
+    wait_for("the list is there", || node.path(path).exists());
+    assert!(node.path("/run/flannel/subnet.env").exists());
+    // A package's upgrade takes the plugin along, and an edit of the list is followed.
+    node.sh(&format!("rm /run/opt/cni-hostgw {path}")).ok();
+    let later = CNI_CONF.replace("\"flannel\"", "\"cni-hostgw\", \"mtu\": 1400");
+    lab.write("cni-conf.json", later);
+    for _ in 0..120 {
+        if node.path("/run/opt/cni-hostgw").exists() && node.path(path).exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(node.path("/run/opt/cni-hostgw").exists(), "{}", runs.log());
+    assert_eq!(list(&node, path)["plugins"][0]["mtu"], 1400);
+    // What is broken is not installed.
+    lab.write("cni-conf.json", "{\"name\": \"cbr0\"}");
+    runs.wait_for_log("/mnt/cni-conf.json (--cni-conf): cniVersion is missing");
+    assert_eq!(list(&node, path)["plugins"][0]["mtu"], 1400);
+    assert!(runs.stop());
+    // What somebody changed afterwards is his.
+    node.sh(&format!("echo >>{path}")).ok();
+    let said = run(&node, "uninstall").ok();
+    assert!(
+        said.contains(&format!("left {path}: somebody changed it since")),
+        "{said}"
+    );
+    assert!(node.path(path).exists() && !node.path("/run/opt/cni-hostgw").exists());
+}

@@ -1,0 +1,275 @@
+//! What a runtime finds of ours on a node: the plugin in its folder of programs, and the list of
+//! plugins in its folder of configurations. Put there, kept there, and taken away again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use subnet_env::SubnetEnv;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use crate::check;
+use crate::error::chain;
+use crate::files;
+use crate::status::is_running;
+
+/// The list where nobody gives one: flannel's own, with our plugin.
+const LIST: &str = include_str!("../../../examples/10-cni-hostgw.conflist");
+const LIST_NAME: &str = "10-cni-hostgw.conflist";
+const PLUGIN_NAME: &str = "cni-hostgw";
+/// The list that kube-flannel installs.
+const FLANNELS_NAME: &str = "10-flannel.conflist";
+
+/// What is to be installed, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Install {
+    /// The list of plugins; else ours.
+    pub(crate) list: Option<PathBuf>,
+    /// The plugin; else the one beside this program.
+    pub(crate) plugin: Option<PathBuf>,
+    pub(crate) conf_dir: PathBuf,
+    pub(crate) bin_dir: PathBuf,
+    /// Whether kube-flannel's list makes way.
+    pub(crate) takes_over_flannel: bool,
+    /// Where it is written down what was done.
+    pub(crate) record: PathBuf,
+}
+
+/// What was done, to be undone.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Record {
+    files: BTreeMap<PathBuf, Put>,
+}
+
+/// A file that was put somewhere.
+#[derive(Debug, Serialize, Deserialize)]
+struct Put {
+    /// What we put there: who changed it since then wants it so.
+    sha256: String,
+    /// Where what was there before is kept.
+    before: Option<PathBuf>,
+}
+
+impl Install {
+    /// Puts the plugin where the runtime starts it, unless it is there. By rename, so that one in
+    /// use is never half-written. Gives the path where it did.
+    pub(crate) fn put_plugin(&self) -> Result<Option<PathBuf>, String> {
+        let from = match &self.plugin {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()
+                .map_err(|error| format!("find this program: {error}"))?
+                .with_file_name(PLUGIN_NAME),
+        };
+        let content = fs::read(&from).map_err(|error| {
+            format!(
+                "the plugin to install: read {} (--cni-plugin): {error}",
+                from.display()
+            )
+        })?;
+        self.put(self.bin_dir.join(PLUGIN_NAME), &content, 0o755)
+    }
+
+    /// Puts the list where the runtime reads it, unless it is there. Only once there is a subnet
+    /// file: from then on pods are attached. Gives the path where it did.
+    pub(crate) fn put_list(&self) -> Result<Option<PathBuf>, String> {
+        let (path, text) = self.wanted_list()?;
+        self.put(path, text.as_bytes(), 0o644)
+    }
+
+    /// The list, and where it belongs.
+    fn wanted_list(&self) -> Result<(PathBuf, String), String> {
+        let given = match &self.list {
+            Some(path) => {
+                let said = |reason: String| format!("{} (--cni-conf): {reason}", path.display());
+                let text = fs::read_to_string(path).map_err(|error| said(error.to_string()))?;
+                check::list_of(&text).map_err(said)?;
+                Some((path, text))
+            }
+            None => None,
+        };
+        let flannels = self.conf_dir.join(FLANNELS_NAME);
+        if !self.takes_over_flannel || !flannels.exists() {
+            let text = given.map_or_else(|| LIST.to_owned(), |(_, text)| text);
+            return Ok((self.conf_dir.join(LIST_NAME), text));
+        }
+        let said = |reason: String| format!("{}: {reason}", flannels.display());
+        let text = fs::read_to_string(&flannels).map_err(|error| said(error.to_string()))?;
+        let theirs = check::list_of(&text).map_err(said)?;
+        let Some((path, text)) = given else {
+            return Ok((flannels, with_our_plugin(theirs)));
+        };
+        // Addresses are held in its name.
+        let ours: Value = serde_json::from_str(&text).expect("it was checked");
+        if ours["name"] != theirs["name"] {
+            return Err(format!(
+                "{} (--cni-conf): name is {}, but pods of this node were attached to {} of {}",
+                path.display(),
+                ours["name"],
+                theirs["name"],
+                flannels.display()
+            ));
+        }
+        Ok((flannels, text))
+    }
+
+    /// The configuration that the runtime takes instead of ours, because its name sorts before.
+    pub(crate) fn rival(&self) -> Option<PathBuf> {
+        let names = fs::read_dir(&self.conf_dir).ok()?;
+        let paths = names.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_configuration = |path: &PathBuf| {
+            let end = path.extension().and_then(|end| end.to_str());
+            matches!(end, Some("conf" | "conflist" | "json"))
+        };
+        let first = paths.filter(is_configuration).min()?;
+        let ours = self.wanted_list().ok()?.0;
+        (first < ours).then_some(first)
+    }
+
+    /// Puts a file there, and writes down that it was us.
+    fn put(&self, path: PathBuf, content: &[u8], mode: u32) -> Result<Option<PathBuf>, String> {
+        let present = files::read(&path)?;
+        if present.as_deref() == Some(content) {
+            return Ok(None);
+        }
+        let write = |path: &Path, content: &[u8], mode| {
+            let written = files::replace(path, content, mode);
+            written.map_err(|error| format!("write {}: {error}", path.display()))
+        };
+        let mut record = Record::read(&self.record)?;
+        let before = match (record.files.get(&path), present) {
+            // What we put there ourselves is not to come back.
+            (Some(put), _) => put.before.clone(),
+            (None, None) => None,
+            (None, Some(present)) => {
+                let name = path.file_name().unwrap_or_default();
+                let keep = self.record.with_file_name("before").join(name);
+                write(&keep, &present, mode)?;
+                Some(keep)
+            }
+        };
+        let sha256 = digest(content);
+        record.files.insert(path.clone(), Put { sha256, before });
+        let text = serde_json::to_vec_pretty(&record).expect("paths and texts");
+        write(&self.record, &text, 0o644)?;
+        write(&path, content, mode)?;
+        info!("installed {}", path.display());
+        Ok(Some(path))
+    }
+
+    /// Installs both, the list once there is a subnet file. Says what it did.
+    pub(crate) async fn run(&self, subnet_file: &Path, wait: Duration) -> Result<String, String> {
+        let mut done: Vec<_> = self.put_plugin()?.into_iter().collect();
+        let end = Instant::now() + wait;
+        while let Err(error) = SubnetEnv::read(subnet_file) {
+            if Instant::now() >= end {
+                return Err(format!(
+                    "{}; the list of plugins is not installed before there is one: is the agent running?",
+                    chain(&error)
+                ));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        done.extend(self.put_list()?);
+        if let Some(rival) = self.rival() {
+            warn!("{}", beats(&rival));
+        }
+        let line = |path: &PathBuf| format!("installed {}\n", path.display());
+        Ok(done.iter().map(line).collect())
+    }
+}
+
+/// What there is to say about a rival.
+pub(crate) fn beats(rival: &Path) -> String {
+    format!(
+        "{} sorts before ours: the runtime takes it instead; remove it",
+        rival.display()
+    )
+}
+
+/// Undoes exactly what was installed. Says what it did.
+pub(crate) async fn uninstall(record: &Path, socket: &Path) -> Result<String, String> {
+    if is_running(socket).await {
+        return Err(format!(
+            "an agent runs here (it answers at {}), and may put everything back; stop it first",
+            socket.display()
+        ));
+    }
+    let mut done = Record::read(record)?;
+    let mut said = String::new();
+    // The list first: without the plugin it is of no use.
+    for (path, put) in std::mem::take(&mut done.files).into_iter().rev() {
+        let shown = path.display();
+        let undone = match files::read(&path)? {
+            Some(present) if digest(&present) != put.sha256 => {
+                said.extend(["left ", &shown.to_string(), ": somebody changed it since\n"]);
+                continue;
+            }
+            present => put.undo(&path, present.is_some()),
+        };
+        said += &undone.map_err(|error| format!("{said}undo {shown}: {error}"))?;
+    }
+    for path in [record.to_owned(), record.with_file_name("before")] {
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("{said}remove {}: {error}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(said)
+}
+
+impl Put {
+    /// Makes it as it was before. Says what that was.
+    fn undo(&self, path: &Path, is_there: bool) -> std::io::Result<String> {
+        let shown = path.display();
+        if let Some(before) = &self.before {
+            let mode =
+                std::os::unix::fs::PermissionsExt::mode(&fs::metadata(before)?.permissions());
+            files::replace(path, &fs::read(before)?, mode & 0o777)?;
+            return Ok(format!("put back {shown} as it was\n"));
+        }
+        if is_there {
+            fs::remove_file(path)?;
+            return Ok(format!("removed {shown}\n"));
+        }
+        Ok(String::new())
+    }
+}
+
+impl Record {
+    fn read(path: &Path) -> Result<Self, String> {
+        let Some(text) = files::read(path)? else {
+            return Ok(Self::default());
+        };
+        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
+/// A list of flannel's, with our plugin in the place of theirs.
+fn with_our_plugin(mut list: Value) -> String {
+    let plugins = list["plugins"].as_array_mut().into_iter().flatten();
+    for plugin in plugins.filter(|plugin| plugin["type"] == "flannel") {
+        plugin["type"] = PLUGIN_NAME.into();
+    }
+    format!("{list:#}\n")
+}
+
+fn digest(content: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for byte in Sha256::digest(content) {
+        write!(text, "{byte:02x}").expect("a text takes everything");
+    }
+    text
+}
