@@ -47,7 +47,7 @@ test: lint build packages
 	$(CARGO) test --locked -p conformance
 
 test-clients: build packages tools
-	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube
+	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test manifest
 
 bench: PACKAGES += strace time
 bench: build packages

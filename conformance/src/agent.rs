@@ -20,10 +20,16 @@ impl Agent {
     /// `/run/hostgw-agent.log` there.
     #[must_use]
     pub fn start(node: &Node<'_>, args: &[&str]) -> Self {
+        Self::start_in(node, &[], args)
+    }
+
+    /// The same with these variables, each a name and a value.
+    #[must_use]
+    pub fn start_in(node: &Node<'_>, variables: &[(&str, &str)], args: &[&str]) -> Self {
         let mut command = Command::new("setpriv");
         // The kernel ends it when this thread does, however that happens.
         command.args(["--pdeathsig", "TERM", "--"]);
-        Self::spawn(node, command, args)
+        Self::spawn(node, command, variables, args)
     }
 
     /// The same, but it outlives this program.
@@ -31,10 +37,15 @@ impl Agent {
     pub fn start_for_good(node: &Node<'_>, args: &[&str]) -> Self {
         let mut command = Command::new("setsid");
         command.arg("--");
-        Self::spawn(node, command, args)
+        Self::spawn(node, command, &[], args)
     }
 
-    fn spawn(node: &Node<'_>, mut command: Command, args: &[&str]) -> Self {
+    fn spawn(
+        node: &Node<'_>,
+        mut command: Command,
+        variables: &[(&str, &str)],
+        args: &[&str],
+    ) -> Self {
         node.lab()
             .install(&crate::dist().join("hostgw-agent"), "bin/hostgw-agent");
         let log = node.path("/run/hostgw-agent.log");
@@ -45,6 +56,7 @@ impl Agent {
             .arg(inner.get_program())
             .args(inner.get_args())
             .args(["run", "--log-format=text"])
+            .envs(variables.iter().copied())
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

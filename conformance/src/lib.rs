@@ -19,6 +19,7 @@ mod flanneld;
 mod holder;
 mod kube;
 mod lab;
+pub mod manifest;
 mod plugin;
 pub mod reference_picture;
 

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use serde_json::{Value, json};
 
-use crate::{Agent, Attachment, Chain, Lab, Node, Pod, Reply, wait_for};
+use crate::{Agent, Attachment, Chain, Kube, Lab, Node, Pod, Reply, wait_for};
 
 /// The stock configuration list of kube-flannel.
 pub const CNI_CONF: &str = include_str!("../../examples/kube-flannel/cni-conf.json");
@@ -62,9 +62,9 @@ pub fn node_addresses(host: u8) -> (String, String) {
     )
 }
 
-/// The cluster file of the picture, without the nodes that `left_out` names.
+/// The picture's network, in the keys of `net-conf.json`.
 #[must_use]
-pub fn cluster(family: Family, left_out: &[&str]) -> String {
+pub fn network(family: Family) -> Value {
     let mut network = json!({"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}});
     if family.has_ipv6() {
         network["EnableIPv6"] = json!(true);
@@ -73,10 +73,36 @@ pub fn cluster(family: Family, left_out: &[&str]) -> String {
     if !family.has_ipv4() {
         network["EnableIPv4"] = json!(false);
     }
+    network
+}
+
+/// Makes the three Nodes of the picture, with their podCIDRs, as kubelets and the control plane would.
+pub fn create_nodes(kube: &Kube<'_>, family: Family) {
+    for (name, host, subnet) in NODES {
+        let (ipv4, ipv6) = node_addresses(host);
+        let addresses: Vec<_> = family.of(ipv4, ipv6).collect();
+        let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+        let cidrs = cidrs(family, subnet);
+        let cidrs: Vec<_> = cidrs.iter().map(String::as_str).collect();
+        kube.create_node(name, &cidrs, &addresses);
+    }
+}
+
+/// The subnets of a node of the picture.
+#[must_use]
+pub fn cidrs(family: Family, subnet: u8) -> Vec<String> {
+    family
+        .of(format!("10.10.{subnet}.0/24"), subnet6(subnet))
+        .collect()
+}
+
+/// The cluster file of the picture, without the nodes that `left_out` names.
+#[must_use]
+pub fn cluster(family: Family, left_out: &[&str]) -> String {
     let nodes = NODES.iter().filter(|(name, ..)| !left_out.contains(name));
     let nodes = nodes.map(|(name, host, subnet)| node_entry(family, name, *host, *subnet));
     let nodes: Vec<_> = nodes.collect();
-    serde_json::to_string_pretty(&json!({"network": network, "nodes": nodes}))
+    serde_json::to_string_pretty(&json!({"network": network(family), "nodes": nodes}))
         .expect("JSON can be written")
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use conformance::reference_picture::{Family, nodes};
-use conformance::{Agent, Attachment, Chain, Lab, repository, wait_for};
+use conformance::{Agent, Attachment, Chain, Lab, manifest, repository, wait_for};
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
@@ -40,6 +40,11 @@ fn every_example_works() {
             )),
             "hostgw-agent.service" => starts(&text),
             "hostgw.conf" => names_the_routes(&text),
+            // The API server's part is in the test `kube`.
+            "cni-hostgw.yaml" => {
+                attaches(&manifest::file("cni-conf.json"));
+                checks(&manifest::file("net-conf.json"));
+            }
             other => panic!("nothing runs examples/{other}: say here how"),
         }
         tried += 1;
@@ -69,6 +74,21 @@ fn attaches(text: &str) {
     let network = list["name"].as_str().expect("it has a name");
     let store = node.path(&format!("/var/lib/cni/networks/{network}"));
     assert!(store.join("lock").exists() && !store.join(&addresses[0]).exists());
+}
+
+/// A network's configuration is one by the agent's word.
+fn checks(text: &str) {
+    let lab = Lab::new();
+    lab.install(
+        &conformance::dist().join("hostgw-agent"),
+        "bin/hostgw-agent",
+    );
+    lab.write("net-conf.json", text);
+    let node = lab.node("worker1", &[]);
+    let said = node
+        .sh("/mnt/bin/hostgw-agent check /mnt/net-conf.json")
+        .ok();
+    assert!(said.contains("a network 10.244.0.0/16"), "{said}");
 }
 
 /// A cluster file makes the agent of worker1 route the other nodes' subnets.

@@ -1,6 +1,6 @@
 //! On a real API server: its Nodes, their annotations, their condition.
 
-use conformance::reference_picture::{self as picture, Family, NODES, node_addresses};
+use conformance::reference_picture::{self as picture, Family, node_addresses};
 use conformance::{Agent, Kube, Lab, Node, wait_for};
 use serde_json::{Value, json};
 
@@ -24,38 +24,10 @@ const ANNOTATIONS: [(&str, [&str; 3]); 6] = [
     ),
 ];
 
-/// The network's configuration, as kube-flannel's manifest has it.
+/// Has the network's configuration where all nodes see it, and says where.
 fn net_conf(lab: &Lab, family: Family) -> String {
-    let mut network = json!({"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}});
-    if family.has_ipv6() {
-        network["EnableIPv6"] = json!(true);
-        network["IPv6Network"] = json!("fd00:10:10::/48");
-    }
-    if !family.has_ipv4() {
-        network["EnableIPv4"] = json!(false);
-    }
-    lab.write("net-conf.json", network.to_string());
+    lab.write("net-conf.json", picture::network(family).to_string());
     format!("--net-config-path={}", Lab::path("net-conf.json").display())
-}
-
-/// The subnets of a node of the picture.
-fn cidrs(family: Family, subnet: u8) -> Vec<String> {
-    let both = (
-        format!("10.10.{subnet}.0/24"),
-        format!("fd00:10:10:{subnet}::/64"),
-    );
-    family.of(both.0, both.1).collect()
-}
-
-fn create_nodes(kube: &Kube<'_>, family: Family) {
-    for (name, host, subnet) in NODES {
-        let (ipv4, ipv6) = node_addresses(host);
-        let addresses: Vec<_> = family.of(ipv4, ipv6).collect();
-        let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
-        let cidrs = cidrs(family, subnet);
-        let cidrs: Vec<_> = cidrs.iter().map(String::as_str).collect();
-        kube.create_node(name, &cidrs, &addresses);
-    }
 }
 
 fn start(node: &Node<'_>, kubeconfig: &str, more: &[&str]) -> Agent {
@@ -114,7 +86,7 @@ fn reasons(node: &Node<'_>) -> String {
 /// A Node as a kube-flannel of another make leaves it.
 fn create_foreign(kube: &Kube<'_>, name: &str, subnet: u8, host: u8) {
     let (ipv4, ipv6) = node_addresses(host);
-    let cidrs = cidrs(Family::Dual, subnet);
+    let cidrs = picture::cidrs(Family::Dual, subnet);
     kube.create_node(name, &[&cidrs[0], &cidrs[1]], &[&ipv4, &ipv6]);
     kube.annotate(
         name,
@@ -134,7 +106,7 @@ fn the_picture_stands_on_an_api_server_and_follows_it() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Dual);
     let kube = Kube::start(&nodes[0], "192.168.2.17");
-    create_nodes(&kube, Family::Dual);
+    picture::create_nodes(&kube, Family::Dual);
     let config = net_conf(&lab, Family::Dual);
     let admin = kube.admin();
     let mut agents: Vec<_> = nodes
@@ -297,7 +269,7 @@ fn an_api_server_that_is_away_costs_nothing() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Dual);
     let mut kube = Kube::start(&nodes[0], "192.168.2.17");
-    create_nodes(&kube, Family::Dual);
+    picture::create_nodes(&kube, Family::Dual);
     let config = net_conf(&lab, Family::Dual);
     let admin = kube.admin();
     let mut agents: Vec<_> = nodes
@@ -443,7 +415,7 @@ fn administrators_say_by_which_addresses_and_names() {
     let nodes = picture::nodes(&lab, Family::Ipv4);
     let (master, worker) = (&nodes[0], &nodes[1]);
     let kube = Kube::start(master, "192.168.2.17");
-    create_nodes(&kube, Family::Ipv4);
+    picture::create_nodes(&kube, Family::Ipv4);
     let config = net_conf(&lab, Family::Ipv4);
     let admin = kube.admin();
 

@@ -39,9 +39,13 @@ impl Node {
         judge(&self.snapshot, own)
     }
 
-    /// A node that routes for its pods forwards.
+    /// A node that routes for its pods forwards. Where we run in a container, which may not say so, the
+    /// plugin does when the first pod comes: the runtime starts it on the node itself.
     pub(crate) fn forward(&self) -> Result<(), String> {
-        let set = |name: &str, value| sysctl::set(name, value).map_err(|error| chain(&error));
+        let set = |name: &str, value| match sysctl::set(name, value) {
+            Err(error) if !error.is_read_only() => Err(chain(&error)),
+            _ => Ok(()),
+        };
         let network = &self.snapshot.network;
         if network.ipv4.is_some() {
             set("net/ipv4/ip_forward", "1")?;

@@ -48,6 +48,12 @@ impl Error {
         self.errno == Some(Errno::EEXIST)
     }
 
+    /// It lies where nothing can be written, as `/proc/sys` does in a container.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.errno == Some(Errno::EROFS)
+    }
+
     /// What we asked about is gone, or was never there.
     #[must_use]
     pub fn is_gone(&self) -> bool {

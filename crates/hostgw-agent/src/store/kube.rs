@@ -561,7 +561,7 @@ impl Keeper {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = created {
-            debug!("write an event about Node {}: {failure:?}", node.name);
+            debug!("write an event about Node {}: {failure}", node.name);
         }
     }
 }

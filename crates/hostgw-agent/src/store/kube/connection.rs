@@ -1,5 +1,6 @@
 //! How the API server is reached, and what it makes of a request.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -75,6 +76,15 @@ impl Failure {
             Self::Refused(reason, after) => Self::Refused(format!("{what}: {reason}"), after),
             Self::Away(reason) => Self::Away(format!("{what}: {reason}")),
             Self::Gone => Self::Gone,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(reason, _) | Self::Away(reason) => f.write_str(reason),
+            Self::Gone => f.write_str("it is gone"),
         }
     }
 }
