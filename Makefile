@@ -17,7 +17,7 @@ PREFIX     ?= /usr/local
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
-.PHONY: build demo test test-clients bench lint tools install packages build-packages clean
+.PHONY: build demo test test-clients e2e bench lint tools image install packages build-packages image-packages clean
 
 build: build-packages
 	$(STATIC) -p cni-hostgw
@@ -30,11 +30,12 @@ build: build-packages
 # What is needed from Debian: to build (etcd's protocol is compiled), and to test. Only what is missing
 # is installed.
 BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
+IMAGE_PACKAGES := buildah mmdebstrap
 PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc \
             etcd-server etcd-client prometheus curl openssl
 
-packages build-packages:
-	@missing=$$(for p in $(if $(filter build-%,$@),$(BUILD_PACKAGES),$(PACKAGES)); do \
+packages build-packages image-packages:
+	@missing=$$(for p in $(or $(if $(filter build-%,$@),$(BUILD_PACKAGES)),$(if $(filter image-%,$@),$(IMAGE_PACKAGES)),$(PACKAGES)); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; fi
 
@@ -77,6 +78,27 @@ tools:
 	  sources=$$(cd conformance/tools/flannel && go mod download && go list -m -f '{{.Dir}}' github.com/flannel-io/flannel); \
 	  cp -r "$$sources" $(FLANNEL); chmod -R u+w $(FLANNEL); echo 'package tencentvpc' > $(FLANNEL)/pkg/backend/tencentvpc/tencentvpc.go; \
 	  cd $(FLANNEL) && GOFLAGS=-mod=readonly CGO_ENABLED=1 go build -trimpath -ldflags='-s -w' -o ../../tools/flanneld .; }
+
+# The agent's image, as archives to import: by itself, and with the old iptables. Both executables are
+# inside. Nothing is left in buildah's own storage.
+IMAGE         := target/image
+IMAGE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+BUILDAH       := CONTAINERS_CONF=$(CURDIR)/$(IMAGE)/containers.conf buildah --root $(CURDIR)/$(IMAGE)/storage \
+                 --runroot $(CURDIR)/$(IMAGE)/run --storage-driver vfs
+
+image: build image-packages
+	rm -rf $(IMAGE) && mkdir -p $(IMAGE)/context
+	cp $(DIST)/hostgw-agent $(DIST)/cni-hostgw $(IMAGE)/context
+	sh crates/hostgw-agent/image/iptables.sh $(IMAGE)/context/iptables
+	echo '[network]' >$(IMAGE)/containers.conf
+	echo 'network_config_dir = "$(CURDIR)/$(IMAGE)/none"' >>$(IMAGE)/containers.conf
+	set -e; for file in $(notdir $(wildcard crates/hostgw-agent/image/Containerfile*)); do \
+	  tag=$(IMAGE_VERSION)$$(echo "$${file#Containerfile}" | tr . -); \
+	  $(BUILDAH) build --isolation chroot --quiet --timestamp 0 --omit-history --disable-compression=false \
+	    --label org.opencontainers.image.version=$(IMAGE_VERSION) -f crates/hostgw-agent/image/$$file \
+	    -t oci-archive:$(IMAGE)/cni-hostgw-$$tag.tar:localhost/cni-hostgw:$$tag $(IMAGE)/context; done
+	rm -rf $(IMAGE)/storage $(IMAGE)/run $(IMAGE)/context
+	ls -l $(IMAGE)/*.tar
 
 # By rename, so that a plugin in use is never half-written.
 install: build

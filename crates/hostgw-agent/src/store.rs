@@ -85,7 +85,7 @@ impl Settings {
         match self {
             Self::File { path, .. } => format!("file {}", path.display()),
             Self::Etcd(options) => format!("etcd {}", options.prefix),
-            Self::Kube(_) => "kube".to_owned(),
+            Self::Kube(options) => options.name(),
         }
     }
 }

@@ -74,6 +74,16 @@ pub(crate) struct Options {
     pub(crate) net_conf: PathBuf,
 }
 
+impl Options {
+    /// What tells it from other stores: what was kept of another Node is not this one's.
+    pub(crate) fn name(&self) -> String {
+        match &self.node {
+            Identity::Named(name) => format!("kube {name}"),
+            Identity::OfPod { .. } => "kube".to_owned(),
+        }
+    }
+}
+
 /// Which Node this is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
