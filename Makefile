@@ -39,8 +39,9 @@ packages build-packages image-packages:
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; fi
 
-# KEEP=1 leaves it standing and says how to get in; STORE=etcd has the subnets leased from etcd.
-demo: build packages
+# KEEP=1 leaves it standing and says how to get in; STORE=etcd has the subnets leased from etcd, and
+# STORE=kube those of the Nodes of a kube-apiserver, which takes Go to build.
+demo: build packages $(if $(filter kube,$(STORE)),tools)
 	KEEP=$(KEEP) STORE=$(STORE) $(CARGO) run --locked -q -p conformance --bin demo
 
 test: lint build packages

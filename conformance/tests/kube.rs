@@ -468,3 +468,21 @@ fn administrators_say_by_which_addresses_and_names() {
     wait_for("readiness", || status(worker)["ready"] == true);
     assert!(other.stop() && agent.stop());
 }
+
+#[test]
+fn the_demo_shows_the_picture_on_an_api_server() {
+    let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_demo"));
+    let shown = demo.env("STORE", "kube").env_remove("KEEP").output();
+    let shown = shown.expect("it was built with the tests");
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.status.success(), "{text}");
+    for line in [
+        "Node worker1 \"10.10.1.0/24\" NetworkUnavailable=False",
+        "\"flannel.alpha.coreos.com/public-ip\": \"192.168.2.16\"",
+        "10.10.2.0/24 via 192.168.2.15 dev enp0s5 proto 104",
+        "4 packets transmitted, 4 packets received, 0% packet loss",
+        "Everything is as it should be",
+    ] {
+        assert!(text.contains(line), "{line:?} in {text}");
+    }
+}

@@ -1,6 +1,7 @@
 //! The demo: raises the reference picture, shows it, and compares it with what it should be.
 //!
-//! `STORE=etcd` has the agents lease their subnets from a real etcd, instead of a cluster file.
+//! `STORE=etcd` has the agents lease their subnets from a real etcd, and `STORE=kube` has them take
+//! those of the Nodes of a real kube-apiserver, instead of a cluster file.
 //!
 //! Ends with 1 when anything was not as it should be. Takes everything down again, however it
 //! ends; with `KEEP=1` it leaves everything standing.
@@ -9,11 +10,47 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use conformance::reference_picture::{
-    CNI_CONF, Drawn, Family, NODES, agents, agents_with, cluster, node_routes, nodes, pod_routes,
-    pods, routes,
+    CNI_CONF, Drawn, Family, NODES, agents, agents_with, cluster, create_nodes, network,
+    node_routes, nodes, pod_routes, pods, routes,
 };
-use conformance::{Agent, Etcd, Lab, Node, Output, Server};
+use conformance::{Agent, Etcd, Kube, Lab, Node, Output, Server, wait_for};
 use serde_json::json;
+
+/// Where the store is.
+const STORE: &str = "192.168.2.20";
+
+/// A store that has servers of its own.
+enum Servers<'a> {
+    Etcd(Etcd<'a>),
+    Kube(Kube<'a>),
+}
+
+impl<'a> Servers<'a> {
+    /// Starts those that the node is named after.
+    fn start(host: &'a Node<'a>, keep: bool) -> Self {
+        match (host.name.as_str(), keep) {
+            ("kube", true) => Self::Kube(Kube::start_for_good(host, STORE)),
+            ("kube", false) => Self::Kube(Kube::start(host, STORE)),
+            (_, true) => Self::Etcd(Etcd::start_for_good(host, STORE)),
+            (_, false) => Self::Etcd(Etcd::start(host, STORE)),
+        }
+    }
+
+    /// Their processes.
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Etcd(etcd) => vec![etcd.pid()],
+            Self::Kube(kube) => vec![kube.pid(), kube.etcd().pid()],
+        }
+    }
+
+    fn leave(self) {
+        match self {
+            Self::Etcd(etcd) => etcd.leave(),
+            Self::Kube(kube) => kube.leave(),
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let keep = std::env::var("KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
@@ -25,27 +62,25 @@ fn main() -> ExitCode {
     } else {
         Agent::start
     };
-    let store = match std::env::var("STORE").as_deref() {
-        Ok("etcd") => Some(lab.node("etcd", &["192.168.2.20/24"])),
-        Ok("" | "file") | Err(_) => None,
-        Ok(other) => {
-            show.text(&format!("STORE={other}: there are file and etcd"));
+    let store = std::env::var("STORE").unwrap_or_default();
+    let host = match store.as_str() {
+        "etcd" | "kube" => Some(lab.node(&store, &[&format!("{STORE}/24")])),
+        "" | "file" => None,
+        other => {
+            show.text(&format!("STORE={other}: there are file, etcd and kube"));
             return ExitCode::FAILURE;
         }
     };
-    let run_etcd = if keep {
-        Etcd::start_for_good
-    } else {
-        Etcd::start
-    };
-    let etcd = store.as_ref().map(|store| run_etcd(store, "192.168.2.20"));
-    let agents = if let Some(etcd) = &etcd {
-        on_etcd(&mut show, etcd, &nodes, start)
-    } else {
-        lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-        show.title("Three nodes on one switch, an agent on each, one cluster.json");
-        show.text(&cluster(Family::Ipv4, &[]));
-        agents(&nodes, start)
+    let store = host.as_ref().map(|host| Servers::start(host, keep));
+    let agents = match &store {
+        Some(Servers::Etcd(etcd)) => on_etcd(&mut show, etcd, &nodes, start),
+        Some(Servers::Kube(kube)) => on_kube(&mut show, kube, &nodes, start),
+        None => {
+            lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+            show.title("Three nodes on one switch, an agent on each, one cluster.json");
+            show.text(&cluster(Family::Ipv4, &[]));
+            agents(&nodes, start)
+        }
     };
     for (node, agent) in nodes.iter().zip(&agents) {
         show.text(&format!("{} (agent is process {})", node.name, agent.pid()));
@@ -72,15 +107,12 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     };
     if keep {
-        let more: Vec<_> = etcd
-            .iter()
-            .map(Etcd::pid)
-            .chain(store.iter().map(Node::pid))
-            .collect();
+        let mut more: Vec<_> = host.iter().map(Node::pid).collect();
+        more.extend(store.iter().flat_map(Servers::pids));
         leave(&show, &nodes, &agents, &drawn, &more);
         agents.into_iter().for_each(Agent::leave);
-        etcd.into_iter().for_each(Etcd::leave);
-        lab.keep(nodes.iter().chain(&store));
+        store.into_iter().for_each(Servers::leave);
+        lab.keep(nodes.iter().chain(&host));
     }
     code
 }
@@ -101,6 +133,38 @@ fn on_etcd(
     show.run("etcdctl", etcd.ctl("get --prefix /coreos.com/network"));
     let endpoints = format!("--etcd-endpoints={}", etcd.url());
     agents_with(nodes, &[&endpoints, "--iface=enp0s5"], start)
+}
+
+/// A real API server, whose Nodes have the subnets, and an agent on each node.
+fn on_kube(
+    show: &mut Show,
+    kube: &Kube<'_>,
+    nodes: &[Node<'_>],
+    start: impl Fn(&Node<'_>, &[&str]) -> Agent,
+) -> Vec<Agent> {
+    create_nodes(kube, Family::Ipv4);
+    let network = network(Family::Ipv4).to_string();
+    nodes[0].lab().write("net-conf.json", &network);
+    show.title("Three nodes on one switch, an agent on each, one kube-apiserver");
+    show.text(&network);
+    let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
+    let net_conf = format!("--net-config-path={}", Lab::path("net-conf.json").display());
+    let args = ["--kube-subnet-mgr", &kubeconfig, &net_conf];
+    let agents = agents_with(nodes, &args, |node, args| {
+        let name = format!("--node-name={}", node.name);
+        start(node, &[args, &[&name]].concat())
+    });
+    for node in nodes {
+        let is_up = || kube.condition(&node.name, "NetworkUnavailable")["status"] == "False";
+        wait_for("the condition NetworkUnavailable", is_up);
+        let object = kube.node(&node.name);
+        let metadata = &object["metadata"];
+        show.text(&format!(
+            "Node {} {} NetworkUnavailable=False {:#}",
+            node.name, object["spec"]["podCIDR"], metadata["annotations"]
+        ));
+    }
+    agents
 }
 
 /// The pods' routes, the bridges, the nodes' routes.
