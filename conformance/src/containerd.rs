@@ -47,6 +47,23 @@ impl<'node> Containerd<'node> {
     /// When it does not start: it takes the Debian packages containerd and runc.
     #[must_use]
     pub fn start(node: &'node Node<'node>, release: Release, list: &Value) -> Self {
+        let containerd = Self::bare(node, release);
+        let plugin = Plugin::ours(node.lab()).0.display().to_string();
+        node.sh(&format!(
+            "cp {plugin} /opt/cni/bin/ && cp {plugin} /opt/cni/bin/flannel"
+        ))
+        .ok();
+        containerd.configure(list);
+        containerd
+    }
+
+    /// The same without a list and without our plugin: somebody else installs them.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start.
+    #[must_use]
+    pub fn bare(node: &'node Node<'node>, release: Release) -> Self {
         let lab = node.lab();
         let mut config = include_str!("containerd/config.toml");
         let mut path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
@@ -60,32 +77,38 @@ impl<'node> Containerd<'node> {
         node.sh(include_str!("containerd/node.sh")).ok();
         node.write("/run/containerd.toml", config);
         node.write("/run/supervise.sh", include_str!("containerd/supervise.sh"));
-        let plugin = Plugin::ours(lab).0.display().to_string();
-        node.sh(&format!(
-            "cp {plugin} /opt/cni/bin/ && cp {plugin} /opt/cni/bin/flannel"
-        ))
-        .ok();
-        let inner = node.command("unshare");
+        node.write("/run/cgroups.sh", include_str!("containerd/cgroups.sh"));
+        node.write("/run/enter.sh", include_str!("containerd/enter.sh"));
+        let log = fs::File::create(node.path("/run/supervise.log"));
+        let inner = node.command("sh");
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(inner.get_program())
             .args(inner.get_args())
-            .args(["--pid", "--fork", "--kill-child", "--mount"])
+            .args([
+                "/run/enter.sh",
+                &format!("hostgw-{}-{}", node.name, node.pid()),
+            ])
+            .args(["unshare", "--pid", "--fork", "--kill-child", "--mount"])
             .args(["--propagation", "unchanged", "sh", "/run/supervise.sh"])
             .env("PATH", path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(log.expect("the node's /run takes files"))
             .spawn()
             .expect("setpriv is part of every Debian");
-        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        // The cgroups are made first, by processes of their own.
+        let proc = format!("/proc/{0}/task/{0}", child.id());
         let mut init = 0;
         wait_for("the PID namespace of containerd", || {
-            let text = fs::read_to_string(&children).unwrap_or_default();
-            init = text.trim().parse().unwrap_or_default();
+            let read =
+                |name: &str| fs::read_to_string(format!("{proc}/{name}")).unwrap_or_default();
+            if read("comm").trim() == "unshare" {
+                init = read("children").trim().parse().unwrap_or_default();
+            }
             init != 0
         });
         let containerd = Self { node, child, init };
-        containerd.configure(list);
         wait_for(
             "containerd answers: are containerd and runc installed?",
             || containerd.ctr("version").success,
@@ -95,8 +118,9 @@ impl<'node> Containerd<'node> {
 
     /// Puts another network configuration list in the place of the one that is there.
     pub fn configure(&self, list: &Value) {
-        self.node.write("/etc/cni/new", list.to_string());
-        let script = "mv /etc/cni/new /etc/cni/net.d/10-test.conflist";
+        // containerd does not see what is moved there from another folder.
+        self.node.write("/etc/cni/net.d/.new", list.to_string());
+        let script = "cd /etc/cni/net.d && mv .new 10-test.conflist";
         self.node.sh(script).ok();
     }
 
@@ -106,8 +130,7 @@ impl<'node> Containerd<'node> {
         let lab = self.node.lab();
         lab.install(&tool("crictl"), "bin/crictl");
         self.node.sh(include_str!("containerd/image.sh")).ok();
-        self.ctr("-n k8s.io images import --snapshotter native /run/image.tar")
-            .ok();
+        self.import("/run/image.tar".as_ref());
         self.wait_for_cri();
         self
     }
@@ -117,6 +140,15 @@ impl<'node> Containerd<'node> {
     pub fn ctr(&self, args: &str) -> Output {
         let script = format!("ctr -a {} {args}", SOCKET.trim_start_matches("unix://"));
         run(self.inside().args(["sh", "-c", &script]))
+    }
+
+    /// Has it know an image by its archive.
+    pub fn import(&self, archive: &std::path::Path) {
+        let archive = archive.display();
+        self.ctr(&format!(
+            "-n k8s.io images import --snapshotter native {archive}"
+        ))
+        .ok();
     }
 
     /// `crictl` with these arguments.
@@ -210,8 +242,18 @@ impl<'node> Containerd<'node> {
         if hold {
             self.node.write("/run/containerd.hold", "");
         }
-        let kill = "kill -9 $(cat /run/containerd.pid)";
-        run(self.inside().args(["sh", "-c", kill])).ok();
+        self.end("containerd");
+    }
+
+    /// Kills what is kept running beside it, by its name; it is started again.
+    pub(crate) fn end(&self, name: &str) {
+        self.sh(&format!("kill -9 $(cat /run/{name}.pid)")).ok();
+    }
+
+    /// Runs a script among its processes.
+    #[must_use]
+    pub fn sh(&self, script: &str) -> Output {
+        run(self.inside().args(["sh", "-c", script]))
     }
 
     /// Lets it start again, and waits until it answers.
@@ -230,7 +272,7 @@ impl<'node> Containerd<'node> {
     fn inside(&self) -> Command {
         let mut command = Command::new("nsenter");
         let init = self.init.to_string();
-        command.args(["-t", &init, "-r", "-w", "-m", "-n", "-p", "--"]);
+        command.args(["-t", &init, "-r", "-w", "-m", "-n", "-p", "-C", "--"]);
         command
     }
 }
@@ -240,16 +282,10 @@ impl Drop for Containerd<'_> {
         drop(self.child.kill());
         drop(self.child.wait());
         // The cgroups are the machine's; those of what was killed are empty folders.
-        let ids = "ls /run/containerd-test/io.containerd.runtime.v2.task/*";
-        let remove = format!(
-            "for g in $({ids}) default; do rmdir /sys/fs/cgroup/*/$g /sys/fs/cgroup/$g; done"
-        );
+        let remove = "for own in $(cat /run/cgroups); do find $own -depth -type d -exec rmdir {} +; done 2>/dev/null; \
+             for own in $(cat /run/cgroups); do test ! -e $own || exit 1; done";
         wait_for("the pods end with containerd", || {
-            drop(self.node.sh(&remove));
-            let left = self.node.sh(&format!(
-                "for g in $({ids}); do ls -d /sys/fs/cgroup/*/$g /sys/fs/cgroup/$g; done"
-            ));
-            left.stdout.is_empty()
+            self.node.sh(remove).success
         });
     }
 }

@@ -9,7 +9,7 @@ use std::{fs, thread};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clients::tool;
-use crate::{Etcd, Node};
+use crate::{Etcd, Kube, Lab, Node};
 
 /// A running flanneld. Ends when it is dropped, and with the program that started it.
 pub struct Flanneld {
@@ -21,22 +21,43 @@ impl Flanneld {
     /// Starts it in `node` on `etcd`, with these arguments beside the usual ones.
     #[must_use]
     pub fn start(node: &Node<'_>, etcd: &Etcd<'_>, more: &[&str]) -> Self {
+        let endpoints = format!("--etcd-endpoints={}", etcd.url());
+        let is_told = more.iter().any(|argument| argument.starts_with("--iface="));
+        let iface = if is_told { "" } else { "--iface=enp0s5" };
+        let args = [&[endpoints.as_str(), iface], more].concat();
+        Self::spawn(node, &args)
+    }
+
+    /// The same on the Nodes of an API server; the network's configuration is in the shared folder's
+    /// `net-conf.json`.
+    #[must_use]
+    pub fn start_on_kube(node: &Node<'_>, kube: &Kube<'_>) -> Self {
+        let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
+        let net_conf = format!("--net-config-path={}", Lab::path("net-conf.json").display());
+        let args = [
+            "--kube-subnet-mgr",
+            &kubeconfig,
+            &net_conf,
+            "--iface=enp0s5",
+            "--ip-masq",
+        ];
+        Self::spawn(node, &args)
+    }
+
+    fn spawn(node: &Node<'_>, args: &[&str]) -> Self {
         node.lab().install(&tool("flanneld"), "bin/flanneld");
         let log = node.path("/run/flanneld.log");
         let file = File::options().create(true).append(true).open(&log);
         let inner = node.command("env");
-        let is_told = more.iter().any(|argument| argument.starts_with("--iface="));
-        let iface = (!is_told).then_some("--iface=enp0s5");
         // Where the test put programs of its own, they come first.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(inner.get_program())
             .args(inner.get_args())
             .arg("PATH=/mnt/first:/usr/sbin:/usr/bin:/sbin:/bin")
+            .arg(format!("NODE_NAME={}", node.name))
             .arg("/mnt/bin/flanneld")
-            .args(iface)
-            .arg(format!("--etcd-endpoints={}", etcd.url()))
-            .args(more)
+            .args(args.iter().filter(|arg| !arg.is_empty()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file.expect("the node's /run takes files"))

@@ -131,6 +131,7 @@ impl<'a> Kube<'a> {
                 "--enable-admission-plugins=NodeRestriction",
                 "--allow-privileged=true",
                 "--endpoint-reconciler-type=none",
+                "--kubelet-preferred-address-types=InternalIP",
                 // So that a test can put many objects straight into etcd.
                 "--storage-media-type=application/json",
             ])
@@ -259,6 +260,33 @@ impl<'a> Kube<'a> {
             .ok();
     }
 
+    /// Makes what a controller manager makes of a namespace: who its pods are, and whom they trust.
+    pub fn prepare(&self, namespace: &str) {
+        let path = format!("/api/v1/namespaces/{namespace}");
+        if namespace != "default" && self.call("GET", &path, "").code == 404 {
+            self.create(
+                "/api/v1/namespaces",
+                &json!({
+                    "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace},
+                }),
+            );
+        }
+        self.create(
+            &format!("{path}/serviceaccounts"),
+            &json!({
+                "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"},
+            }),
+        );
+        let ca = std::fs::read_to_string(self.node.path(&format!("{KEYS}/ca.crt")));
+        self.create(
+            &format!("{path}/configmaps"),
+            &json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt"},
+                "data": {"ca.crt": ca.expect("it was made")},
+            }),
+        );
+    }
+
     /// Makes a Node as kubelet and the control plane would: with these podCIDRs and these
     /// `InternalIP`s.
     pub fn create_node(&self, name: &str, cidrs: &[&str], addresses: &[&str]) {
@@ -266,7 +294,10 @@ impl<'a> Kube<'a> {
             "/api/v1/nodes",
             &json!({
                 "apiVersion": "v1", "kind": "Node",
-                "metadata": {"name": name},
+                // Without any annotation flanneld panics.
+                "metadata": {"name": name, "annotations": {
+                    "volumes.kubernetes.io/controller-managed-attach-detach": "true",
+                }},
                 "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
             }),
         );

@@ -158,8 +158,9 @@ impl<'lab> Node<'lab> {
         let pid = self.holder.pid();
         let port: String = format!("p-{}", self.name).chars().take(13).collect();
         let port = format!("{port}-{}", &interface[interface.len() - 1..]);
+        // One of a node that is gone lasts a moment longer.
         let wire = format!(
-            "ip link add {port} type veth peer name {interface} netns {pid} \
+            "ip link del {port} 2>/dev/null; ip link add {port} type veth peer name {interface} netns {pid} \
              && ip link set {port} master sw up"
         );
         let mut inside = self.lab.switch.enter(&["-n", "-m"]);

@@ -18,6 +18,7 @@ pub mod etcd;
 mod flanneld;
 mod holder;
 mod kube;
+pub mod kubelet;
 mod lab;
 pub mod manifest;
 mod plugin;
@@ -29,6 +30,7 @@ pub use etcd::Etcd;
 pub use flanneld::Flanneld;
 pub use holder::Output;
 pub use kube::{Answer, Kube};
+pub use kubelet::Kubelet;
 pub use lab::{Lab, Node, Pod, Server, wait_for};
 pub use plugin::{Attachment, Chain, Plugin, Reply, Running};
 
@@ -58,6 +60,23 @@ pub fn repository() -> PathBuf {
         .parent()
         .expect("the crate lies in the repository")
         .to_owned()
+}
+
+/// The archive of the agent's image, its tag behind the version ending with `more`.
+///
+/// # Panics
+///
+/// When it is not built.
+#[must_use]
+pub fn image(more: &str) -> PathBuf {
+    let name = format!("cni-hostgw-{}{more}.tar", env!("CARGO_PKG_VERSION"));
+    let path = repository().join("target/image").join(name);
+    assert!(
+        path.exists(),
+        "{} is not there: run `make image` first",
+        path.display()
+    );
+    path
 }
 
 /// The folder of the reference plugins.

@@ -4,8 +4,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use conformance::reference_picture::{CNI_CONF, Family};
-use conformance::{Agent, Attachment, Chain, Etcd, Flanneld, Lab, Node, Plugin, Pod, wait_for};
+use conformance::reference_picture::{self as picture, CNI_CONF, Family};
+use conformance::{
+    Agent, Attachment, Chain, Etcd, Flanneld, Kube, Lab, Node, Plugin, Pod, wait_for,
+};
 use serde_json::{Value, json};
 
 const HOSTS: [(&str, u8); 3] = [("master", 17), ("worker1", 16), ("worker2", 15)];
@@ -308,4 +310,123 @@ fn both_can_be_taken_away(node: &Node<'_>, mode: &str) {
     let left = node.sh("ip route | grep via | grep -v default; ip -6 route | grep 'via fd00:192' | grep -v default; ls /run/flannel /var/lib/hostgw").stdout;
     assert_eq!(left, "/run/flannel:\n\n/var/lib/hostgw:\n");
     assert_eq!(cleanup(""), "nothing is left\n");
+}
+
+/// Starts ours on a node of an API server, with kube-flannel's own command line.
+fn start_on_kube(node: &Node<'_>, kube: &Kube<'_>) -> Agent {
+    let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
+    let args = [
+        "--kube-subnet-mgr",
+        &kubeconfig,
+        "--net-config-path=/mnt/net-conf.json",
+        "--iface=enp0s5",
+        "--ip-masq",
+    ];
+    Agent::start_in(node, &[("NODE_NAME", &node.name)], &args)
+}
+
+#[test]
+fn nodes_of_kube_flannels_and_ours_share_a_cluster() {
+    for family in [Family::Ipv4, Family::Dual] {
+        let lab = Lab::new();
+        let nodes = nodes(&lab);
+        let kube = Kube::start(&nodes[0], "192.168.2.17");
+        picture::create_nodes(&kube, family);
+        lab.write("net-conf.json", picture::network(family).to_string());
+        let agents = [&nodes[0], &nodes[1]].map(|node| start_on_kube(node, &kube));
+        let flanneld = Flanneld::start_on_kube(&nodes[2], &kube);
+        wait_for_file(&nodes[1], || agents[1].log());
+        wait_for_file(&nodes[2], || flanneld.log());
+
+        // Each has written what the other reads, and in the same words.
+        let words = |node: &str| {
+            let object = kube.node(node);
+            let annotations = object["metadata"]["annotations"].as_object().cloned();
+            let of_flannel = annotations
+                .into_iter()
+                .flatten()
+                .filter(|(key, _)| key.starts_with("flannel."))
+                .map(|(key, value)| {
+                    (
+                        key,
+                        value
+                            .to_string()
+                            .replace("::16", "::15")
+                            .replace(".16", ".15"),
+                    )
+                });
+            of_flannel.collect::<Vec<_>>()
+        };
+        wait_for("the annotations", || {
+            words("worker1").len() == if family.has_ipv6() { 6 } else { 4 }
+        });
+        wait_for("flanneld's annotations", || {
+            words("worker2") == words("worker1")
+        });
+        let routes = |node: &Node<'_>| {
+            let ipv4 = picture::routes(&node.sh("ip route show root 10.10.0.0/16").ok());
+            let ipv6 = picture::routes(&node.sh("ip -6 route show root fd00:10:10::/48").ok());
+            let without_bridge = |route: &String| !route.contains("cni0");
+            let all: Vec<_> = ipv4
+                .into_iter()
+                .chain(ipv6)
+                .filter(without_bridge)
+                .collect();
+            all
+        };
+        let wanted = |name: &str| {
+            let ipv6 = if family.has_ipv6() {
+                picture::node_routes6(name, false)
+            } else {
+                Vec::new()
+            };
+            [picture::node_routes(name, false), ipv6].concat()
+        };
+        for node in &nodes {
+            wait_for(&format!("the routes of {}", node.name), || {
+                routes(node) == wanted(&node.name)
+            });
+        }
+
+        // Pods of both reach each other.
+        let chain = Chain::new(&lab, CNI_CONF);
+        let ours = nodes[1].pod("ours");
+        let our_addresses = chain.add(&ours, &Attachment::of(&ours)).addresses();
+        let (theirs, their_addresses) = flannels_pod(&nodes[2]);
+        for address in &their_addresses {
+            assert!(ours.pings(address), "{address}");
+        }
+        for address in &our_addresses {
+            assert!(theirs.pings(address), "{address}");
+        }
+
+        // An address of ours changes, in one family alone; flanneld of two families overlooks that.
+        if family == Family::Ipv4 {
+            nodes[1].sh("ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.26/24 dev enp0s5; ip route add default via 192.168.2.1").ok();
+            wait_for("flanneld follows", || {
+                routes(&nodes[2]).contains(&"10.10.1.0/24 via 192.168.2.26 dev enp0s5".to_owned())
+            });
+            assert!(theirs.pings(&our_addresses[0]));
+        }
+
+        // flanneld makes way for ours, and nothing changes for anybody.
+        let before = words("worker2");
+        flanneld.stop();
+        let agent = start_on_kube(&nodes[2], &kube);
+        agent.wait_for_log("ready: ");
+        assert_eq!(words("worker2"), before);
+        assert_eq!(
+            kube.condition("worker2", "NetworkUnavailable")["status"],
+            "False"
+        );
+        for address in &our_addresses {
+            assert!(theirs.pings(address), "{address}");
+        }
+        assert_eq!(
+            nodes[2]
+                .sh("ip route show root 10.10.0.0/16 | grep -vc -e cni0 -e 104")
+                .stdout,
+            "0\n"
+        );
+    }
 }

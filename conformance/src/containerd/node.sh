@@ -9,13 +9,14 @@ mount -t tmpfs tmpfs /opt
 mkdir -p /etc/cni/net.d /opt/cni/bin
 rm -f /etc/cni/net.d/*
 for plugin in loopback bridge host-local portmap; do ln -s /usr/lib/cni/$plugin /opt/cni/bin/; done
-# As in a container or a chroot, cgroups may not be mounted.
-if ! grep -q ' cgroup2\? ' /proc/self/mounts; then
-  mount -t tmpfs tmpfs /sys/fs/cgroup
-  for c in cpu cpuacct cpuset memory devices freezer blkio pids; do
-    mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c $c /sys/fs/cgroup/$c || rmdir /sys/fs/cgroup/$c
-  done
-fi
+# kubelet wants these values, and would set them for the whole machine: it reads files that say so.
+mount -t tmpfs tmpfs /var/log
+mkdir -p /run/sysctl /etc/kubernetes/manifests
+for setting in vm.overcommit_memory=1 vm.panic_on_oom=0 kernel.panic=10 kernel.panic_on_oops=1 \
+               kernel.keys.root_maxkeys=1000000 kernel.keys.root_maxbytes=25000000; do
+  test -e /run/sysctl/${setting%=*} || echo ${setting#*=} >/run/sysctl/${setting%=*}
+done
+touch /run/kubelet.hold
 # A root file system for `ctr run --rootfs`, and the one of the image.
 mkdir -p /run/rootfs/bin /run/rootfs/proc /run/rootfs/sys /run/rootfs/dev /run/rootfs/etc /run/rootfs/tmp
 cp /bin/busybox /run/rootfs/bin/busybox

@@ -1,8 +1,21 @@
-# The first process of a PID namespace: starts containerd, and again whenever it is killed.
+# The first process of a PID namespace: starts containerd, and kubelet once it may, and each again
+# whenever it is killed.
 mount -t proc proc /proc
-while true; do
-  containerd -c /run/containerd.toml >>/run/containerd.log 2>&1 </dev/null &
-  echo $! >/run/containerd.pid
-  wait $!
-  while test -e /run/containerd.hold; do sleep 0.01; done
+. /run/cgroups.sh
+# kubelet looks into the kernel's log for what was killed for its memory: what others lost is not ours.
+if test -e /dev/kmsg; then mount --bind /dev/null /dev/kmsg; else ln -s null /dev/kmsg; fi
+for file in /run/sysctl/*; do
+  mount --bind -o ro $file /proc/sys/$(basename $file | tr . /)
 done
+keep() { # name, command...
+  name=$1; shift
+  while true; do
+    "$@" >>/run/$name.log 2>&1 </dev/null &
+    echo $! >/run/$name.pid
+    wait $!
+    while test -e /run/$name.hold; do sleep 0.01; done
+  done
+}
+(while test -e /run/kubelet.hold; do sleep 0.05; done
+ keep kubelet /mnt/bin/kubelet --config=/run/kubelet.yaml $(cat /run/kubelet.flags)) &
+keep containerd containerd -c /run/containerd.toml

@@ -1,0 +1,512 @@
+//! From an empty node to running pods: a real kube-apiserver, kubelet, containerd, and the agent from
+//! its image, as the manifest runs it.
+
+use std::collections::BTreeSet;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use conformance::kubelet::{pod, wait_long};
+use conformance::reference_picture::{self as picture, Family};
+use conformance::{Agent, Kube, Kubelet, Lab, Node, Release, dist, image, manifest, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+/// A cluster whose API server and a node without pods are on `master`; the manifest is applied.
+fn control_plane<'a>(master: &'a Node<'a>) -> (Kube<'a>, Agent) {
+    let kube = Kube::start(master, "192.168.2.17");
+    kube.prepare("default");
+    manifest::apply(&kube, |document| {
+        document
+            .replace("10.244.0.0/16", "10.10.0.0/16")
+            // There is no kube-proxy.
+            .replace("# - --kube-api-url", "- --kube-api-url")
+    });
+    kube.prepare(manifest::NAME);
+    kube.create_node("master", &["10.10.0.0/24"], &["192.168.2.17"]);
+    let lab = master.lab();
+    lab.write(
+        "net-conf.json",
+        manifest::file("net-conf.json").replace("10.244", "10.10"),
+    );
+    let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
+    let args = [
+        "--kube-subnet-mgr",
+        &kubeconfig,
+        "--net-config-path=/mnt/net-conf.json",
+        "--node-name=master",
+    ];
+    let agent = Agent::start(master, &args);
+    (kube, agent)
+}
+
+/// Runs the agent on a node, as the manifest's `DaemonSet` does. `change` is what is other there.
+fn run_agent(kube: &Kube<'_>, kubelet: &Kubelet<'_>, node: &str, change: impl Fn(&mut Value)) {
+    kubelet.containerd.import(&image(""));
+    let mut pod = manifest::pod(kube, node);
+    change(&mut pod);
+    kube.create(&format!("/api/v1/namespaces/{}/pods", manifest::NAME), &pod);
+}
+
+/// Gives a Node its subnet, as the control plane does.
+fn assign(kube: &Kube<'_>, node: &str, cidr: &str) {
+    let change = json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}});
+    kube.patch(&format!("/api/v1/nodes/{node}"), &change);
+}
+
+fn is_ready(kube: &Kube<'_>, node: &str) -> bool {
+    kube.condition(node, "Ready")["status"] == "True"
+}
+
+/// Waits until a Node is ready; shows what its agent says, where it is not.
+fn wait_for_ready(kube: &Kube<'_>, kubelet: &Kubelet<'_>, node: &str) {
+    for _ in 0..600 {
+        if is_ready(kube, node) {
+            return;
+        }
+        sleep(Duration::from_millis(100));
+    }
+    panic!(
+        "{node} is not ready: {:#}\n{}\n{}",
+        kube.node(node)["status"]["conditions"],
+        kubelet
+            .containerd
+            .sh("cat /var/log/pods/cni-hostgw_*/agent/*.log | tail -30")
+            .stdout,
+        kubelet
+            .containerd
+            .sh("grep -E '^[EF]' /run/kubelet.log | tail -20")
+            .stdout,
+    );
+}
+
+/// The addresses of the pods whose names begin so, of those that run.
+fn addresses(kube: &Kube<'_>, begin: &str) -> Vec<String> {
+    let all = kube.get(PODS);
+    let pods = all["items"].as_array().into_iter().flatten();
+    let running = pods.filter(|pod| {
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let is_running = |status: &Value| !status["state"]["running"].is_null();
+        let containers = pod["status"]["containerStatuses"].as_array();
+        name.starts_with(begin) && containers.is_some_and(|all| all.iter().all(is_running))
+    });
+    running
+        .filter_map(|pod| pod["status"]["podIP"].as_str().map(str::to_owned))
+        .collect()
+}
+
+fn wait_for_pods(kube: &Kube<'_>, begin: &str, count: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    wait_long(&format!("{count} pods {begin} run"), 90, || {
+        all = addresses(kube, begin);
+        all.len() == count
+    });
+    all
+}
+
+/// What containerd and kubelet could not do for a pod's network.
+fn failures(kube: &Kube<'_>) -> Vec<String> {
+    let all = kube.get("/api/v1/namespaces/default/events");
+    let events = all["items"].as_array().into_iter().flatten();
+    let failed = events.filter(|event| event["reason"] == "FailedCreatePodSandBox");
+    failed.map(|event| event["message"].to_string()).collect()
+}
+
+/// The addresses that the store of a node says are held.
+fn held(node: &Node<'_>) -> BTreeSet<String> {
+    let all = node
+        .sh("cd /var/lib/cni/networks/cbr0 2>/dev/null && ls")
+        .stdout;
+    let names = all.lines().filter(|name| name.starts_with("10."));
+    names.map(str::to_owned).collect()
+}
+
+/// What a node has of pods: ports, addresses, rules, files.
+fn traces(node: &Node<'_>) -> (usize, BTreeSet<String>, String, String) {
+    let rules = "iptables-save -t nat | grep -E 'CNI-(DN|SN)-'; nft list tables | grep cni-hostgw-";
+    let files = "ls /var/lib/cni/networks/cbr0/.attachments /var/lib/cni/results /var/lib/cni/flannel 2>/dev/null | grep -vE '^$|:$|^boot_id$|^settings$'";
+    (
+        node.ports().len(),
+        held(node),
+        node.sh(rules).stdout,
+        node.sh(files).stdout,
+    )
+}
+
+/// A ping that goes on until it is stopped, ten times a second.
+struct Ping(Child);
+
+impl Ping {
+    fn start(kubelet: &Kubelet<'_>, node: &Node<'_>, pod: &str, to: &str) -> Self {
+        let inner = node.command("nsenter");
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .arg(format!("--net={}", kubelet.netns(pod)))
+            .args(["timeout", "-s", "INT", "300"])
+            .args(["busybox", "ping", "-i", "0.1", "-W", "1", to])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn();
+        Self(child.expect("setpriv is part of every Debian"))
+    }
+
+    /// How many were sent, and how many came back.
+    fn stop(mut self) -> (usize, usize) {
+        // It hands the signal on to ping, which then sums up.
+        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a child has an id"), Signal::INT).expect("it runs");
+        let stdout = self.0.stdout.take().expect("it is piped");
+        let text = std::io::read_to_string(stdout).expect("text");
+        drop(self.0.wait());
+        let summary = text
+            .lines()
+            .find(|line| line.contains("packets transmitted"));
+        let summary = summary.unwrap_or_else(|| panic!("no summary: {text}"));
+        let mut numbers = summary
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|word| word.parse().ok());
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
+}
+
+/// Two nodes with kubelet and containerd, and the API server that they are registered at.
+struct Cluster<'a> {
+    kube: &'a Kube<'a>,
+    workers: [&'a Node<'a>; 2],
+    kubelets: [Kubelet<'a>; 2],
+}
+
+#[test]
+fn an_empty_node_becomes_one_that_runs_pods_and_goes_on_whatever_is_restarted() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let (kube, _agent) = control_plane(&nodes[0]);
+    let start =
+        |i: usize, release, address| Kubelet::start(&nodes[i], release, address, Some(&kube));
+    let cluster = Cluster {
+        kube: &kube,
+        workers: [&nodes[1], &nodes[2]],
+        kubelets: [
+            start(1, Release::Newest, "192.168.2.16"),
+            start(2, Release::Debian, "192.168.2.15"),
+        ],
+    };
+    cluster.becomes_ready();
+    let (client, web) = cluster.pods_reach_each_other();
+    cluster.many_at_once(&client);
+    cluster.everything_is_restarted(&web);
+    // The end of all pods is the end of all traces.
+    for name in ["web", "client"] {
+        kube.delete(&format!("{PODS}/{name}"));
+    }
+    let nothing = (0, BTreeSet::new(), String::new(), String::new());
+    for node in cluster.workers {
+        for _ in 0..300 {
+            if traces(node) == nothing {
+                break;
+            }
+            sleep(Duration::from_millis(100));
+        }
+        assert_eq!(traces(node), nothing, "what is left on {}", node.name);
+    }
+}
+
+impl Cluster<'_> {
+    /// Kubelet registers; the agent comes before the subnet, and the node waits for both.
+    fn becomes_ready(&self) {
+        let (kube, [worker1, worker2], [kubelet1, kubelet2]) =
+            (self.kube, self.workers, &self.kubelets);
+        for node in ["worker1", "worker2"] {
+            let path = format!("/api/v1/nodes/{node}");
+            wait_for("kubelet registers", || {
+                kube.call("GET", &path, "").code == 200
+            });
+        }
+        let ready = kube.condition("worker1", "Ready");
+        assert_eq!(ready["status"], "False", "{ready}");
+        assert!(
+            ready["message"]
+                .to_string()
+                .contains("cni plugin not initialized"),
+            "{ready}"
+        );
+
+        // Nothing is installed but the plugin.
+        run_agent(kube, kubelet1, "worker1", |_| {});
+        kubelet2.containerd.import(&image("-iptables-legacy"));
+        run_agent(kube, kubelet2, "worker2", with_old_iptables);
+        wait_long("the agent says what it waits for", 60, || {
+            let message = kube.condition("worker1", "NetworkUnavailable")["message"].to_string();
+            message.contains("Node worker1 has no podCIDR yet")
+        });
+        assert!(worker1.path("/opt/cni/bin/cni-hostgw").exists());
+        assert_eq!(worker1.sh("ls /etc/cni/net.d").stdout, "");
+        assert!(!is_ready(kube, "worker1"));
+        // Where the old iptables drops what is forwarded, as Docker has it.
+        worker2.sh("iptables-legacy -P FORWARD DROP").ok();
+        assign(kube, "worker1", "10.10.1.0/24");
+        assign(kube, "worker2", "10.10.2.0/24");
+        for (kubelet, node) in [(kubelet1, "worker1"), (kubelet2, "worker2")] {
+            wait_for_ready(kube, kubelet, node);
+            assert_eq!(
+                kube.condition(node, "NetworkUnavailable")["status"],
+                "False"
+            );
+        }
+        for (node, host) in [("master", 17), ("worker1", 16), ("worker2", 15)] {
+            assert_eq!(
+                kube.annotation(node, "public-ip"),
+                format!("192.168.2.{host}")
+            );
+        }
+        let list = std::fs::read_to_string(worker1.path("/etc/cni/net.d/10-cni-hostgw.conflist"));
+        assert_eq!(list.expect("it is ready"), manifest::file("cni-conf.json"));
+        let routes = picture::routes(&worker1.sh("ip route show root 10.10.0.0/16").ok());
+        assert_eq!(routes, picture::node_routes("worker1", false));
+    }
+
+    /// Pods of both nodes reach each other, by ping and by TCP, and one by a port of its node. Gives the
+    /// addresses of `client` on the first node and `web` on the second.
+    fn pods_reach_each_other(&self) -> (String, String) {
+        let (kube, kubelet) = (self.kube, &self.kubelets[0]);
+        let serve = "dd if=/dev/urandom of=/tmp/file bs=1M count=8; sha256sum /tmp/file | cut -c-64 >/tmp/sum; exec httpd -f -p 80 -h /tmp";
+        let port = json!({"ports": [{"containerPort": 80, "hostPort": 8080}]});
+        kube.create(PODS, &pod("web", "worker2", serve, &port));
+        kube.create(PODS, &pod("client", "worker1", "sleep 100000", &json!({})));
+        let web = wait_for_pods(kube, "web", 1).remove(0);
+        let client = wait_for_pods(kube, "client", 1).remove(0);
+        assert!(
+            web.starts_with("10.10.2.") && client.starts_with("10.10.1."),
+            "{web} {client}"
+        );
+        let ping = format!("busybox ping -c 3 -i 0.2 -W 2 {web}");
+        kubelet.in_pod("client", &ping).ok();
+        wait_for("the server is up", || {
+            let sum = format!("busybox wget -q -O - http://{web}/sum");
+            kubelet.in_pod("client", &sum).stdout.len() == 65
+        });
+        let fetch = |from: &str| {
+            format!(
+                "busybox wget -q -O - http://{from}/file | sha256sum | cut -c-64; busybox wget -q -O - http://{from}/sum"
+            )
+        };
+        let whole = |text: String| {
+            let lines: Vec<_> = text.lines().collect();
+            lines.len() == 2 && lines[0] == lines[1] && lines[0].len() == 64
+        };
+        assert!(whole(kubelet.in_pod("client", &fetch(&web)).ok()));
+        assert!(whole(self.workers[0].sh(&fetch("192.168.2.15:8080")).ok()));
+        (client, web)
+    }
+
+    /// Sixty pods at once, and their end.
+    fn many_at_once(&self, client: &String) {
+        let (kube, worker) = (self.kube, self.workers[0]);
+        let before = traces(worker);
+        let begin = Instant::now();
+        for i in 0..60 {
+            let name = format!("many-{i}");
+            kube.create(PODS, &pod(&name, "worker1", "sleep 100000", &json!({})));
+        }
+        let all = wait_for_pods(kube, "many-", 60);
+        eprintln!("60 pods run after {:.1} s", begin.elapsed().as_secs_f64());
+        let distinct: BTreeSet<_> = all.iter().chain([client]).collect();
+        assert_eq!(distinct.len(), 61, "{all:?}");
+        assert_eq!(held(worker).len(), 61);
+        assert_eq!(failures(kube), [""; 0]);
+        for i in 0..60 {
+            kube.delete(&format!("{PODS}/many-{i}"));
+        }
+        wait_long("sixty sandboxes go", 60, || {
+            self.kubelets[0].sandboxes() == 2
+        });
+        wait_for("nothing is left of them", || traces(worker) == before);
+    }
+
+    /// kubelet, containerd and the agent are killed on both nodes, and no packet of a pod's is lost.
+    fn everything_is_restarted(&self, web: &str) {
+        let (kube, [worker1, worker2], kubelets) = (self.kube, self.workers, &self.kubelets);
+        let ping = Ping::start(&kubelets[0], worker1, "client", web);
+        let before = (traces(worker1), traces(worker2));
+        sleep(Duration::from_secs(1));
+        for kubelet in kubelets {
+            kubelet.restart();
+            sleep(Duration::from_secs(1));
+            kubelet.containerd.kill(false);
+            kubelet.containerd.wait_for_cri();
+            let old = kubelet.containerd.sh("pidof hostgw-agent").ok();
+            kubelet.containerd.sh(&format!("kill -9 {old}")).ok();
+            wait_long("the agent is there again", 60, || {
+                let new = kubelet.containerd.sh("pidof hostgw-agent");
+                new.success && new.stdout != old
+            });
+        }
+        sleep(Duration::from_secs(3));
+        for (kubelet, node) in kubelets.iter().zip(["worker1", "worker2"]) {
+            wait_for_ready(kube, kubelet, node);
+        }
+        // A pod that comes now is like any other.
+        kube.create(PODS, &pod("late", "worker1", "sleep 100000", &json!({})));
+        wait_for_pods(kube, "late", 1);
+        let (sent, received) = ping.stop();
+        eprintln!("{sent} pings while everything was restarted");
+        assert!(
+            sent > 60 && sent == received,
+            "{sent} sent, {received} received"
+        );
+        kube.delete(&format!("{PODS}/late"));
+        wait_for("nothing leaked", || {
+            (traces(worker1), traces(worker2)) == before
+        });
+    }
+}
+
+/// The image with the old iptables, and the lock that all its users take.
+fn with_old_iptables(pod: &mut Value) {
+    let container = &mut pod["spec"]["containers"][0];
+    let image = container["image"].as_str().unwrap_or_default().to_owned();
+    container["image"] = format!("{image}-iptables-legacy").into();
+    let mounts = container["volumeMounts"]
+        .as_array_mut()
+        .expect("it has mounts");
+    mounts.push(json!({"name": "lock", "mountPath": "/run/xtables.lock"}));
+    let volumes = pod["spec"]["volumes"]
+        .as_array_mut()
+        .expect("it has volumes");
+    volumes.push(json!({
+        "name": "lock", "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"},
+    }));
+}
+
+#[test]
+fn a_node_that_boots_has_its_pods_again() {
+    let lab = Lab::new();
+    let master = lab.node("master", &["192.168.2.17/24"]);
+    let (kube, _agent) = control_plane(&master);
+    let worker = lab.node("worker1", &["192.168.2.16/24"]);
+    let kubelet = Kubelet::start(&worker, Release::Debian, "192.168.2.16", Some(&kube));
+    wait_for("kubelet registers", || {
+        kube.call("GET", "/api/v1/nodes/worker1", "").code == 200
+    });
+    assign(&kube, "worker1", "10.10.1.0/24");
+    run_agent(&kube, &kubelet, "worker1", |_| {});
+    wait_for_ready(&kube, &kubelet, "worker1");
+    for i in 0..5 {
+        kube.create(
+            PODS,
+            &pod(&format!("a-{i}"), "worker1", "sleep 100000", &json!({})),
+        );
+    }
+    let before = wait_for_pods(&kube, "a-", 5);
+    assert_eq!(held(&worker).len(), 5);
+
+    // Power off: what is on disk stays, and nothing else.
+    drop(kubelet);
+    worker
+        .sh("tar -C / --one-file-system -cf /mnt/disk.tar var/lib/cni var/lib/hostgw var/lib/kubelet var/lib/containerd-test etc/cni opt/cni")
+        .ok();
+    drop(worker);
+    let worker = lab.node("worker1", &["192.168.2.16/24"]);
+    worker.sh("tar -C / -xf /mnt/disk.tar var/lib").ok();
+    worker.write(
+        "/run/sysctl/kernel.random.boot_id",
+        "0b0074ed-0000-4000-8000-00000000b007\n",
+    );
+    let kubelet = Kubelet::boot(&worker, Release::Debian, "192.168.2.16", Some(&kube));
+    worker.sh("tar -C / -xf /mnt/disk.tar etc/cni opt/cni").ok();
+    assert_eq!(held(&worker).len(), 5, "as the disk has it");
+    worker.sh("rm /run/kubelet.hold").ok();
+    kubelet.wait();
+    wait_long("new sandboxes for all pods", 120, || {
+        kubelet.sandboxes() == 6
+    });
+    let mut after = Vec::new();
+    wait_long("all pods have addresses of this boot", 60, || {
+        after = addresses(&kube, "a-");
+        let distinct: BTreeSet<_> = after.iter().cloned().collect();
+        after.len() == 5 && distinct == held(&worker)
+    });
+    eprintln!("before {before:?}, after {after:?}");
+    for i in 0..5 {
+        let pod = format!("a-{i}");
+        kubelet
+            .in_pod(&pod, "busybox ping -c 2 -i 0.2 -W 2 192.168.2.17")
+            .ok();
+    }
+    wait_for("one port for each pod", || worker.ports().len() == 5);
+    // The range is whole: each address can be had.
+    for i in 0..5 {
+        kube.delete(&format!("{PODS}/a-{i}"));
+    }
+    wait_long("nothing is held", 30, || held(&worker).is_empty());
+}
+
+#[test]
+fn kubelet_alone_runs_static_pods_on_a_cluster_file() {
+    let lab = Lab::new();
+    let nodes = [
+        lab.node("worker1", &["192.168.2.16/24"]),
+        lab.node("worker2", &["192.168.2.15/24"]),
+    ];
+    lab.write("cluster.json", picture::cluster(Family::Ipv4, &["master"]));
+    lab.install(&dist().join("cni-hostgw"), "bin/cni-hostgw");
+    let agents: Vec<_> = nodes
+        .iter()
+        .map(|node| Agent::start(node, &["--cluster=/mnt/cluster.json"]))
+        .collect();
+    let releases = [
+        (Release::Newest, "192.168.2.16"),
+        (Release::Debian, "192.168.2.15"),
+    ];
+    let kubelets: Vec<_> = nodes
+        .iter()
+        .zip(releases)
+        .map(|(node, (release, address))| Kubelet::start(node, release, address, None))
+        .collect();
+    for (i, node) in nodes.iter().enumerate() {
+        let manifest = pod(
+            &format!("static-{i}"),
+            &node.name,
+            "exec httpd -f -p 80 -h /bin",
+            &json!({}),
+        );
+        node.write("/etc/kubernetes/manifests/pod.json", manifest.to_string());
+        let installed = node.sh("/mnt/bin/hostgw-agent install").ok();
+        assert!(
+            installed.contains("/etc/cni/net.d/10-cni-hostgw.conflist"),
+            "{installed}"
+        );
+    }
+    let mut found = Vec::new();
+    for (i, kubelet) in kubelets.iter().enumerate() {
+        let name = format!("static-{i}-{}", nodes[i].name);
+        wait_long("a static pod", 60, || !kubelet.sandbox(&name).is_empty());
+        found.push(name);
+    }
+    let address = kubelets[1]
+        .in_pod(
+            &found[1],
+            "ip -4 -o addr show dev eth0 | cut -d/ -f1 | tr -s \" \" | cut -d\" \" -f4",
+        )
+        .ok();
+    let address = address.trim();
+    assert!(address.starts_with("10.10.2."), "{address}");
+    kubelets[0]
+        .in_pod(
+            &found[0],
+            &format!("busybox ping -c 3 -i 0.2 -W 2 {address}"),
+        )
+        .ok();
+    let fetch = format!("busybox wget -q -O - http://{address}/busybox | cmp - /bin/busybox");
+    wait_for("the file comes whole", || {
+        kubelets[0].in_pod(&found[0], &fetch).success
+    });
+    drop(kubelets);
+    for agent in agents {
+        assert!(agent.stop());
+    }
+}
