@@ -48,11 +48,18 @@ test: lint build packages
 	$(CARGO) test --locked --workspace --all-features --exclude conformance
 	$(CARGO) test --locked -p conformance
 
-test-clients: build packages tools
+# Everything that takes Go, or the image: the real clients, flanneld, kube-apiserver, kubelet.
+test-clients: build packages tools image
 	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test manifest
+	$(CARGO) test --locked -p conformance --features clients --test kubernetes
+
+# Everything, however long.
+e2e: test test-clients
+	for store in file etcd kube; do $(MAKE) demo STORE=$$store || exit 1; done
+	$(MAKE) bench
 
 bench: PACKAGES += strace time
-bench: build packages
+bench: build packages tools
 	$(STATIC) -p conformance --bin floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- plugin $(BUILT)/floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- agent

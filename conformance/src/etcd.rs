@@ -177,14 +177,14 @@ impl<'a> Etcd<'a> {
         self.post(pairs.into_iter().map(put));
     }
 
-    /// Writes many values, a hundred in one transaction.
+    /// Writes many values, fifty in one transaction.
     pub fn put_all(&self, pairs: impl IntoIterator<Item = (String, String)>) {
         let puts: Vec<_> = pairs
             .into_iter()
             .map(|(key, value)| json!({"requestPut": put(&key, &value)}))
             .collect();
         let txn = |puts: &[Value]| ("/v3/kv/txn", json!({"success": puts}));
-        self.post(puts.chunks(100).map(txn));
+        self.post(puts.chunks(50).map(txn));
     }
 
     /// Sends requests one after the other, by HTTP and JSON.
@@ -283,16 +283,25 @@ impl<'a> Etcd<'a> {
     }
 }
 
-/// A request to write one value, in etcd's JSON.
+/// A request to write one value, in etcd's JSON. A key lies below [`PREFIX`], unless it begins with a
+/// slash.
 #[must_use]
 pub fn put(key: &str, value: &str) -> Value {
-    json!({"key": text(&format!("{PREFIX}/{key}")), "value": text(value)})
+    json!({"key": text(&path(key)), "value": text(value)})
 }
 
 /// A request to delete one key, in etcd's JSON.
 #[must_use]
 pub fn delete(key: &str) -> Value {
-    json!({"key": text(&format!("{PREFIX}/{key}"))})
+    json!({"key": text(&path(key))})
+}
+
+fn path(key: &str) -> String {
+    if key.starts_with('/') {
+        key.to_owned()
+    } else {
+        format!("{PREFIX}/{key}")
+    }
 }
 
 /// As JSON has bytes.

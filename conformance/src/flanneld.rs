@@ -32,13 +32,20 @@ impl Flanneld {
     /// `net-conf.json`.
     #[must_use]
     pub fn start_on_kube(node: &Node<'_>, kube: &Kube<'_>) -> Self {
+        Self::start_on_kube_by(node, kube, "enp0s5")
+    }
+
+    /// The same by another interface.
+    #[must_use]
+    pub fn start_on_kube_by(node: &Node<'_>, kube: &Kube<'_>, interface: &str) -> Self {
+        let iface = format!("--iface={interface}");
         let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
         let net_conf = format!("--net-config-path={}", Lab::path("net-conf.json").display());
         let args = [
             "--kube-subnet-mgr",
             &kubeconfig,
             &net_conf,
-            "--iface=enp0s5",
+            &iface,
             "--ip-masq",
         ];
         Self::spawn(node, &args)

@@ -405,6 +405,73 @@ impl<'a> Kube<'a> {
     }
 }
 
+/// Where etcd has a Node of the API server's.
+#[must_use]
+pub fn node_key(name: &str) -> String {
+    format!("/registry/minions/{name}")
+}
+
+/// A Node as etcd has it, with all that a kubelet and a kube-flannel write there: some 12 kB.
+#[must_use]
+pub fn full_node(name: &str, cidr: &str, public_ip: &str) -> String {
+    let images: Vec<_> = (0..50)
+        .map(|i| {
+            json!({
+                "names": [
+                    format!("registry.example.com/a/team/some-application-{i}@sha256:{i:064}"),
+                    format!("registry.example.com/a/team/some-application-{i}:v1.{i}.0"),
+                ],
+                "sizeBytes": 100_000_000 + i,
+            })
+        })
+        .collect();
+    let conditions = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"].map(|kind| json!({
+        "type": kind, "status": "False", "reason": "KubeletHasSufficientMemory",
+        "message": "kubelet has sufficient memory available",
+        "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }));
+    let fields: serde_json::Map<_, _> = (0..40)
+        .map(|i| (format!("f:a-field-of-a-node-{i}"), json!({"f:type": {}})))
+        .collect();
+    let managed = json!({
+        "manager": "kubelet", "operation": "Update", "apiVersion": "v1",
+        "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:status": fields},
+    });
+    let flannel = "flannel.alpha.coreos.com";
+    let node = json!({
+        "kind": "Node", "apiVersion": "v1",
+        "metadata": {
+            "name": name, "uid": format!("uid-of-{name}"),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {
+                "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux",
+                "kubernetes.io/hostname": name,
+                "topology.kubernetes.io/zone": "a-zone-of-some-region",
+            },
+            "annotations": {
+                "node.alpha.kubernetes.io/ttl": "0",
+                "volumes.kubernetes.io/controller-managed-attach-detach": "true",
+                format!("{flannel}/kube-subnet-manager"): "true",
+                format!("{flannel}/backend-type"): "host-gw",
+                format!("{flannel}/backend-data"): "null",
+                format!("{flannel}/public-ip"): public_ip,
+            },
+            "managedFields": [managed],
+        },
+        "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
+        "status": {
+            "addresses": [
+                {"type": "InternalIP", "address": public_ip},
+                {"type": "Hostname", "address": name},
+            ],
+            "conditions": conditions,
+            "images": images,
+        },
+    });
+    node.to_string()
+}
+
 impl Answer {
     /// The body of an answer that must be a good one.
     ///

@@ -17,7 +17,7 @@ mod containerd;
 pub mod etcd;
 mod flanneld;
 mod holder;
-mod kube;
+pub mod kube;
 pub mod kubelet;
 mod lab;
 pub mod manifest;

@@ -1,5 +1,6 @@
 //! On a real API server: its Nodes, their annotations, their condition.
 
+use conformance::kube::{full_node, node_key};
 use conformance::reference_picture::{self as picture, Family, node_addresses};
 use conformance::{Agent, Kube, Lab, Node, wait_for};
 use serde_json::{Value, json};
@@ -41,7 +42,7 @@ fn subnet_routes(node: &Node<'_>, family: &str) -> Vec<String> {
     let within = if family == "-6" {
         "fd00:10:10::/48"
     } else {
-        "10.10.0.0/16"
+        "10.0.0.0/8"
     };
     picture::routes(
         &node
@@ -467,6 +468,48 @@ fn administrators_say_by_which_addresses_and_names() {
     wait_for_route(master, "10.10.1.0/24", Some("192.168.2.16"));
     wait_for("readiness", || status(worker)["ready"] == true);
     assert!(other.stop() && agent.stop());
+}
+
+/// The most memory that a process had at a time, in kB.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("a number")
+}
+
+/// 60 MB of Nodes, of which hardly anything is kept.
+#[test]
+fn five_thousand_nodes_are_routed_and_forgotten() {
+    let lab = Lab::new();
+    let master = lab.node("master", &["192.168.2.17/24"]);
+    let kube = Kube::start(&master, "192.168.2.17");
+    let subnet = |i: u32| std::net::Ipv4Addr::from(0x0a0a_0000 + (i << 8));
+    let address = |i: u32| std::net::Ipv4Addr::from(0xac10_1000 + i);
+    let nodes = (1..=5000).map(|i| {
+        let name = format!("n-{i}");
+        let node = full_node(&name, &format!("{}/24", subnet(i)), &address(i).to_string());
+        (node_key(&name), node)
+    });
+    kube.etcd().put_all(nodes);
+    kube.create_node("worker1", &["10.10.0.0/24"], &["192.168.2.16"]);
+    let worker = lab.node("worker1", &["192.168.2.16/24"]);
+    worker.plug("ens7", &["172.16.0.1/12"]);
+    lab.write("net-conf.json", r#"{"Network": "10.0.0.0/8"}"#);
+    let agent = start(
+        &worker,
+        &kube.admin(),
+        &["--net-config-path=/mnt/net-conf.json", "--iface=ens7"],
+    );
+    agent.wait_for_log("ready: 5000 of 5000 subnets");
+    kube.annotate("n-4711", &[("public-ip", "172.31.0.1")]);
+    wait_for_route(&worker, &format!("{}/24", subnet(4711)), Some("172.31.0.1"));
+    kube.delete("/api/v1/nodes/n-42");
+    wait_for_route(&worker, &format!("{}/24", subnet(42)), None);
+    let peak = peak(agent.pid());
+    assert!(peak <= 32 << 10, "{peak} kB");
 }
 
 #[test]

@@ -14,15 +14,16 @@ use conformance::{Agent, Etcd, Flanneld, Lab, Node, repository};
 use serde_json::{Value, json};
 
 use crate::instruments::{Routes, Writer, cpu, peak, time};
+use crate::kube;
 use crate::table::{Marks, columns, head, millis};
 
 /// How many nodes join, one after the other.
-const JOINS: u32 = 100;
+pub(crate) const JOINS: u32 = 100;
 /// How many nodes a cluster has where the marks are measured.
-const MANY: u32 = 5000;
+pub(crate) const MANY: u32 = 5000;
 /// How many leases change in a second, and for how long.
-const CHANGES: u32 = 50;
-const CHURN: Duration = Duration::from_secs(60);
+pub(crate) const CHANGES: u32 = 50;
+pub(crate) const CHURN: Duration = Duration::from_secs(60);
 /// How long an idle agent is watched.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -33,6 +34,14 @@ pub(crate) fn bench(out: &mut impl Write) -> io::Result<()> {
     idle(out, &mut marks)?;
     beside_flanneld(out)?;
     rows(&[10, 100, 1000, MANY, 50_000], out, &mut marks)?;
+    kube::bench(out, &mut marks)?;
+    marks.write(out)
+}
+
+/// On an API server alone.
+pub(crate) fn bench_on_kube(out: &mut impl Write) -> io::Result<()> {
+    let mut marks = Marks::default();
+    kube::bench(out, &mut marks)?;
     marks.write(out)
 }
 
@@ -75,11 +84,16 @@ fn lease(ip: Ipv4Addr) -> String {
 
 /// The key of the subnet of node `i`: of 10.0.0.0/8, so that 50,000 have room.
 fn key(i: u32) -> String {
-    format!("subnets/{}-24", Ipv4Addr::from(0x0a00_0000 + (i << 8)))
+    format!("subnets/{}-24", subnet(i))
+}
+
+/// Where the subnet of node `i` begins.
+pub(crate) fn subnet(i: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0000 + (i << 8))
 }
 
 /// The address of node `i`, and the other one that it changes to.
-fn address(i: u32, is_other: bool) -> Ipv4Addr {
+pub(crate) fn address(i: u32, is_other: bool) -> Ipv4Addr {
     Ipv4Addr::from(0xac10_1000 + i + if is_other { 0x4_0000 } else { 0 })
 }
 
@@ -338,7 +352,7 @@ fn mend_of_many(node: &Node<'_>) -> io::Result<Duration> {
 }
 
 /// A node whose link has room for all the others.
-fn big<'lab>(lab: &'lab Lab, name: &str, host: u8) -> Node<'lab> {
+pub(crate) fn big<'lab>(lab: &'lab Lab, name: &str, host: u8) -> Node<'lab> {
     let node = lab.node(name, &[&format!("192.168.2.{}/24", 15 + host)]);
     node.plug("ens7", &[&format!("172.16.0.{host}/12")]);
     node
@@ -368,7 +382,7 @@ fn timed(node: &Node<'_>, etcd: &Etcd<'_>) -> io::Result<(Agent, Duration)> {
 }
 
 /// The line of the log that has `text`, once it is there.
-fn wait_for(agent: &Agent, text: &str) -> io::Result<String> {
+pub(crate) fn wait_for(agent: &Agent, text: &str) -> io::Result<String> {
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(60) {
         let log = agent.log();
@@ -384,7 +398,7 @@ fn wait_for(agent: &Agent, text: &str) -> io::Result<String> {
 }
 
 /// What the agent says that the kernel took for so many routes.
-fn kernel_millis(log: &str, count: u32) -> f64 {
+pub(crate) fn kernel_millis(log: &str, count: u32) -> f64 {
     let begin = format!("added or replaced {count} routes");
     let line = log.lines().find(|line| line.contains(&begin));
     let words = line.and_then(|line| line.rsplit("took ").next());
@@ -394,13 +408,13 @@ fn kernel_millis(log: &str, count: u32) -> f64 {
         .unwrap_or_default()
 }
 
-fn route_count(node: &Node<'_>) -> u32 {
+pub(crate) fn route_count(node: &Node<'_>) -> u32 {
     let text = node.sh("ip route show proto 104 | wc -l").ok();
     text.trim().parse().expect("a number")
 }
 
 /// The routes to other nodes: subnet and next hop.
-fn route_map(node: &Node<'_>) -> BTreeMap<String, String> {
+pub(crate) fn route_map(node: &Node<'_>) -> BTreeMap<String, String> {
     let text = node.sh("ip route show proto 104").ok();
     let route = |line: &str| {
         let (to, rest) = line.split_once(' ').expect("a destination");

@@ -9,6 +9,7 @@ mod agent;
 mod contender;
 mod count;
 mod instruments;
+mod kube;
 mod table;
 
 use std::env;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--inside"] => inside(),
         ["agent"] => agent::bench(&mut io::stdout()),
+        ["agent", "kube"] => agent::bench_on_kube(&mut io::stdout()),
         ["agent", count] if count.parse::<u32>().is_ok() => {
             let count = count.parse().expect("just tried");
             agent::bench_of(count, &mut io::stdout())
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
         ["plugin", floor] => outside(Path::new(floor)),
         _ => {
             eprintln!(
-                "usage: bench agent [NODES] | bench plugin FLOOR, where FLOOR is the static executable of that name"
+                "usage: bench agent [NODES|kube] | bench plugin FLOOR, where FLOOR is the static executable of that name"
             );
             return ExitCode::FAILURE;
         }

@@ -1,0 +1,187 @@
+//! The agent on a real kube-apiserver with thousands of Nodes, each with all that a kubelet writes.
+
+use std::fs;
+use std::io::{self, Write};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use conformance::kube::{full_node, node_key};
+use conformance::{Agent, Flanneld, Kube, Lab, Node, repository};
+
+use crate::agent::{
+    CHANGES, CHURN, JOINS, MANY, address, big, kernel_millis, route_count, route_map, subnet,
+    wait_for,
+};
+use crate::instruments::{Routes, Writer, cpu, peak, time};
+use crate::table::{Marks, columns, head, millis};
+
+const SERVER: &str = "192.168.2.17";
+
+/// The marks are those of the leases in etcd.
+pub(crate) fn bench(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
+    if !repository().join("target/tools/kube-apiserver").exists() {
+        return writeln!(
+            out,
+            "\nkube-apiserver is not built (make tools), and nothing is measured on it"
+        );
+    }
+    let lab = Lab::new();
+    let master = lab.node("master", &[&format!("{SERVER}/24")]);
+    let kube = Kube::start(&master, SERVER);
+    lab.write(
+        "net-conf.json",
+        r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw"}}"#,
+    );
+    kube.etcd().put_all((1..=MANY).map(|i| node(i, false)));
+    kube.create_node("worker1", &["10.255.0.0/24"], &["192.168.2.16"]);
+    let worker = big(&lab, "worker1", 1);
+    // The API server reads them once before anybody is timed.
+    sleep(Duration::from_secs(5));
+    let (agent, snapshot) = timed(&worker, &kube)?;
+    assert_eq!(route_count(&worker), MANY, "every node is routed");
+    let kernel = kernel_millis(&agent.log(), MANY);
+    assert!(agent.stop(), "it ends well");
+    fs::write(worker.path("/run/hostgw-agent.log"), "")?;
+    let (agent, restart) = timed(&worker, &kube)?;
+    let (median, worst) = joins(&worker, &master)?;
+    let busy = churn(&worker, &master, agent.pid())?;
+    let ours = (snapshot, peak(agent.pid())?);
+    drop(agent);
+    let theirs = flanneld(&lab, &kube)?;
+
+    head(out, "5,000 Nodes", &["ours", "flanneld"])?;
+    let cell = |time: Duration| format!("{:.0} ms", millis(time));
+    let memory = |megabytes: f64| format!("{megabytes:.1} MB");
+    for (what, ours, theirs) in [
+        (
+            "snapshot to the kernel",
+            cell(ours.0),
+            theirs.map(|(time, _)| cell(time)),
+        ),
+        (
+            "peak resident memory",
+            memory(ours.1),
+            theirs.map(|(_, megabytes)| memory(megabytes)),
+        ),
+    ] {
+        let theirs = theirs.unwrap_or_else(|| "-".to_owned());
+        writeln!(out, "{what:25}{}", columns([ours, theirs]))?;
+    }
+    writeln!(
+        out,
+        "a Node joins: median {:.2} ms, worst of {JOINS} {:.2} ms; 50 changes a second: {:.2} % of a core",
+        millis(median),
+        millis(worst),
+        busy * 100.0
+    )?;
+    marks.at_most("kube: a Node joins, median ms", millis(median), 20.0);
+    marks.at_most("kube: a Node joins, worst ms", millis(worst), 100.0);
+    marks.at_most(
+        "kube: 5,000 Nodes to the kernel, s",
+        snapshot.as_secs_f64(),
+        1.0,
+    );
+    marks.at_most("kube: of which the kernel's batch, ms", kernel, 150.0);
+    marks.at_most(
+        "kube: restart with right routes, s",
+        restart.as_secs_f64(),
+        0.3,
+    );
+    marks.at_most("kube: 50 changes a second, % of a core", busy * 100.0, 5.0);
+    marks.at_most("kube: peak resident memory, MB", ours.1, 32.0);
+    Ok(())
+}
+
+/// Node `i` as etcd has it, with its key.
+fn node(i: u32, is_other: bool) -> (String, String) {
+    let name = format!("n-{i}");
+    let cidr = format!("{}/24", subnet(i));
+    let object = full_node(&name, &cidr, &address(i, is_other).to_string());
+    (node_key(&name), object)
+}
+
+/// Starts the agent, and says how long it took until it was ready, by its own word.
+fn timed(node: &Node<'_>, kube: &Kube<'_>) -> io::Result<(Agent, Duration)> {
+    let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
+    let args = [
+        "--kube-subnet-mgr",
+        &kubeconfig,
+        "--net-config-path=/mnt/net-conf.json",
+        "--node-name=worker1",
+        "--iface=ens7",
+    ];
+    let begin = SystemTime::now();
+    let agent = Agent::start(node, &args);
+    let line = wait_for(&agent, "ready:")?;
+    let end = time(line.split(' ').next().unwrap_or_default());
+    Ok((agent, end.duration_since(begin).unwrap_or_default()))
+}
+
+/// From the moment before a Node is written to etcd, by the API server's watch, until its route is in
+/// the kernel: the median and the worst.
+fn joins(node: &Node<'_>, master: &Node<'_>) -> io::Result<(Duration, Duration)> {
+    let mut routes = Routes::watch(node)?;
+    let mut writer = Writer::open(master, SERVER)?;
+    let mut times = Vec::new();
+    for i in 0..JOINS {
+        let name = format!("new-{i}");
+        let cidr = format!("10.254.{i}.0/24");
+        let object = full_node(&name, &cidr, &format!("172.31.0.{}", i + 1));
+        // After a comparison of 5,000 the agent rests.
+        sleep(Duration::from_millis(1500));
+        let begin = SystemTime::now();
+        writer.put(&node_key(&name), &object)?;
+        let came = routes.wait_for(&cidr, "", begin)?;
+        times.push(came.duration_since(begin).unwrap_or_default());
+        writer.delete(&node_key(&name))?;
+        routes.wait_for("Deleted", &cidr, begin)?;
+    }
+    times.sort();
+    Ok((times[times.len() / 2], times[times.len() - 1]))
+}
+
+/// Changes Nodes' addresses, and says what share of a core the agent took. In the end, every route is
+/// as the last change says.
+fn churn(node_here: &Node<'_>, master: &Node<'_>, pid: u32) -> io::Result<f64> {
+    let mut writer = Writer::open(master, SERVER)?;
+    let mut wanted = route_map(node_here);
+    let begin = Instant::now();
+    let before = cpu(pid)?;
+    let total = CHANGES * u32::try_from(CHURN.as_secs()).expect("a minute");
+    for i in 0..total {
+        let n = 1 + i % MANY;
+        let (key, object) = node(n, true);
+        writer.put(&key, &object)?;
+        wanted.insert(format!("{}/24", subnet(n)), address(n, true).to_string());
+        let next = begin + Duration::from_secs(1) / CHANGES * (i + 1);
+        sleep(next.saturating_duration_since(Instant::now()));
+    }
+    let busy = cpu(pid)?.saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
+    for _ in 0..150 {
+        if route_map(node_here) == wanted {
+            return Ok(busy);
+        }
+        sleep(Duration::from_millis(100));
+    }
+    Err(io::Error::other("changes were lost"))
+}
+
+/// The real flanneld with as many Nodes: how long it takes, and how much memory. Nothing where it was
+/// not built.
+fn flanneld(lab: &Lab, kube: &Kube<'_>) -> io::Result<Option<(Duration, f64)>> {
+    if !repository().join("target/tools/flanneld").exists() {
+        return Ok(None);
+    }
+    kube.create_node("worker2", &["10.255.1.0/24"], &["192.168.2.17"]);
+    let node = big(lab, "worker2", 2);
+    let begin = Instant::now();
+    let flanneld = Flanneld::start_on_kube_by(&node, kube, "ens7");
+    let count = || {
+        let routes = "ip route show proto boot | grep -c 'via 172'";
+        node.sh(routes).stdout.trim().parse().unwrap_or(0)
+    };
+    while count() < MANY && begin.elapsed() < Duration::from_secs(120) {
+        sleep(Duration::from_millis(100));
+    }
+    Ok(Some((begin.elapsed(), peak(flanneld.pid())?)))
+}
