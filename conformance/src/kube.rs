@@ -24,7 +24,6 @@ pub struct Kube<'a> {
     etcd: Option<Etcd<'a>>,
     child: Child,
     is_for_good: bool,
-    flags: Vec<String>,
 }
 
 /// What the API server answered.
@@ -40,27 +39,20 @@ impl<'a> Kube<'a> {
     /// Starts both on `node`, which has this address.
     #[must_use]
     pub fn start(node: &'a Node<'a>, address: &str) -> Self {
-        Self::start_with(node, address, &[])
-    }
-
-    /// The same with more flags of the API server's.
-    #[must_use]
-    pub fn start_with(node: &'a Node<'a>, address: &str, flags: &[&str]) -> Self {
-        let etcd = Etcd::start(node, address);
-        Self::begin(node, address, Some(etcd), 6443, false, flags)
+        Self::begin(node, address, Some(Etcd::start(node, address)), 6443, false)
     }
 
     /// The same, but once it is left it outlives this program.
     #[must_use]
     pub fn start_for_good(node: &'a Node<'a>, address: &str) -> Self {
         let etcd = Etcd::start_for_good(node, address);
-        Self::begin(node, address, Some(etcd), 6443, true, &[])
+        Self::begin(node, address, Some(etcd), 6443, true)
     }
 
     /// Another API server on the same etcd, at another port.
     #[must_use]
     pub fn second(&self) -> Self {
-        Self::begin(self.node, &self.address, None, 6444, false, &[])
+        Self::begin(self.node, &self.address, None, 6444, false)
     }
 
     fn begin(
@@ -69,7 +61,6 @@ impl<'a> Kube<'a> {
         etcd: Option<Etcd<'a>>,
         port: u16,
         is_for_good: bool,
-        flags: &[&str],
     ) -> Self {
         node.lab()
             .install(&tool("kube-apiserver"), "bin/kube-apiserver");
@@ -94,8 +85,7 @@ impl<'a> Kube<'a> {
             let ca = std::fs::read(node.path(&format!("{KEYS}/ca.crt"))).expect("it was made");
             node.lab().write("kube/ca.crt", ca);
         }
-        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let child = Self::child(node, address, port, is_for_good, &flags);
+        let child = Self::child(node, address, port, is_for_good);
         let kube = Self {
             node,
             address: address.to_owned(),
@@ -103,19 +93,12 @@ impl<'a> Kube<'a> {
             etcd,
             child,
             is_for_good,
-            flags,
         };
         kube.wait();
         kube
     }
 
-    fn child(
-        node: &Node<'_>,
-        address: &str,
-        port: u16,
-        is_for_good: bool,
-        flags: &[String],
-    ) -> Child {
+    fn child(node: &Node<'_>, address: &str, port: u16, is_for_good: bool) -> Child {
         let inner = node.command(Lab::path("bin/kube-apiserver"));
         let log = File::options()
             .create(true)
@@ -152,7 +135,6 @@ impl<'a> Kube<'a> {
                 // So that a test can put many objects straight into etcd.
                 "--storage-media-type=application/json",
             ])
-            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("the node's /run takes files"))
@@ -407,13 +389,7 @@ impl<'a> Kube<'a> {
     /// Starts it again, on what etcd has.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = Self::child(
-            self.node,
-            &self.address,
-            self.port,
-            self.is_for_good,
-            &self.flags,
-        );
+        self.child = Self::child(self.node, &self.address, self.port, self.is_for_good);
         self.wait();
     }
 

@@ -87,8 +87,7 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Dual);
     let (master, worker) = (&nodes[0], &nodes[1]);
-    // One that has all Nodes listed, page by page, as releases before 1.34 do.
-    let kube = Kube::start_with(master, "192.168.2.17", &["--feature-gates=WatchList=false"]);
+    let kube = Kube::start(master, "192.168.2.17");
     picture::create_nodes(&kube, Family::Dual);
     lab.write("net-conf.json", picture::network(Family::Dual).to_string());
     let config = format!("--net-config-path={}", Lab::path("net-conf.json").display());

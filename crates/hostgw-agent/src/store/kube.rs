@@ -34,15 +34,13 @@ pub(crate) use own::Verdict;
 pub(crate) use view::Kube;
 
 use crate::lease::{Addresses, Lease};
-use connection::{Failure, PATIENCE, within};
+use connection::{Failure, within};
 use contents::Contents;
 use format::{Node, Object};
 
 const NODES: &str = "/api/v1/nodes";
 /// So many Nodes are read at once: each is some 15 kB of text, most of which is read over.
 const PAGE: u32 = 200;
-/// The sign behind the last of the Nodes that there were when a watch began.
-const ALL_TOLD: &str = "k8s.io/initial-events-end";
 /// A watch is begun anew after a time between these, in seconds, and not by all nodes at once.
 const WATCH: std::ops::Range<u32> = 200..290;
 /// How often we look at what makes no notice: due dates, silence.
@@ -175,7 +173,7 @@ impl KubeStore {
             shared: Arc::clone(&shared),
             wishes,
             is_current: false,
-            streams: true,
+            place: None,
             pause: Duration::ZERO,
             probed: Instant::now(),
             retry: None,
@@ -247,8 +245,8 @@ struct Keeper {
     wishes: watch::Receiver<Wish>,
     /// Whether a watch can go on from what was read.
     is_current: bool,
-    /// Whether the API server tells all Nodes by a watch, one after the other.
-    streams: bool,
+    /// The addresses of this node as this connection began.
+    place: Option<Addresses>,
     /// How long we waited last before we tried again.
     pause: Duration,
     /// When a sign of life was asked for last.
@@ -278,6 +276,7 @@ impl Keeper {
                         "the API server has forgotten what was since we read last; reading everything anew"
                     );
                     self.is_current = false;
+                    sleep(jitter(AWAY[0])).await;
                     continue;
                 }
                 Failure::Refused(reason, after) => {
@@ -301,16 +300,21 @@ impl Keeper {
     async fn session(&mut self) -> Result<(), Failure> {
         let client = self.options.access.connect().await.map_err(Failure::Away)?;
         let name = self.name(&client).await?;
-        // The connection may be from an address that is gone.
-        let place = self.wishes.borrow().addresses;
-        let is_here = |this: &Self| place.is_none() || this.wishes.borrow().addresses == place;
-        while is_here(self) {
-            if !self.is_current && !self.streams {
-                self.read(&client, &name).await?;
-            }
-            self.watch(&client, &name, is_here).await?;
+        if !self.is_current {
+            self.read(&client, &name).await?;
+        }
+        self.place = None;
+        while self.is_here() {
+            self.watch(&client).await?;
         }
         Ok(())
+    }
+
+    /// Whether this node has the addresses that it had: the connection may be from one that is gone.
+    fn is_here(&mut self) -> bool {
+        let now = self.wishes.borrow().addresses;
+        self.place = self.place.or(now);
+        now == self.place
     }
 
     /// This node's name.
@@ -350,63 +354,33 @@ impl Keeper {
                 None => break page.metadata.resource_version,
             }
         };
-        self.adopt(contents, name, version);
-        Ok(())
-    }
-
-    /// Goes by these Nodes from now on.
-    fn adopt(&mut self, contents: Contents, name: &str, version: String) {
         self.is_current = true;
         self.shared.update(|state| {
             name.clone_into(&mut state.name);
             state.contents = Some(contents);
             state.version = version;
-            state.unreachable = None;
             state.heard = Some(Instant::now());
         });
+        Ok(())
     }
 
     /// Follows all Nodes from what was read on, until the server ends that, as it does from time
-    /// to time, or until `goes_on` does not hold. Where nothing was read, the watch begins with all
-    /// Nodes that there are; servers before 1.34 may not know that.
-    async fn watch(
-        &mut self,
-        client: &Client,
-        name: &str,
-        goes_on: impl Fn(&Self) -> bool,
-    ) -> Result<(), Failure> {
-        let mut fresh = (!self.is_current).then(|| Contents::new(&self.options, name));
-        let mut parameters = WatchParams::default().timeout(rand::rng().random_range(WATCH));
-        let mut version = self.shared.state().version.clone();
-        if fresh.is_some() {
-            parameters = parameters.initial_events();
-            if version.is_empty() {
-                // As old as what the server has in its memory, which the watch brings up to date.
-                "0".clone_into(&mut version);
-            }
-        }
+    /// to time, or until this node has other addresses.
+    async fn watch(&mut self, client: &Client) -> Result<(), Failure> {
+        let version = self.shared.state().version.clone();
+        let parameters = WatchParams::default().timeout(rand::rng().random_range(WATCH));
         let request = built(Request::new(NODES).watch(&parameters, &version))?;
-        let events = match within(client.request_events::<Object>(request)).await {
-            Err(Failure::Refused(reason, _)) if fresh.is_some() => {
-                self.page(&reason);
-                return Ok(());
-            }
-            events => events?,
-        };
+        let events = within(client.request_events::<Object>(request)).await?;
         let mut events = std::pin::pin!(events);
-        if fresh.is_none() {
-            self.shared.update(|state| {
-                state.unreachable = None;
-                state.heard = Some(Instant::now());
-            });
-        }
+        self.shared.update(|state| {
+            state.unreachable = None;
+            state.heard = Some(Instant::now());
+        });
         let begin = Instant::now();
         let mut last = begin;
         let mut tick = interval(TICK);
-        while goes_on(self) {
-            if fresh.is_none() {
-                self.hold(client).await?;
-            }
+        while self.is_here() {
+            self.hold(client).await?;
             tokio::select! {
                 event = events.try_next() => {
                     let Some(event) = event? else {
@@ -417,26 +391,10 @@ impl Keeper {
                         return Ok(());
                     };
                     last = Instant::now();
-                    let Some(mut contents) = fresh.take() else {
-                        self.take_in(event)?;
-                        continue;
-                    };
-                    match gather(&mut contents, event) {
-                        Ok(Some(version)) => self.adopt(contents, name, version),
-                        Ok(None) => fresh = Some(contents),
-                        Err(Failure::Refused(reason, _)) => {
-                            self.page(&reason);
-                            return Ok(());
-                        }
-                        Err(failure) => return Err(failure),
-                    }
+                    self.take_in(event)?;
                 }
                 Ok(()) = self.wishes.changed() => {}
                 _ = tick.tick() => {
-                    if fresh.is_some() && last.elapsed() > PATIENCE {
-                        self.page("it does not come to their end");
-                        return Ok(());
-                    }
                     if last.elapsed() > SILENT {
                         return Ok(());
                     }
@@ -445,12 +403,6 @@ impl Keeper {
             }
         }
         Ok(())
-    }
-
-    /// Has all Nodes be read page by page, because they are not to be had by a watch.
-    fn page(&mut self, reason: &str) {
-        debug!("all Nodes by a watch: {reason}; reading them page by page");
-        self.streams = false;
     }
 
     /// Asks a server for a sign of life that has been quiet. Any answer will do.
@@ -617,32 +569,19 @@ impl Keeper {
             return;
         }
         let body = node.event(&verdict, now).to_string().into_bytes();
-        self.told = Some((verdict, Instant::now()));
         let request = Request::new("/api/v1/namespaces/default/events");
         let created = match built(request.create(&PostParams::default(), body)) {
             Ok(request) => within(client.request::<Value>(request)).await.map(drop),
             Err(failure) => Err(failure),
         };
-        if let Err(failure) = created {
+        if let Err(failure) = &created {
             debug!("write an event about Node {}: {failure}", node.name);
         }
-    }
-}
-
-/// Takes in one of all Nodes. Behind the last of them it gives how far that is.
-fn gather(contents: &mut Contents, event: WatchEvent<Object>) -> Result<Option<String>, Failure> {
-    match event {
-        WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-            contents.put(object);
+        // Where there was no answer, it is told later.
+        if !matches!(created, Err(Failure::Away(_))) {
+            self.told = Some((verdict, Instant::now()));
         }
-        WatchEvent::Deleted(object) => contents.delete(object),
-        WatchEvent::Bookmark(bookmark) if bookmark.metadata.annotations.contains_key(ALL_TOLD) => {
-            return Ok(Some(bookmark.metadata.resource_version));
-        }
-        WatchEvent::Bookmark(_) => {}
-        WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
     }
-    Ok(None)
 }
 
 /// A request that was put together.
