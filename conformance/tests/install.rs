@@ -106,7 +106,7 @@ fn what_is_installed_is_undone_exactly() {
     let said = run(&node, "uninstall").ok();
     assert_eq!(
         said,
-        "put back /run/opt/cni-hostgw as it was\nremoved /run/net.d/10-cni-hostgw.conflist\n"
+        "removed /run/net.d/10-cni-hostgw.conflist\nput back /run/opt/cni-hostgw as it was\n"
     );
     assert!(read(&node, "/run/opt/cni-hostgw").starts_with("#!/bin/sh\necho old"));
     assert_eq!(node.sh("ls /run/net.d").ok(), "05-other.conf\n");
@@ -128,6 +128,7 @@ fn flannels_list_makes_way_in_one_step_and_comes_back() {
     );
     assert_ne!(flannels, CNI_CONF);
     node.write("/run/net.d/10-flannel.conflist", &flannels);
+    node.sh("chmod 600 /run/net.d/10-flannel.conflist").ok();
     // One that has another name would forget the pods that are there.
     lab.write("other.conflist", CNI_CONF.replace("cbr0", "pods"));
     let runs = agent(
@@ -156,6 +157,8 @@ fn flannels_list_makes_way_in_one_step_and_comes_back() {
     assert!(runs.stop());
     run(&node, "uninstall").ok();
     assert_eq!(read(&node, "/run/net.d/10-flannel.conflist"), flannels);
+    let mode = node.sh("stat -c %a /run/net.d/10-flannel.conflist").ok();
+    assert_eq!(mode, "600\n");
     assert!(!node.path("/run/opt/cni-hostgw").exists());
 }
 
@@ -208,5 +211,10 @@ fn an_agent_keeps_what_it_installed() {
         said.contains(&format!("left {path}: somebody changed it since")),
         "{said}"
     );
-    assert!(node.path(path).exists() && !node.path("/run/opt/cni-hostgw").exists());
+    // So it keeps its plugin, and is to be undone once it is his no more.
+    assert!(node.path(path).exists() && node.path("/run/opt/cni-hostgw").exists());
+    node.sh(&format!("rm {path}")).ok();
+    run(&node, "uninstall").ok();
+    assert!(!node.path("/run/opt/cni-hostgw").exists());
+    assert!(!node.path("/var/lib/hostgw/installed.json").exists());
 }

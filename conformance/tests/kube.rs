@@ -259,11 +259,23 @@ fn a_node_waits_for_its_pod_cidr_and_says_so() {
     );
     assert_eq!(kube.annotation("worker1", "public-ip"), "192.168.2.16");
 
-    // A configuration that is broken leaves all as it is.
+    // A configuration that is broken leaves all as it is, also where the agent began with another state
+    // on disk.
+    assert!(agent.stop());
+    let agent = start(worker, &kube.admin(), &[&config]);
+    agent.wait_for_log("started");
+    wait_for("readiness", || status(worker)["ready"] == true);
+    worker
+        .sh("ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.26/24 dev enp0s5; ip route add default via 192.168.2.1")
+        .ok();
+    wait_for("the address is announced", || {
+        kube.annotation("worker1", "public-ip") == "192.168.2.26"
+    });
     lab.write("net-conf.json", "{\"Network\": \"10.244.0.0\"}");
     wait_for("the broken key is named", || {
         reasons(worker).contains("Network") && reasons(worker).contains("10.244.0.0")
     });
+    assert_eq!(status(worker)["node"]["publicIP"], "192.168.2.26");
     lab.write("net-conf.json", network.to_string());
     wait_for("readiness", || status(worker)["ready"] == true);
 }
@@ -470,6 +482,13 @@ fn administrators_say_by_which_addresses_and_names() {
     wait_for("the broken annotation is named", || {
         let reasons = reasons(worker);
         reasons.contains("public-ip-overwrite") && reasons.contains("nat")
+    });
+    wait_for("the condition has the reason", || {
+        let condition = kube.condition("worker1", "NetworkUnavailable");
+        condition["status"] == "True"
+            && condition["message"]
+                .to_string()
+                .contains("public-ip-overwrite")
     });
     kube.annotate(
         "worker1",

@@ -319,6 +319,10 @@ impl Agent {
             self.cache.touch();
         }
         self.is_new |= !is_same_node;
+        if !node.is_kept {
+            // What is known now is newer, whatever the store says next.
+            self.kept = None;
+        }
         self.node = Some(node);
     }
 

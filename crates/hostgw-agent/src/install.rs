@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -146,9 +147,10 @@ impl Install {
             (Some(put), _) => put.before.clone(),
             (None, None) => None,
             (None, Some(present)) => {
-                let name = path.file_name().unwrap_or_default();
+                let name = path.display().to_string().replace('/', "%");
                 let keep = self.record.with_file_name("before").join(name);
-                write(&keep, &present, mode)?;
+                let its = fs::metadata(&path).map(|file| file.permissions().mode() & 0o7777);
+                write(&keep, &present, its.unwrap_or(mode))?;
                 Some(keep)
             }
         };
@@ -199,19 +201,40 @@ pub(crate) async fn uninstall(record: &Path, socket: &Path) -> Result<String, St
             socket.display()
         ));
     }
-    let mut done = Record::read(record)?;
+    let mut files: Vec<_> = Record::read(record)?.files.into_iter().collect();
+    // The plugin last: it is of use for as long as a list names it.
+    files.sort_by_key(|(path, _)| path.file_name().is_some_and(|name| name == PLUGIN_NAME));
+    let mut left = Record::default();
     let mut said = String::new();
-    // The list first: without the plugin it is of no use.
-    for (path, put) in std::mem::take(&mut done.files).into_iter().rev() {
-        let shown = path.display();
-        let undone = match files::read(&path)? {
-            Some(present) if digest(&present) != put.sha256 => {
-                said.extend(["left ", &shown.to_string(), ": somebody changed it since\n"]);
-                continue;
+    for (path, put) in files {
+        let shown = path.display().to_string();
+        let is_plugin = path.file_name().is_some_and(|name| name == PLUGIN_NAME);
+        let present = files::read(&path)?;
+        let is_changed = present
+            .as_ref()
+            .is_some_and(|present| digest(present) != put.sha256);
+        if is_changed || is_plugin && !left.files.is_empty() {
+            let why = if is_changed {
+                "somebody changed it since"
+            } else {
+                "the list that was left needs it"
+            };
+            said.extend(["left ", &shown, ": ", why]);
+            if let Some(before) = &put.before {
+                said.extend(["; as it was before, it is ", &before.display().to_string()]);
             }
-            present => put.undo(&path, present.is_some()),
-        };
+            said.push('\n');
+            left.files.insert(path, put);
+            continue;
+        }
+        let undone = put.undo(&path, present.is_some());
         said += &undone.map_err(|error| format!("{said}undo {shown}: {error}"))?;
+    }
+    if !left.files.is_empty() {
+        let text = serde_json::to_vec_pretty(&left).expect("paths and texts");
+        let written = files::replace(record, &text, 0o644);
+        written.map_err(|error| format!("{said}write {}: {error}", record.display()))?;
+        return Ok(said);
     }
     for path in [record.to_owned(), record.with_file_name("before")] {
         let removed = if path.is_dir() {
@@ -236,7 +259,7 @@ impl Put {
         if let Some(before) = &self.before {
             let mode =
                 std::os::unix::fs::PermissionsExt::mode(&fs::metadata(before)?.permissions());
-            files::replace(path, &fs::read(before)?, mode & 0o777)?;
+            files::replace(path, &fs::read(before)?, mode & 0o7777)?;
             return Ok(format!("put back {shown} as it was\n"));
         }
         if is_there {

@@ -464,24 +464,28 @@ impl Keeper {
         if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
             return Ok(());
         }
-        let (hides_node, outcome) = match self.announce(client, &wish).await {
-            Ok(()) => (false, self.tell(client, &wish).await),
-            failed => (true, failed),
-        };
-        let unwritten = match outcome {
+        // People look at the condition first: it has the reason where the annotations are refused.
+        let announced = self.announce(client, &wish).await;
+        let told = self.tell(client, &wish).await;
+        let hides_node = matches!(announced, Err(Failure::Refused(..)));
+        let unwritten = match announced.and(told) {
             Ok(()) => {
                 self.retry = None;
                 None
             }
-            Err(Failure::Refused(reason, after)) => {
-                let [least, most] = REFUSED;
-                let before = self.retry.map_or(Duration::ZERO, |(_, pause)| pause);
-                let pause = (before * 2).clamp(least, most);
-                self.retry = Some((Instant::now() + jitter(pause.max(after)), pause));
-                Some(Unwritten { reason, hides_node })
-            }
-            Err(failure) => return Err(failure),
+            Err(Failure::Gone) => return Err(Failure::Gone),
+            // A write that hangs keeps nobody from following the others; whether the server is there
+            // at all, the watch shows.
+            Err(Failure::Refused(reason, after)) => Some((reason, after)),
+            Err(Failure::Away(reason)) => Some((reason, Duration::ZERO)),
         };
+        let unwritten = unwritten.map(|(reason, after)| {
+            let [least, most] = REFUSED;
+            let before = self.retry.map_or(Duration::ZERO, |(_, pause)| pause);
+            let pause = (before * 2).clamp(least, most);
+            self.retry = Some((Instant::now() + jitter(pause.max(after)), pause));
+            Unwritten { reason, hides_node }
+        });
         if self.shared.state().unwritten != unwritten {
             self.shared.update(|state| state.unwritten = unwritten);
         }
