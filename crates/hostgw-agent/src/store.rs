@@ -4,6 +4,7 @@ mod cluster;
 pub(crate) mod etcd;
 pub(crate) mod file;
 pub(crate) mod kube;
+mod shared;
 
 use std::path::{Path, PathBuf};
 

@@ -11,7 +11,7 @@ mod format;
 mod own;
 mod release;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
@@ -19,7 +19,7 @@ use etcd_client::{
     ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse,
 };
 use rand::RngExt;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -29,6 +29,7 @@ pub(crate) use format::Subnets;
 pub(crate) use release::release;
 
 use crate::lease::{Addresses, Held, Lease, Snapshot};
+use crate::store::shared::Shared;
 use connection::{Failure, PATIENCE, why};
 use contents::Contents;
 use format::Value;
@@ -70,7 +71,7 @@ pub(crate) struct Options {
 
 /// A running store. It ends when it is dropped; its lease stays.
 pub(crate) struct EtcdStore {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
     addresses: watch::Sender<Option<Addresses>>,
     task: JoinHandle<()>,
 }
@@ -94,12 +95,6 @@ pub(crate) struct Report {
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Notify,
-}
-
-#[derive(Default)]
 struct State {
     contents: Option<Contents>,
     own: Option<(Arc<Lease>, Held)>,
@@ -107,18 +102,6 @@ struct State {
     unreachable: Option<String>,
     heard: Option<Instant>,
     expires: Option<Instant>,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes what is known, and tells.
-    fn update(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
-        self.changed.notify_one();
-    }
 }
 
 impl EtcdStore {
@@ -242,7 +225,7 @@ async fn within<T>(
 /// Reads, watches and holds, for ever.
 struct Keeper {
     options: Options,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
     addresses: watch::Receiver<Option<Addresses>>,
     held: Option<Held>,
     is_confirmed: bool,

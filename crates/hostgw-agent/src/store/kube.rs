@@ -13,7 +13,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt;
@@ -23,7 +23,7 @@ use kube::core::Request;
 use rand::RngExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep};
 use tracing::{debug, info, warn};
@@ -34,6 +34,7 @@ pub(crate) use own::Verdict;
 pub(crate) use view::Kube;
 
 use crate::lease::{Addresses, Lease};
+use crate::store::shared::Shared;
 use connection::{Failure, within};
 use contents::Contents;
 use format::{Node, Object};
@@ -97,7 +98,7 @@ pub(crate) enum Identity {
 
 /// A running store. It ends when it is dropped; what it wrote stays.
 struct KubeStore {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
     wish: watch::Sender<Wish>,
     task: JoinHandle<()>,
 }
@@ -106,39 +107,33 @@ struct KubeStore {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wish {
     /// By which addresses others reach its pods. Nothing while it has no subnet.
-    pub(crate) addresses: Option<Addresses>,
+    addresses: Option<Addresses>,
     /// Nothing before anything was tried.
-    pub(crate) verdict: Option<Verdict>,
+    verdict: Option<Verdict>,
 }
 
 /// What the store knows.
 struct Report {
     /// Every node's lease, the oldest first. Nothing before the first contact.
-    pub(crate) leases: Option<Vec<Arc<Lease>>>,
+    leases: Option<Vec<Arc<Lease>>>,
     /// This node's Node, or its name where there is none.
-    pub(crate) own: Option<Result<Arc<Node>, String>>,
+    own: Option<Result<Arc<Node>, String>>,
     /// Why this node's Node does not say what it should.
-    pub(crate) unwritten: Option<Unwritten>,
+    unwritten: Option<Unwritten>,
     /// Why nothing can be heard.
-    pub(crate) unreachable: Option<String>,
+    unreachable: Option<String>,
     /// How far the store was read.
-    pub(crate) revision: i64,
+    revision: i64,
     /// When something was last heard.
-    pub(crate) heard: Option<Instant>,
+    heard: Option<Instant>,
 }
 
 /// Why this node's Node does not say what it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Unwritten {
-    pub(crate) reason: String,
+    reason: String,
     /// Whether others do not find this node for it.
-    pub(crate) hides_node: bool,
-}
-
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Notify,
+    hides_node: bool,
 }
 
 #[derive(Default)]
@@ -151,21 +146,9 @@ struct State {
     heard: Option<Instant>,
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes what is known, and tells.
-    fn update(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
-        self.changed.notify_one();
-    }
-}
-
 impl KubeStore {
     /// Begins. Needs a tokio runtime.
-    pub(crate) fn start(options: Options) -> Self {
+    fn start(options: Options) -> Self {
         let shared = Arc::new(Shared::default());
         let (wish, wishes) = watch::channel(Wish::default());
         let keeper = Keeper {
@@ -188,7 +171,7 @@ impl KubeStore {
     }
 
     /// Changes what this node's Node is to say.
-    pub(crate) fn wish(&self, change: impl FnOnce(&mut Wish)) {
+    fn wish(&self, change: impl FnOnce(&mut Wish)) {
         self.wish.send_if_modified(|present| {
             let old = present.clone();
             change(present);
@@ -197,12 +180,12 @@ impl KubeStore {
     }
 
     /// Waits until something changed.
-    pub(crate) async fn changed(&self) {
+    async fn changed(&self) {
         self.shared.changed.notified().await;
     }
 
     /// What is known now.
-    pub(crate) fn report(&self) -> Report {
+    fn report(&self) -> Report {
         let state = self.shared.state();
         let contents = state.contents.as_ref();
         Report {
@@ -241,7 +224,7 @@ struct PageData {
 /// Reads, watches and writes, for ever.
 struct Keeper {
     options: Options,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
     wishes: watch::Receiver<Wish>,
     /// Whether a watch can go on from what was read.
     is_current: bool,

@@ -331,6 +331,25 @@ mod tests {
             changes[&prefix.key("public-ip")],
             Some("203.0.113.7".to_owned())
         );
+        let both = node(json!({"metadata": {"name": "worker1", "annotations": {
+            prefix.key("public-ipv6-overwrite"): "2001:db8::7",
+            prefix.key("node-public-ip"): "192.168.2.20",
+            prefix.key("node-public-ipv6"): "fd00:192:168:2::20",
+        }}}));
+        let changes = both
+            .announcement(&prefix, addresses())
+            .expect("it is an address");
+        assert_eq!(
+            changes[&prefix.key("public-ipv6")],
+            Some("2001:db8::7".to_owned())
+        );
+        let asked: Vec<_> = both
+            .asked()
+            .into_iter()
+            .flatten()
+            .map(|ip| ip.to_string())
+            .collect();
+        assert_eq!(asked, ["192.168.2.20", "fd00:192:168:2::20"]);
         let reason = overwritten("nat").announcement(&prefix, addresses());
         let reason = reason.expect_err("it is none");
         assert!(
