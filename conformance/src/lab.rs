@@ -1,10 +1,13 @@
 //! Nodes, a switch between them, pods in them: namespaces, each with an owner.
 
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::{fs, io, thread};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use crate::holder::{Holder, Output, Root, run};
@@ -234,6 +237,22 @@ impl<'lab> Node<'lab> {
         all.filter(|link| link["ifname"].is_string())
             .cloned()
             .collect()
+    }
+
+    /// A connection of the node's to `address`, for this program to talk by.
+    ///
+    /// # Errors
+    ///
+    /// Where nobody listens.
+    pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.pid()))?;
+        // A socket stays in the network that it was made in; the thread that went there ends.
+        let connect = move || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            TcpStream::connect(address)
+        };
+        let thread = thread::spawn(connect);
+        thread.join().expect("it does not panic")
     }
 
     /// The process that holds the node's namespaces.

@@ -3,7 +3,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -91,28 +92,17 @@ pub(crate) fn time(stamp: &str) -> SystemTime {
 
 /// Requests to etcd over one connection, each answered before the next.
 pub(crate) struct Writer {
-    client: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    stream: BufReader<TcpStream>,
 }
 
 impl Writer {
-    pub(crate) fn open(node: &Node<'_>, address: &str) -> io::Result<Self> {
-        let inner = node.command("busybox");
-        let mut client = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
-            .args(["nc", address, "2379"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdin = client.stdin.take().expect("it is piped");
-        let stdout = BufReader::new(client.stdout.take().expect("it is piped"));
+    /// A connection of `node`'s to etcd at `address`.
+    pub(crate) fn open(node: &Node<'_>, address: Ipv4Addr) -> io::Result<Self> {
+        let stream = node.connect((address, 2379).into())?;
+        // Otherwise the last part of a request waits until the first is acknowledged.
+        stream.set_nodelay(true)?;
         Ok(Self {
-            client,
-            stdin,
-            stdout,
+            stream: BufReader::new(stream),
         })
     }
 
@@ -129,33 +119,26 @@ impl Writer {
         let length = body.len();
         let request =
             format!("POST {path} HTTP/1.1\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}");
-        self.stdin.write_all(request.as_bytes())?;
+        self.stream.get_mut().write_all(request.as_bytes())?;
         let mut line = String::new();
         let mut length = 0;
         let mut is_good = false;
         while line != "\r\n" {
             line.clear();
-            self.stdout.read_line(&mut line)?;
+            self.stream.read_line(&mut line)?;
             is_good |= line.starts_with("HTTP/1.1 200");
             if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
                 length = value.trim().parse().map_err(io::Error::other)?;
             }
         }
         let mut answer = vec![0; length];
-        self.stdout.read_exact(&mut answer)?;
+        self.stream.read_exact(&mut answer)?;
         if is_good {
             return Ok(());
         }
         Err(io::Error::other(
             String::from_utf8_lossy(&answer).into_owned(),
         ))
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        drop(self.client.kill());
-        drop(self.client.wait());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,16 +10,13 @@ use conformance::kube::{full_node, node_key};
 use conformance::reference_picture::{Family, create_nodes, network, nodes};
 use conformance::{Agent, Flanneld, Kube, Lab, Node, repository};
 
-use serde_json::Value;
-
 use crate::agent::{
-    CHANGES, CHURN, JOINS, MANY, address, big, kernel_millis, route_count, route_map, subnet,
-    wait_for,
+    JOINS, MANY, address, big, churn, kernel_millis, route_count, single_changes, subnet, wait_for,
 };
-use crate::instruments::{Routes, Writer, cpu, peak, time};
+use crate::instruments::{Routes, Writer, peak, time};
 use crate::table::{Marks, columns, head, millis};
 
-const SERVER: &str = "192.168.2.17";
+const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 17);
 
 /// The marks are those of the leases in etcd.
 pub(crate) fn bench(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
@@ -31,7 +29,7 @@ pub(crate) fn bench(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
     let (median, worst) = joins()?;
     let lab = Lab::new();
     let master = lab.node("master", &[&format!("{SERVER}/24")]);
-    let kube = Kube::start(&master, SERVER);
+    let kube = Kube::start(&master, &SERVER.to_string());
     lab.write(
         "net-conf.json",
         r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw"}}"#,
@@ -47,7 +45,17 @@ pub(crate) fn bench(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
     assert!(agent.stop(), "it ends well");
     fs::write(worker.path("/run/hostgw-agent.log"), "")?;
     let (agent, restart) = timed(&worker, &kube)?;
-    let busy = churn(&worker, &master, agent.pid())?;
+    let mut writer = Writer::open(&master, SERVER)?;
+    let mut turn = 0;
+    let mut change = || {
+        let i = 1 + turn % MANY;
+        let (key, object) = node(i, true);
+        writer.put(&key, &object)?;
+        turn += 1;
+        Ok((format!("{}/24", subnet(i)), address(i, true)))
+    };
+    let one = single_changes(&worker, &mut change)?;
+    let busy = churn(&worker, agent.pid(), &mut change)?;
     let ours = (snapshot, peak(agent.pid())?);
     drop(agent);
     let theirs = flanneld(&lab, &kube)?;
@@ -79,6 +87,13 @@ pub(crate) fn bench(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
     )?;
     marks.at_most("kube: a Node joins, median ms", millis(median), 20.0);
     marks.at_most("kube: a Node joins, worst ms", millis(worst), 100.0);
+    let (median, worst) = one;
+    marks.at_most(
+        "kube: one of 5,000 changes, median ms",
+        millis(median),
+        20.0,
+    );
+    marks.at_most("kube: one of 5,000 changes, worst ms", millis(worst), 100.0);
     marks.at_most(
         "kube: 5,000 Nodes to the kernel, s",
         snapshot.as_secs_f64(),
@@ -148,18 +163,13 @@ fn joins() -> io::Result<(Duration, Duration)> {
     }
     sleep(Duration::from_secs(2));
     let mut routes: Vec<_> = nodes.iter().map(Routes::watch).collect::<io::Result<_>>()?;
-    let mut writer = Writer::open(&master, "192.168.2.20")?;
+    let mut writer = Writer::open(&master, Ipv4Addr::new(192, 168, 2, 20))?;
     let mut times = Vec::new();
     for i in 0..JOINS {
         let name = format!("new-{i}");
         // Subnets of this size: none that the three nodes have themselves.
         let cidr = format!("10.10.{}.{}/28", 100 + i / 16, i % 16 * 16);
-        // As a Node is made: one that fills several packets is held up by the way to etcd.
-        let mut object: Value = serde_json::from_str(&full_node(&name, &cidr, "192.168.2.100"))?;
-        object["status"]["images"] = Value::Null;
-        object["metadata"]["managedFields"] = Value::Null;
-        object["status"]["conditions"] = Value::Null;
-        let object = object.to_string();
+        let object = full_node(&name, &cidr, "192.168.2.100");
         let begin = SystemTime::now();
         writer.put(&node_key(&name), &object)?;
         let mut last = begin;
@@ -172,32 +182,6 @@ fn joins() -> io::Result<(Duration, Duration)> {
     }
     times.sort();
     Ok((times[times.len() / 2], times[times.len() - 1]))
-}
-
-/// Changes Nodes' addresses, and says what share of a core the agent took. In the end, every route is
-/// as the last change says.
-fn churn(node_here: &Node<'_>, master: &Node<'_>, pid: u32) -> io::Result<f64> {
-    let mut writer = Writer::open(master, SERVER)?;
-    let mut wanted = route_map(node_here);
-    let begin = Instant::now();
-    let before = cpu(pid)?;
-    let total = CHANGES * u32::try_from(CHURN.as_secs()).expect("a minute");
-    for i in 0..total {
-        let n = 1 + i % MANY;
-        let (key, object) = node(n, true);
-        writer.put(&key, &object)?;
-        wanted.insert(format!("{}/24", subnet(n)), address(n, true).to_string());
-        let next = begin + Duration::from_secs(1) / CHANGES * (i + 1);
-        sleep(next.saturating_duration_since(Instant::now()));
-    }
-    let busy = cpu(pid)?.saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
-    for _ in 0..150 {
-        if route_map(node_here) == wanted {
-            return Ok(busy);
-        }
-        sleep(Duration::from_millis(100));
-    }
-    Err(io::Error::other("changes were lost"))
 }
 
 /// The real flanneld with as many Nodes: how long it takes, and how much memory. Nothing where it was
