@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use kernel::{Monitor, Notice, Rtnl};
+use kernel::{Monitor, Notice, Route, Rtnl};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
@@ -16,6 +16,7 @@ use crate::error::chain;
 use crate::firewall::{self, Firewall};
 use crate::install::{self, Install};
 use crate::node::Node;
+use crate::pace::Pace;
 use crate::peers::Peer;
 use crate::serve;
 use crate::state::{Shared, State, StoreState, lock};
@@ -29,13 +30,7 @@ const SLOW: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 /// One edit or one flap tells of itself many times within this.
 const SETTLE: Duration = Duration::from_millis(3);
-/// After comparing, we rest this many times as long as it took before we compare with the store
-/// again: however much changes there, it takes a few hundredths of one processor,
-/// and what came meanwhile is compared together.
-const REST: u32 = 48;
-/// No longer than this.
-const LONGEST_REST: Duration = Duration::from_secs(5);
-/// What somebody did to the kernel's routes waits no longer than this.
+/// What somebody did to the kernel's routes waits no longer than this, whatever the pace.
 const SHORT_REST: Duration = Duration::from_millis(25);
 
 /// What is to be known to begin.
@@ -67,6 +62,9 @@ pub(crate) struct Agent {
     is_new: bool,
     /// Whether the runtime has its list of plugins.
     is_listed: bool,
+    /// The kernel's routes as we last saw and left them. Nothing where somebody else may have touched
+    /// them since.
+    present: Option<Vec<Route>>,
     told: Told,
     shared: Shared,
 }
@@ -126,6 +124,7 @@ impl Agent {
             node: None,
             is_new: false,
             is_listed: false,
+            present: None,
             told: Told::default(),
             shared,
         })
@@ -142,6 +141,7 @@ impl Agent {
         // Set anew only when it is over: events must not put it off for ever.
         let mut slow = Instant::now() + SLOW;
         let mut wake = Wake::everything();
+        let mut pace = Pace::new(Instant::now());
         loop {
             let begin = Instant::now();
             let took = self.reconcile(wake);
@@ -169,14 +169,13 @@ impl Agent {
                 slow = Instant::now() + SLOW;
             }
             // Until there is anything to lose, nothing waits.
-            let is_begun = self.node.is_some();
-            let rest = (took * REST).min(LONGEST_REST) * u32::from(is_begun);
-            let soon = end + rest.min(SHORT_REST);
-            let late = if wake.notice.network {
-                soon
+            let late = if self.node.is_some() {
+                pace.after(took, end)
             } else {
-                end + rest
+                end
             };
+            let soon = late.min(end + SHORT_REST);
+            let late = if wake.notice.network { soon } else { late };
             tokio::select! {
                 more = self.settle(late, soon) => wake.notice |= more?,
                 () = either(&mut terminate, &mut interrupt) => break,
@@ -248,6 +247,7 @@ impl Agent {
             troubles.extend(self.firewall.troubles().iter().cloned());
             if self.firewall.found_flannel() {
                 troubles.extend(take_over(&self.kernel, node, &peers).err());
+                self.present = None;
             }
         }
         self.told.tell(troubles, store.warning.as_ref(), &peers);
@@ -262,7 +262,12 @@ impl Agent {
         peers: &mut Vec<Peer>,
         troubles: &mut BTreeSet<String>,
     ) -> Result<StoreState, String> {
-        let present = self.kernel.routes().map_err(|error| chain(&error))?;
+        let known = self.present.take();
+        let known = known.filter(|_| !wake.notice.network && !wake.is_slow);
+        let mut present = match known {
+            Some(present) => present,
+            None => self.kernel.routes().map_err(|error| chain(&error))?,
+        };
         let view = self.store.view(Surroundings {
             kernel: &self.kernel,
             routes: &present,
@@ -288,7 +293,7 @@ impl Agent {
         if let Some(node) = &self.node {
             let is_onlink = self.settings.is_onlink;
             *peers = node.peers(is_onlink);
-            let done = apply(&self.kernel, node, is_onlink, peers, &present)?;
+            let done = apply(&self.kernel, node, is_onlink, peers, &mut present)?;
             let is_mending = wake.notice.network && !wake.is_slow;
             lock(&self.shared).count_routes(done.written, done.deleted, is_mending);
             troubles.extend(done.troubles);
@@ -296,6 +301,7 @@ impl Agent {
                 sweep(&self.kernel)?;
             }
         }
+        self.present = Some(present);
         Ok(view.state)
     }
 

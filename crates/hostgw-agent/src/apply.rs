@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use crate::error::chain;
 use crate::node::Node;
 use crate::peers::{Peer, Refusal};
-use crate::plan::{Change, is_of_flannel, plan};
+use crate::plan::{Change, is_of_flannel, plan, record};
 
 /// More changes than this at once are told as a number.
 const TOLD: usize = 20;
@@ -27,14 +27,14 @@ pub(crate) struct Done {
     pub(crate) troubles: Vec<String>,
 }
 
-/// Compares wanted routes with the `present` ones and changes what differs, in one batch. A route
-/// that the kernel refuses is its peer's trouble.
+/// Compares wanted routes with the `present` ones and changes what differs, in one batch; `present` is
+/// then what there is. A route that the kernel refuses is its peer's trouble.
 pub(crate) fn apply(
     kernel: &Rtnl,
     node: &Node,
     is_onlink: bool,
     peers: &mut [Peer],
-    present: &[Route],
+    present: &mut Vec<Route>,
 ) -> Result<Done, String> {
     let uplink = &node.uplink;
     let hops = peers.iter().filter_map(Peer::wanted);
@@ -59,10 +59,12 @@ pub(crate) fn apply(
     let millis = begin.elapsed().as_secs_f64() * 1e3;
     let mut done = Done::default();
     let mut refused = HashMap::new();
+    let mut made = Vec::with_capacity(changes.len());
     for (outcome, change) in outcomes.into_iter().zip(&changes) {
         match (outcome, change) {
             (Ok(()), change) => {
                 tell(change, changes.len() > TOLD);
+                made.push(change);
                 match change {
                     Change::Replace { .. } => done.written += 1,
                     Change::Delete { .. } => done.deleted += 1,
@@ -74,6 +76,7 @@ pub(crate) fn apply(
             (Err(error), Change::Delete { .. }) => done.troubles.push(chain(&error)),
         }
     }
+    record(&made, present);
     for peer in peers {
         if let Some(hop) = peer.wanted()
             && let Some(reason) = refused.remove(&hop.subnet)

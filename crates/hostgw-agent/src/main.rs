@@ -15,6 +15,7 @@ mod lease;
 mod metrics;
 mod net_conf;
 mod node;
+mod pace;
 mod peers;
 mod plan;
 mod programs;

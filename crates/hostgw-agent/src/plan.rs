@@ -75,6 +75,33 @@ pub(crate) fn plan(wanted: &[Route], present: &[Route], own: &[IpNetwork]) -> Ve
     changes
 }
 
+/// Makes `routes` what they are after these changes.
+pub(crate) fn record(changes: &[&Change], routes: &mut Vec<Route>) {
+    let mut places = HashMap::new();
+    for change in changes {
+        let (before, after) = match change {
+            Change::Replace { route, displaced } => (displaced.as_ref(), Some(route)),
+            Change::Delete { route, .. } => (Some(route), None),
+        };
+        match before {
+            Some(before) => drop(places.insert(before, after)),
+            None => routes.extend(after.cloned()),
+        }
+    }
+    if places.is_empty() {
+        return;
+    }
+    // Of several that are alike, the first is the one.
+    routes.retain_mut(|route| match places.remove(route) {
+        Some(Some(after)) => {
+            after.clone_into(route);
+            true
+        }
+        Some(None) => false,
+        None => true,
+    });
+}
+
 /// Whether a route leads `own`, or a part of it, anywhere but to the node's own bridge.
 fn hijacks(route: &Route, own: IpNetwork) -> bool {
     let is_within = own.prefix() <= route.to.prefix()
@@ -183,10 +210,13 @@ mod tests {
     fn plan_of(wanted: &[&str], present: &[&str]) -> Vec<String> {
         let routes = |list: &[&str]| list.iter().map(|text| route(text)).collect::<Vec<_>>();
         let own = ["10.10.1.0/24".parse().expect("a network")];
-        plan(&routes(wanted), &routes(present), &own)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        let (wanted, mut present) = (routes(wanted), routes(present));
+        let changes = plan(&wanted, &present, &own);
+        record(&changes.iter().collect::<Vec<_>>(), &mut present);
+        for route in &wanted {
+            assert_eq!(present.iter().filter(|other| *other == route).count(), 1);
+        }
+        changes.iter().map(ToString::to_string).collect()
     }
 
     #[test]
