@@ -8,6 +8,8 @@
 mod connection;
 mod contents;
 mod format;
+mod list;
+mod object;
 mod own;
 mod view;
 mod write;
@@ -16,9 +18,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
+use futures_util::{AsyncBufReadExt, TryStreamExt};
+use http::HeaderValue;
+use http::header::ACCEPT;
 use kube::Client;
-use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::api::{ListParams, VersionMatch, WatchEvent, WatchParams};
 use kube::core::Request;
 use rand::RngExt;
 use serde::Deserialize;
@@ -34,13 +38,15 @@ pub(crate) use view::Kube;
 
 use crate::lease::{Addresses, Lease};
 use crate::store::shared::Shared;
-use connection::{Failure, within};
+use connection::{Failure, PATIENCE, answer, ask, stream};
 use contents::Contents;
-use format::{Node, Object};
+use format::Node;
+use object::Object;
+use write::Retry;
 
 const NODES: &str = "/api/v1/nodes";
-/// So many Nodes are read at once: each is some 15 kB of text, most of which is read over.
-const PAGE: u32 = 200;
+/// How long a list of all Nodes may take to begin.
+const LIST_PATIENCE: Duration = Duration::from_secs(15);
 /// A watch is begun anew after a time between these, in seconds, and not by all nodes at once.
 const WATCH: std::ops::Range<u32> = 200..290;
 /// How often we look at what makes no notice: due dates, silence.
@@ -155,6 +161,7 @@ impl KubeStore {
             shared: Arc::clone(&shared),
             wishes,
             is_current: false,
+            forgotten: None,
             place: None,
             pause: Duration::ZERO,
             probed: Instant::now(),
@@ -204,22 +211,6 @@ impl Drop for KubeStore {
     }
 }
 
-/// A part of all Nodes.
-#[derive(Deserialize)]
-struct Page {
-    metadata: PageData,
-    #[serde(default)]
-    items: Vec<Object>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageData {
-    resource_version: String,
-    #[serde(default)]
-    r#continue: Option<String>,
-}
-
 /// Reads, watches and writes, for ever.
 struct Keeper {
     options: Options,
@@ -227,15 +218,16 @@ struct Keeper {
     wishes: watch::Receiver<Wish>,
     /// Whether a watch can go on from what was read.
     is_current: bool,
+    /// Up to where we knew what the API server then had forgotten.
+    forgotten: Option<String>,
     /// The addresses of this node as this connection began.
     place: Option<Addresses>,
     /// How long we waited last before we tried again.
     pause: Duration,
     /// When a sign of life was asked for last.
     probed: Instant,
-    /// When to try again what the API server refused to write, and how long that is from the time
-    /// before.
-    retry: Option<(Instant, Duration)>,
+    /// What the API server refused to write.
+    retry: Option<Retry>,
     /// Since when something is wrong with this node.
     bad_since: Option<Instant>,
     /// What the last event said, and when.
@@ -258,13 +250,19 @@ impl Keeper {
                         "the API server has forgotten what was since we read last; reading everything anew"
                     );
                     self.is_current = false;
+                    let version = self.shared.state().version.clone();
+                    self.forgotten = Some(version).filter(|version| !version.is_empty());
                     sleep(jitter(AWAY[0])).await;
                     continue;
                 }
-                Failure::Refused(reason, after) => {
+                Failure::Busy(reason, after) => {
+                    (format!("the API server refuses: {reason}"), REFUSED, after)
+                }
+                Failure::Refused(reason) => {
                     // What cannot be gone on with is worth reading anew.
                     self.is_current = false;
-                    (format!("the API server refuses: {reason}"), REFUSED, after)
+                    let reason = format!("the API server refuses: {reason}");
+                    (reason, REFUSED, Duration::ZERO)
                 }
                 Failure::Away(reason) => (
                     format!("the API server cannot be reached: {reason}"),
@@ -274,7 +272,7 @@ impl Keeper {
             };
             self.shared.update(|state| state.unreachable = Some(reason));
             self.pause = (self.pause * 2).clamp(least, most);
-            sleep(jitter(self.pause.max(wanted))).await;
+            sleep(wanted + jitter(self.pause)).await;
         }
     }
 
@@ -315,27 +313,30 @@ impl Keeper {
             Identity::OfPod { namespace, name } => {
                 let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
                 let request = request.get(name, &kube::api::GetParams::default());
-                let pod: Pod = within(client.request(built(request)?)).await?;
+                let pod: Pod = answer(client, built(request)?).await?;
                 Ok(pod.spec.node_name)
             }
         }
     }
 
-    /// Reads all Nodes, page by page.
+    /// Reads all Nodes, from the API server's memory: a whole cluster that starts asks etcd for
+    /// nothing. That may be a moment old, and the watch goes on from there; it is never older than
+    /// what we knew.
     async fn read(&mut self, client: &Client, name: &str) -> Result<(), Failure> {
         let mut contents = Contents::new(&self.options, name);
-        let mut parameters = ListParams::default().limit(PAGE);
-        let version = loop {
-            let request = built(Request::new(NODES).list(&parameters))?;
-            let page: Page = within(client.request(request)).await?;
-            for object in page.items {
-                contents.put(object);
-            }
-            match page.metadata.r#continue.filter(|token| !token.is_empty()) {
-                Some(token) => parameters.continue_token = Some(token),
-                None => break page.metadata.resource_version,
-            }
-        };
+        // A server that has not got so far, or never will, is asked for what it has the next time.
+        let known = self.forgotten.take();
+        let parameters = ListParams::default().at(known.as_deref().unwrap_or("0"));
+        let parameters = parameters.matching(VersionMatch::NotOlderThan);
+        let mut request = built(Request::new(NODES).list(&parameters))?;
+        let protobuf = HeaderValue::from_static("application/vnd.kubernetes.protobuf");
+        request.headers_mut().insert(ACCEPT, protobuf);
+        let body = ask(client, request, LIST_PATIENCE).await?;
+        let list = list::read(stream(body), |object| {
+            contents.put(object);
+        })
+        .await?;
+        let version = list.resource_version;
         self.is_current = true;
         self.shared.update(|state| {
             name.clone_into(&mut state.name);
@@ -352,8 +353,8 @@ impl Keeper {
         let version = self.shared.state().version.clone();
         let parameters = WatchParams::default().timeout(rand::rng().random_range(WATCH));
         let request = built(Request::new(NODES).watch(&parameters, &version))?;
-        let events = within(client.request_events::<Object>(request)).await?;
-        let mut events = std::pin::pin!(events);
+        let body = ask(client, request, PATIENCE).await?;
+        let mut events = stream(body).lines();
         self.shared.update(|state| {
             state.unreachable = None;
             state.heard = Some(Instant::now());
@@ -373,7 +374,7 @@ impl Keeper {
                         return Ok(());
                     };
                     last = Instant::now();
-                    self.take_in(event)?;
+                    self.take_in(&event)?;
                 }
                 Ok(()) = self.wishes.changed() => {}
                 _ = tick.tick() => {
@@ -399,19 +400,21 @@ impl Keeper {
         self.probed = Instant::now();
         let request = http::Request::get("/livez").body(Vec::new());
         let request = request.expect("a path is a request");
-        match within(client.request_text(request)).await {
+        match ask(client, request, PATIENCE).await {
             Err(Failure::Away(reason)) => Err(Failure::Away(reason)),
             _ => Ok(()),
         }
     }
 
     /// Takes in what the watch tells.
-    fn take_in(&self, event: WatchEvent<Object>) -> Result<(), Failure> {
+    fn take_in(&self, event: &str) -> Result<(), Failure> {
+        let event: WatchEvent<Object> = serde_json::from_str(event)
+            .map_err(|error| Failure::Away(format!("the watch cannot be read: {error}")))?;
         let mut state = self.shared.state();
         state.heard = Some(Instant::now());
         let (is_new, version) = match event {
             WatchEvent::Bookmark(bookmark) => (false, bookmark.metadata.resource_version),
-            WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
+            WatchEvent::Error(status) => return Err(Failure::from(*status)),
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 let version = object.version().to_owned();
                 let contents = state.contents.as_mut();

@@ -1,11 +1,19 @@
 //! How the API server is reached, and what it makes of a request.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, io};
 
+use futures_util::TryStreamExt;
+use futures_util::io::AsyncBufRead;
+use http::Request;
+use http::header::RETRY_AFTER;
+use http_body_util::BodyExt;
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Status;
 use kube::{Client, Config};
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 /// How long the API server may take to answer.
@@ -63,8 +71,10 @@ impl Access {
 pub(super) enum Failure {
     /// What was asked for is too old to be had: everything is to be read anew.
     Gone,
-    /// The API server says no; how long it wants to be left alone.
-    Refused(String, Duration),
+    /// The API server says no.
+    Refused(String),
+    /// The API server says not now; how long it wants to be left alone.
+    Busy(String, Duration),
     /// There is no answer, or none of use.
     Away(String),
 }
@@ -73,7 +83,8 @@ impl Failure {
     /// The same, with what was to be done.
     pub(super) fn about(self, what: &str) -> Self {
         match self {
-            Self::Refused(reason, after) => Self::Refused(format!("{what}: {reason}"), after),
+            Self::Refused(reason) => Self::Refused(format!("{what}: {reason}")),
+            Self::Busy(reason, after) => Self::Busy(format!("{what}: {reason}"), after),
             Self::Away(reason) => Self::Away(format!("{what}: {reason}")),
             Self::Gone => Self::Gone,
         }
@@ -83,55 +94,114 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(reason, _) | Self::Away(reason) => f.write_str(reason),
+            Self::Refused(reason) | Self::Busy(reason, _) | Self::Away(reason) => {
+                f.write_str(reason)
+            }
             Self::Gone => f.write_str("it is gone"),
         }
     }
 }
 
-impl From<kube::Error> for Failure {
-    fn from(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) if status.code == 410 => Self::Gone,
-            kube::Error::Api(status) => {
-                let after = status
-                    .details
-                    .as_ref()
-                    .map_or(0, |details| details.retry_after_seconds);
-                let said = if status.message.is_empty() {
-                    &status.reason
-                } else {
-                    &status.message
-                };
-                let reason = format!("{said} ({})", status.code);
-                if status.code == 401 {
-                    // There may be another token or certificate by now.
-                    return Self::Away(reason);
-                }
-                Self::Refused(reason, Duration::from_secs(after.into()))
-            }
-            error => Self::Away(why(&error)),
+impl Failure {
+    /// What the API server says instead of doing what was asked for.
+    fn no(code: u16, said: &str, after: Duration) -> Self {
+        let reason = format!("{said} ({code})");
+        match code {
+            410 => Self::Gone,
+            // There may be another token or certificate by now.
+            401 => Self::Away(reason),
+            429 | 500..=503 => Self::Busy(reason, after),
+            _ => Self::Refused(reason),
         }
     }
 }
 
-/// Waits for an answer as long as is reasonable.
-pub(super) async fn within<T>(
-    answer: impl Future<Output = Result<T, kube::Error>>,
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let details = status.details.as_ref();
+        let after = details.map_or(0, |details| details.retry_after_seconds);
+        let said = if status.message.is_empty() {
+            &status.reason
+        } else {
+            &status.message
+        };
+        Self::no(status.code, said, Duration::from_secs(after.into()))
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        Self::Away(why(&error))
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Away(why(&error))
+    }
+}
+
+/// Asks, and waits until the answer begins, for so long. A no is a failure.
+pub(super) async fn ask(
+    client: &Client,
+    request: Request<Vec<u8>>,
+    patience: Duration,
+) -> Result<Body, Failure> {
+    let answer = client.send(request.map(Body::from));
+    let (head, body) = within(patience, answer).await?.into_parts();
+    if head.status.is_success() {
+        return Ok(body);
+    }
+    let code = head.status.as_u16();
+    let text = within(PATIENCE, body.collect_bytes()).await?;
+    // Who throttles says in the head of the answer for how long, and proxies know no Status.
+    let after = head.headers.get(RETRY_AFTER);
+    let after = after.and_then(|value| value.to_str().ok()?.parse().ok());
+    let after = Duration::from_secs(after.unwrap_or_default());
+    Err(match serde_json::from_slice::<Status>(&text) {
+        Ok(status) if status.code == code => match Failure::from(status) {
+            Failure::Busy(reason, wanted) => Failure::Busy(reason, wanted.max(after)),
+            failure => failure,
+        },
+        _ => Failure::no(code, String::from_utf8_lossy(&text).trim(), after),
+    })
+}
+
+/// Asks, and waits for the whole answer.
+pub(super) async fn answer<T: DeserializeOwned>(
+    client: &Client,
+    request: Request<Vec<u8>>,
 ) -> Result<T, Failure> {
-    match timeout(PATIENCE, answer).await {
-        Ok(answer) => answer.map_err(Failure::from),
+    let body = ask(client, request, PATIENCE).await?;
+    let text = within(PATIENCE, body.collect_bytes()).await?;
+    serde_json::from_slice(&text).map_err(|error| Failure::Away(why(&error)))
+}
+
+/// What comes of an answer, as it comes.
+pub(super) fn stream(body: Body) -> impl AsyncBufRead + Unpin {
+    body.into_data_stream()
+        .map_err(io::Error::other)
+        .into_async_read()
+}
+
+/// Waits as long as is reasonable.
+pub(super) async fn within<T, E: Into<Failure>>(
+    patience: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match timeout(patience, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
         Err(_) => Err(Failure::Away(format!(
             "no answer within {} s",
-            PATIENCE.as_secs()
+            patience.as_secs()
         ))),
     }
 }
 
 /// A failure in few words.
-fn why(error: &kube::Error) -> String {
+fn why(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    let mut cause = Some(error);
     while let Some(error) = cause {
         let words = error.to_string();
         // Each wrapper says again what is within.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Options;
-use super::format::{Node, Object, Prefix};
+use super::format::{Node, Prefix};
+use super::object::Object;
 use crate::lease::Lease;
 
 /// Every node's lease, and this node's own Node.
@@ -14,9 +15,9 @@ pub(super) struct Contents {
     own_name: String,
     own: Option<Arc<Node>>,
     /// By when the Node was made, and by its name: the oldest is in the right.
-    leases: BTreeMap<(String, String), Arc<Lease>>,
+    leases: BTreeMap<(i64, String), Arc<Lease>>,
     /// When each was made.
-    created: HashMap<String, String>,
+    created: HashMap<String, i64>,
 }
 
 impl Contents {
@@ -45,7 +46,7 @@ impl Contents {
             is_new = own.is_none_or(|own| !own.says_as_much_as(&node));
             self.own = Some(Arc::new(node.clone()));
         }
-        let old = self.created.insert(node.name.clone(), node.created.clone());
+        let old = self.created.insert(node.name.clone(), node.created);
         if let Some(old) = old.filter(|old| *old != node.created) {
             self.leases.remove(&(old, node.name.clone()));
         }

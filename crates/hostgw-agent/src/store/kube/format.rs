@@ -1,13 +1,12 @@
 //! What a Node object says, and the annotations by which flannel's nodes and ours find one another.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
 
+use super::object::{Condition, Object};
 use crate::lease::{Addresses, Hop, Lease};
 
 /// The one backend whose nodes route to one another without more.
@@ -44,66 +43,13 @@ pub(super) mod name {
     ];
 }
 
-/// A Node as the API server tells it, without what is of no use here: images, labels, managed
-/// fields are read over.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Object {
-    metadata: Metadata,
-    spec: Spec,
-    status: Status,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Metadata {
-    name: String,
-    uid: String,
-    creation_timestamp: String,
-    resource_version: String,
-    annotations: HashMap<String, String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct Spec {
-    #[serde(rename = "podCIDR")]
-    pod_cidr: String,
-    #[serde(rename = "podCIDRs")]
-    pod_cidrs: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    addresses: Vec<NodeAddress>,
-    conditions: Vec<Condition>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct NodeAddress {
-    r#type: String,
-    address: String,
-}
-
-/// What a Node's status says of one question.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct Condition {
-    r#type: String,
-    pub(super) status: String,
-    #[serde(default)]
-    pub(super) reason: String,
-    #[serde(default)]
-    pub(super) message: String,
-}
-
 /// A Node, as far as it matters here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(super) uid: String,
-    /// When it was made, as text; earlier is smaller.
-    pub(super) created: String,
+    /// When it was made, in seconds since 1970.
+    pub(super) created: i64,
     /// How new this is; texts of the API server's, which are numbers.
     pub(super) version: u64,
     pub(super) pod_cidrs: Vec<String>,
@@ -157,26 +103,20 @@ impl fmt::Display for Prefix {
 }
 
 impl Object {
-    /// How far one knows who knows this.
-    pub(super) fn version(&self) -> &str {
-        &self.metadata.resource_version
-    }
-
     /// What matters of it.
     pub(super) fn node(self, prefix: &Prefix) -> Node {
-        let Metadata {
-            name,
-            uid,
-            creation_timestamp,
-            resource_version,
-            mut annotations,
-        } = self.metadata;
+        let mut metadata = self.metadata.unwrap_or_default();
+        let (spec, status) = (
+            self.spec.unwrap_or_default(),
+            self.status.unwrap_or_default(),
+        );
+        let annotations = &mut metadata.annotations;
         let mut said = name::ALL
             .into_iter()
             .filter_map(|name| Some((name, annotations.remove(&prefix.key(name))?)));
         let annotations = said.by_ref().collect();
         let mut internal = Addresses::default();
-        let addresses = self.status.addresses.iter();
+        let addresses = status.addresses.iter();
         for address in addresses.filter(|address| address.r#type == "InternalIP") {
             match address.address.parse() {
                 Ok(IpAddr::V4(v4)) => {
@@ -188,16 +128,17 @@ impl Object {
                 Err(_) => {}
             }
         }
-        let mut pod_cidrs = self.spec.pod_cidrs;
-        if pod_cidrs.is_empty() && !self.spec.pod_cidr.is_empty() {
-            pod_cidrs.push(self.spec.pod_cidr);
+        let mut pod_cidrs = spec.pod_cidrs;
+        if pod_cidrs.is_empty() && !spec.pod_cidr.is_empty() {
+            pod_cidrs.push(spec.pod_cidr);
         }
-        let mut conditions = self.status.conditions.into_iter();
+        let mut conditions = status.conditions.into_iter();
+        let created = metadata.creation_timestamp.unwrap_or_default();
         Node {
-            name,
-            uid,
-            created: creation_timestamp,
-            version: resource_version.parse().unwrap_or_default(),
+            name: metadata.name,
+            uid: metadata.uid,
+            created: created.seconds,
+            version: metadata.resource_version.parse().unwrap_or_default(),
             pod_cidrs,
             annotations,
             internal,
@@ -316,6 +257,8 @@ impl Node {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::HashMap;
+
     use serde_json::{Value, json};
 
     use super::*;

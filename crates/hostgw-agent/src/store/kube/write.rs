@@ -11,11 +11,54 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::connection::{Failure, within};
+use super::connection::{Failure, answer};
 use super::contents::Contents;
-use super::format::{Node, Object};
+use super::format::Node;
+use super::object::Object;
 use super::own::Verdict;
 use super::{EVENTS, Keeper, NODES, REFUSED, STEADY, Unwritten, Wish, built, jitter};
+
+/// What is to be written, and what there is.
+struct Subject {
+    wish: Wish,
+    own: Option<Arc<Node>>,
+}
+
+/// When to try again what the API server refused to write.
+pub(super) struct Retry {
+    at: Instant,
+    /// The same, where it is another matter by then.
+    at_least: Instant,
+    /// How long that is, without chance.
+    pause: Duration,
+    subject: Subject,
+}
+
+impl Retry {
+    /// After a refusal; the pause before it; how long the server wants to be left alone.
+    fn new(before: Option<Duration>, after: Duration, subject: Subject) -> Self {
+        let [least, most] = REFUSED;
+        let now = Instant::now();
+        let pause = before.map_or(least, |before| (before * 2).min(most));
+        Self {
+            at: now + after + jitter(pause),
+            at_least: now + after + jitter(least),
+            pause,
+            subject,
+        }
+    }
+
+    /// Whether it is too early for this.
+    fn waits(&self, subject: &Subject) -> bool {
+        let is_same = self.subject.wish == subject.wish
+            && match (&self.subject.own, &subject.own) {
+                (Some(old), Some(new)) => old.says_as_much_as(new),
+                (old, new) => old.is_none() == new.is_none(),
+            };
+        let at = if is_same { self.at } else { self.at_least };
+        Instant::now() < at
+    }
+}
 
 impl Keeper {
     /// Sees to it that this node's Node says what it should. Where the API server lets Nodes be
@@ -26,13 +69,21 @@ impl Keeper {
             Some(Err(_)) => self.bad_since = self.bad_since.or(Some(Instant::now())),
             _ => self.bad_since = None,
         }
-        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+        let subject = Subject {
+            wish: wish.clone(),
+            own: self.own(),
+        };
+        if self
+            .retry
+            .as_ref()
+            .is_some_and(|retry| retry.waits(&subject))
+        {
             return Ok(());
         }
         // People look at the condition first: it has the reason where the annotations are refused.
         let announced = self.announce(client, &wish).await;
         let told = self.tell(client, &wish).await;
-        let hides_node = matches!(announced, Err(Failure::Refused(..)));
+        let hides_node = matches!(announced, Err(Failure::Refused(_) | Failure::Busy(..)));
         let unwritten = match announced.and(told) {
             Ok(()) => {
                 self.retry = None;
@@ -41,14 +92,12 @@ impl Keeper {
             Err(Failure::Gone) => return Err(Failure::Gone),
             // A write that hangs keeps nobody from following the others; whether the server is there
             // at all, the watch shows.
-            Err(Failure::Refused(reason, after)) => Some((reason, after)),
-            Err(Failure::Away(reason)) => Some((reason, Duration::ZERO)),
+            Err(Failure::Refused(reason) | Failure::Away(reason)) => Some((reason, Duration::ZERO)),
+            Err(Failure::Busy(reason, after)) => Some((reason, after)),
         };
         let unwritten = unwritten.map(|(reason, after)| {
-            let [least, most] = REFUSED;
-            let before = self.retry.map_or(Duration::ZERO, |(_, pause)| pause);
-            let pause = (before * 2).clamp(least, most);
-            self.retry = Some((Instant::now() + jitter(pause.max(after)), pause));
+            let before = self.retry.as_ref().map(|retry| retry.pause);
+            self.retry = Some(Retry::new(before, after, subject));
             Unwritten { reason, hides_node }
         });
         if self.shared.state().unwritten != unwritten {
@@ -72,7 +121,7 @@ impl Keeper {
         // An overwrite that says nothing of use is put right by people.
         let changes = node
             .announcement(&self.options.prefix, addresses)
-            .map_err(|reason| Failure::Refused(reason, Duration::ZERO))?;
+            .map_err(Failure::Refused)?;
         if changes.is_empty() {
             return Ok(());
         }
@@ -119,7 +168,7 @@ impl Keeper {
             &PatchParams::default(),
             &Patch::Strategic(patch),
         );
-        let object: Object = within(client.request(built(request)?)).await?;
+        let object: Object = answer(client, built(request)?).await?;
         self.shared.update(|state| {
             if let Some(contents) = &mut state.contents {
                 contents.put(object);
@@ -140,7 +189,7 @@ impl Keeper {
         let body = node.event(&verdict, now).to_string().into_bytes();
         let request = Request::new("/api/v1/namespaces/default/events");
         let created = match built(request.create(&PostParams::default(), body)) {
-            Ok(request) => within(client.request::<Value>(request)).await.map(drop),
+            Ok(request) => answer::<Value>(client, request).await.map(drop),
             Err(failure) => Err(failure),
         };
         if let Err(failure) = &created {
