@@ -42,9 +42,16 @@ pub(crate) fn bench(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
     let (agent, snapshot) = timed(&worker, &kube)?;
     assert_eq!(route_count(&worker), MANY, "every node is routed");
     let kernel = kernel_millis(&agent.log(), MANY);
-    assert!(agent.stop(), "it ends well");
-    fs::write(worker.path("/run/hostgw-agent.log"), "")?;
-    let (agent, restart) = timed(&worker, &kube)?;
+    let (mut agent, mut restarts) = (agent, Vec::new());
+    for _ in 0..5 {
+        assert!(agent.stop(), "it ends well");
+        fs::write(worker.path("/run/hostgw-agent.log"), "")?;
+        let restart;
+        (agent, restart) = timed(&worker, &kube)?;
+        restarts.push(restart);
+    }
+    restarts.sort();
+    let restart = restarts[restarts.len() / 2];
     let mut writer = Writer::open(&master, SERVER)?;
     let mut turn = 0;
     let mut change = || {
@@ -101,7 +108,7 @@ pub(crate) fn bench(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
     );
     marks.at_most("kube: of which the kernel's batch, ms", kernel, 150.0);
     marks.at_most(
-        "kube: restart with right routes, s",
+        "kube: restart, right routes, median s",
         restart.as_secs_f64(),
         0.3,
     );
