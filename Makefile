@@ -32,7 +32,7 @@ build: build-packages
 BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
 IMAGE_PACKAGES := buildah mmdebstrap
 PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc \
-            etcd-server etcd-client prometheus curl openssl
+            etcd-server etcd-client prometheus curl openssl radvd
 
 packages build-packages image-packages:
 	@missing=$$(for p in $(or $(if $(filter build-%,$@),$(BUILD_PACKAGES)),$(if $(filter image-%,$@),$(IMAGE_PACKAGES)),$(PACKAGES)); do \

@@ -309,7 +309,7 @@ impl Pod<'_> {
     }
 }
 
-/// A busybox server in a pod or on a node. Ends when it is dropped, and with the program that started it.
+/// A server in a pod or on a node, busybox's for most. Ends when it is dropped, and with the program that started it.
 pub struct Server(Child);
 
 impl Server {
@@ -327,6 +327,12 @@ impl Server {
     #[must_use]
     pub fn start_on(node: &Node<'_>, applet: &str) -> Self {
         Self::run(&node.command("busybox"), applet)
+    }
+
+    /// Another program's on a node.
+    #[must_use]
+    pub fn program(node: &Node<'_>, program: &str, arguments: &str) -> Self {
+        Self::run(&node.command(program), arguments)
     }
 
     fn run(inner: &Command, applet: &str) -> Self {

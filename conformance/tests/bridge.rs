@@ -1,7 +1,7 @@
 //! The bridge and its ports: hardware addresses that never move, settings that are put right,
 //! addresses of an earlier subnet, modes.
 
-use conformance::{Attachment, Lab, Node, Plugin};
+use conformance::{Attachment, Lab, Node, Plugin, Server, wait_for};
 use serde_json::{Value, json};
 
 fn conf(kind: &str) -> Value {
@@ -289,5 +289,36 @@ fn a_range_set_of_two_subnets_has_both_gateways() {
         if second.success {
             assert!(b.pings("10.10.2.1") && b.pings("10.10.1.5"));
         }
+    }
+}
+
+#[test]
+fn a_default_route_from_a_router_outlives_the_first_pod() {
+    for is_ours in [false, true] {
+        let lab = Lab::new();
+        let router = lab.node("router", &["fd00:192:168:2::9/64"]);
+        let node = lab.node("worker1", &["fd00:192:168:2::16/64"]);
+        node.sh("ip -6 route del default").ok();
+        router.write(
+            "/run/radvd.conf",
+            "interface enp0s5 { AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; \
+             AdvDefaultLifetime 9000; };",
+        );
+        router.sh("sysctl -qw net.ipv6.conf.all.forwarding=1").ok();
+        let arguments = "-n -C /run/radvd.conf -p /run/radvd.pid -m stderr";
+        let _radvd = Server::program(&router, "radvd", arguments);
+        let by_router = || node.sh("ip -6 route show default proto ra").stdout;
+        wait_for("a router is heard", || !by_router().is_empty());
+        let (plugin, kind) = if is_ours {
+            (Plugin::ours(&lab), "cni-hostgw")
+        } else {
+            (Plugin::reference("bridge"), "bridge")
+        };
+        let mut conf = conf(kind);
+        conf["ipam"]["ranges"] = json!([[{"subnet": "fd00:10:10:1::/64"}]]);
+        plugin.add(&node.pod("a"), &conf).ok();
+        let forwards = node.sh("cat /proc/sys/net/ipv6/conf/all/forwarding").ok();
+        assert_eq!(forwards, "1\n");
+        assert_eq!(!by_router().is_empty(), is_ours, "{}", by_router());
     }
 }

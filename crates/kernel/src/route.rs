@@ -24,6 +24,8 @@ impl Protocol {
     pub const KERNEL: Self = Self(2);
     /// What `ip route add` writes: nobody in particular.
     pub const BOOT: Self = Self(3);
+    /// The kernel, by what a router advertised (RFC 4861).
+    pub const ROUTER: Self = Self(9);
     /// `hostgw-agent`: a number that nobody else has claimed in iproute2's list.
     pub const HOSTGW: Self = Self(104);
 }
