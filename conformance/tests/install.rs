@@ -145,7 +145,16 @@ fn flannels_list_makes_way_in_one_step_and_comes_back() {
     );
     assert!(runs.stop());
 
-    // Theirs with our plugin keeps what they had said.
+    // Without being asked to, ours stands beside theirs.
+    lab.write("ours.conflist", CNI_CONF);
+    let runs = agent(&node, &["--cni-conf=/mnt/ours.conflist"]);
+    let names = || node.sh("ls /run/net.d").ok();
+    wait_for("our list", || {
+        names() == "10-cni-hostgw.conflist\n10-flannel.conflist\n"
+    });
+    assert!(runs.stop());
+
+    // Theirs with our plugin keeps what they had said, and there is no other.
     let runs = agent(&node, &["--take-over-flannel"]);
     let ours = || list(&node, "/run/net.d/10-flannel.conflist");
     wait_for("flannel's list is ours", || {
@@ -153,7 +162,7 @@ fn flannels_list_makes_way_in_one_step_and_comes_back() {
     });
     assert_eq!(ours()["plugins"][0]["delegate"]["mtu"], 1400);
     assert_eq!(ours()["name"], "cbr0");
-    assert_eq!(node.sh("ls /run/net.d").ok(), "10-flannel.conflist\n");
+    wait_for("one list", || names() == "10-flannel.conflist\n");
     assert!(runs.stop());
     run(&node, "uninstall").ok();
     assert_eq!(read(&node, "/run/net.d/10-flannel.conflist"), flannels);

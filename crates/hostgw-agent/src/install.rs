@@ -79,7 +79,36 @@ impl Install {
     /// file: from then on pods are attached. Gives the path where it did.
     pub(crate) fn put_list(&self) -> Result<Option<PathBuf>, String> {
         let (path, text) = self.wanted_list()?;
-        self.put(path, text.as_bytes(), 0o644)
+        let takes_place_of_flannels = path.file_name().is_some_and(|name| name == FLANNELS_NAME);
+        let put = self.put(path, text.as_bytes(), 0o644)?;
+        if takes_place_of_flannels {
+            self.retire(&self.conf_dir.join(LIST_NAME))?;
+        }
+        Ok(put)
+    }
+
+    /// Undoes what was put there under an earlier setting, unless somebody changed it since.
+    fn retire(&self, path: &Path) -> Result<(), String> {
+        let mut record = Record::read(&self.record)?;
+        let Some(put) = record.files.get(path) else {
+            return Ok(());
+        };
+        let present = files::read(path)?;
+        if present
+            .as_ref()
+            .is_some_and(|present| digest(present) != put.sha256)
+        {
+            return Ok(());
+        }
+        let failed = |error| format!("undo {}: {error}", path.display());
+        info!(
+            "{}",
+            put.undo(path, present.is_some())
+                .map_err(failed)?
+                .trim_end()
+        );
+        record.files.remove(path);
+        record.write(&self.record)
     }
 
     /// The list, and where it belongs.
@@ -156,8 +185,7 @@ impl Install {
         };
         let sha256 = digest(content);
         record.files.insert(path.clone(), Put { sha256, before });
-        let text = serde_json::to_vec_pretty(&record).expect("paths and texts");
-        write(&self.record, &text, 0o644)?;
+        record.write(&self.record)?;
         write(&path, content, mode)?;
         info!("installed {}", path.display());
         Ok(Some(path))
@@ -231,9 +259,8 @@ pub(crate) async fn uninstall(record: &Path, socket: &Path) -> Result<String, St
         said += &undone.map_err(|error| format!("{said}undo {shown}: {error}"))?;
     }
     if !left.files.is_empty() {
-        let text = serde_json::to_vec_pretty(&left).expect("paths and texts");
-        let written = files::replace(record, &text, 0o644);
-        written.map_err(|error| format!("{said}write {}: {error}", record.display()))?;
+        let written = left.write(record);
+        written.map_err(|error| format!("{said}{error}"))?;
         return Ok(said);
     }
     for path in [record.to_owned(), record.with_file_name("before")] {
@@ -276,6 +303,12 @@ impl Record {
             return Ok(Self::default());
         };
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    fn write(&self, path: &Path) -> Result<(), String> {
+        let text = serde_json::to_vec_pretty(self).expect("paths and texts");
+        let written = files::replace(path, &text, 0o644);
+        written.map_err(|error| format!("write {}: {error}", path.display()))
     }
 }
 
