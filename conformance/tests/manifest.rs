@@ -1,8 +1,9 @@
 //! `examples/kubernetes/cni-hostgw.yaml` on a real API server: what it takes, and what it grants.
 
+use conformance::kubelet::wait_long;
 use conformance::reference_picture::{self as picture, Family};
 use conformance::{Agent, Kube, Lab, Node, manifest, wait_for};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A token of the manifest's service account, which holds until its `Secret` is deleted.
 fn token(kube: &Kube<'_>, name: &str) -> String {
@@ -114,6 +115,23 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
         let routes = worker.sh("ip route").stdout;
         routes.contains("10.10.0.0/24 via 192.168.2.17")
     });
+    // It may tell of itself, too.
+    let good = picture::network(Family::Dual).to_string();
+    lab.write("net-conf.json", r#"{"Network": "10.99.0.0/16"}"#);
+    let is_told = || {
+        let events = kube.events("worker1");
+        events
+            .iter()
+            .any(|event| event.contains("not within Network 10.99.0.0/16"))
+    };
+    wait_for("an event", is_told);
+    wait_for("the condition with the reason", || {
+        kube.condition("worker1", "NetworkUnavailable")["status"] == "True"
+    });
+    lab.write("net-conf.json", &good);
+    wait_for("the condition", || {
+        kube.condition("worker1", "NetworkUnavailable")["status"] == "False"
+    });
     worker.sh("ip link set enp0s5 down").ok();
     std::thread::sleep(std::time::Duration::from_secs(5));
     worker
@@ -147,7 +165,16 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
     assert!(!log.contains("is forbidden: User"), "{log}");
     drop(agent);
 
-    // Without any part of it, something does not.
+    each_part_is_needed(&kube, worker, &config);
+    kube.delete("/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/cni-hostgw");
+    lab.write("net-conf.json", r#"{"Network": "10.99.0.0/16"}"#);
+    let agent = start_as_pod(worker, &config);
+    agent.wait_for_log("cannot create resource \"events\"");
+}
+
+/// Without any part of the role, something does not work, and works once it is granted.
+fn each_part_is_needed(kube: &Kube<'_>, worker: &Node<'_>, config: &str) {
+    let key = "flannel.alpha.coreos.com/public-ip";
     let cluster_role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/cni-hostgw";
     let all = kube.get(cluster_role)["rules"].clone();
     let nodes_alone = |verbs: &[&str]| {
@@ -157,26 +184,36 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
         ])
     };
     let reading = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]);
+    let grant = |rules: Value| {
+        let mut role = kube.get(cluster_role);
+        role["rules"] = rules;
+        kube.call("PUT", cluster_role, &role.to_string()).ok();
+    };
+    let mut agent = None;
     for (rules, missing) in [
         (nodes_alone(&["watch"]), "cannot list resource \"nodes\""),
         (nodes_alone(&["list"]), "cannot watch resource \"nodes\""),
         (reading, "cannot patch resource \"nodes/status\""),
     ] {
-        let mut role = kube.get(cluster_role);
-        role["rules"] = rules;
-        kube.call("PUT", cluster_role, &role.to_string()).ok();
+        grant(rules);
         kube.patch(
             "/api/v1/nodes/worker1",
             &json!({"metadata": {"annotations": {key: null}}}),
         );
-        let agent = start_as_pod(worker, &config);
-        agent.wait_for_log(missing);
+        drop(agent.take());
+        let started = agent.insert(start_as_pod(worker, config));
+        started.wait_for_log(missing);
     }
-    let mut role = kube.get(cluster_role);
-    role["rules"] = all;
-    kube.call("PUT", cluster_role, &role.to_string()).ok();
-    kube.delete("/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/cni-hostgw");
-    lab.write("net-conf.json", r#"{"Network": "10.99.0.0/16"}"#);
-    let agent = start_as_pod(worker, &config);
-    agent.wait_for_log("cannot create resource \"events\"");
+    // What was refused comes once it is granted.
+    kube.patch(
+        "/api/v1/nodes/worker1/status",
+        &json!({"status": {"conditions": [{"type": "NetworkUnavailable", "$patch": "delete"}]}}),
+    );
+    let condition = || kube.condition("worker1", "NetworkUnavailable")["status"].clone();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(condition(), Value::Null, "it may not be written");
+    grant(all);
+    wait_long("what was refused", 60, || {
+        condition() == "False" && kube.annotation("worker1", "public-ip") == "192.168.2.16"
+    });
 }

@@ -29,9 +29,9 @@ pub(crate) async fn start(
     let router = Router::new()
         .route("/healthz", get(|| async { "hostgw-agent is running\n" }))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/status", get(status))
-        .with_state(shared.clone());
+        .route("/metrics", get(metrics));
+    // Who is where in the cluster is told on this node alone.
+    let here = router.clone().route("/status", get(status));
     if is_running(socket).await {
         let socket = socket.display();
         return Err(format!(
@@ -42,11 +42,15 @@ pub(crate) async fn start(
         let listener = TcpListener::bind(address).await;
         let listener =
             listener.map_err(|error| format!("listen on {address} (--healthz-port): {error}"))?;
-        tokio::spawn(serve(axum::serve(listener, router.clone()).into_future()));
+        tokio::spawn(serve(
+            axum::serve(listener, router.with_state(shared.clone())).into_future(),
+        ));
     }
     match listen(socket) {
         Ok(listener) => {
-            tokio::spawn(serve(axum::serve(listener, router).into_future()));
+            tokio::spawn(serve(
+                axum::serve(listener, here.with_state(shared.clone())).into_future(),
+            ));
         }
         // Nobody can ask, and everything else works.
         Err(error) => warn!("listen on {} (--socket): {error}", socket.display()),
