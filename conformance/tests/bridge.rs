@@ -304,7 +304,9 @@ fn a_default_route_from_a_router_outlives_the_first_pod() {
             "interface enp0s5 { AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; \
              AdvDefaultLifetime 9000; };",
         );
-        router.sh("sysctl -qw net.ipv6.conf.all.forwarding=1").ok();
+        router
+            .sh("echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+            .ok();
         let arguments = "-n -C /run/radvd.conf -p /run/radvd.pid -m stderr";
         let _radvd = Server::program(&router, "radvd", arguments);
         let by_router = || node.sh("ip -6 route show default proto ra").stdout;
