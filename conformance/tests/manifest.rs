@@ -203,6 +203,8 @@ fn each_part_is_needed(kube: &Kube<'_>, worker: &Node<'_>, config: &str) {
         drop(agent.take());
         let started = agent.insert(start_as_pod(worker, config));
         started.wait_for_log(missing);
+        let log = started.log();
+        assert!(!log.contains("\\u0000"), "words, not bytes: {log}");
     }
     // What was refused comes once it is granted.
     kube.patch(

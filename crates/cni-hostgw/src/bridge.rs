@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use cni::NetworkName;
 use ipnetwork::IpNetwork;
-use kernel::{Bridge, Link, Mac, Port, Protocol, Rtnl, sysctl};
+use kernel::{Bridge, Link, Mac, Port, Rtnl, sysctl};
 
 use crate::config::Config;
 use crate::error::Error;
@@ -51,33 +51,9 @@ fn ensure_addresses(
         sysctl::set("net/ipv4/ip_forward", "1")?;
     }
     if gateways.iter().any(IpNetwork::is_ipv6) {
-        forward_ipv6(host)?;
+        host.forward_ipv6()?;
     }
     Ok(())
-}
-
-/// Has the node forward IPv6. The kernel then forgets the default routes that routers gave it, and
-/// hears no router any more, but on interfaces that insist (2).
-fn forward_ipv6(host: &Rtnl) -> Result<(), Error> {
-    const FORWARDING: &str = "net/ipv6/conf/all/forwarding";
-    if sysctl::get(FORWARDING)? == "1" {
-        return Ok(());
-    }
-    let routes = host.routes()?;
-    let by_routers = routes
-        .iter()
-        .filter(|route| route.protocol == Protocol::ROUTER && route.to.prefix() == 0);
-    let devices: Vec<_> = by_routers.map(|route| route.dev).collect();
-    if !devices.is_empty() {
-        let links = host.links()?;
-        for link in links.iter().filter(|link| devices.contains(&link.index)) {
-            let accept_ra = format!("net/ipv6/conf/{}/accept_ra", link.name);
-            if sysctl::get(&accept_ra)? == "1" {
-                sysctl::set(&accept_ra, "2")?;
-            }
-        }
-    }
-    Ok(sysctl::set(FORWARDING, "1")?)
 }
 
 /// Gives the bridge the gateways' addresses, in the place of those that stand in the way. One

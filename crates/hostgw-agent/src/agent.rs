@@ -236,7 +236,12 @@ impl Agent {
                 self.is_listed = listed.is_ok();
                 troubles.extend(listed.err());
             }
-            troubles.extend(node.forward().err().into_iter().chain(written.err()));
+            troubles.extend(
+                node.forward(&self.kernel)
+                    .err()
+                    .into_iter()
+                    .chain(written.err()),
+            );
             if !node.uplink.link.is_up {
                 troubles.insert(format!("interface {} is down", node.uplink.link.name));
             }

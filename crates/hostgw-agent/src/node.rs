@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kernel::sysctl;
+use kernel::{Rtnl, sysctl};
 use subnet_env::SubnetEnv;
 use tracing::info;
 
@@ -41,23 +41,22 @@ impl Node {
 
     /// A node that routes for its pods forwards. Where we run in a container, which may not say so, the
     /// plugin does when the first pod comes: the runtime starts it on the node itself.
-    pub(crate) fn forward(&self) -> Result<(), String> {
-        let set = |name: &str, value| match sysctl::set(name, value) {
+    pub(crate) fn forward(&self, kernel: &Rtnl) -> Result<(), String> {
+        let done = |result: Result<(), kernel::Error>| match result {
             Err(error) if !error.is_read_only() => Err(chain(&error)),
             _ => Ok(()),
         };
         let network = &self.snapshot.network;
         if network.ipv4.is_some() {
-            set("net/ipv4/ip_forward", "1")?;
+            done(sysctl::set("net/ipv4/ip_forward", "1"))?;
         }
         if network.ipv6.is_some() {
-            // A node that forwards hears no router any more unless it insists (2), and loses the
-            // default route that one gave it.
+            // The interface to the others may hear of its router only later.
             let accept_ra = format!("net/ipv6/conf/{}/accept_ra", self.uplink.link.name);
             if sysctl::get(&accept_ra).is_ok_and(|value| value == "1") {
-                set(&accept_ra, "2")?;
+                done(sysctl::set(&accept_ra, "2"))?;
             }
-            set("net/ipv6/conf/all/forwarding", "1")?;
+            done(kernel.forward_ipv6())?;
         }
         Ok(())
     }

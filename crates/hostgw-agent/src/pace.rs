@@ -24,7 +24,8 @@ impl Pace {
     /// Charges a comparison that took so long and ended now. Says when the next may begin.
     pub(crate) fn after(&mut self, took: Duration, now: Instant) -> Instant {
         let price = (took * PRICE).min(HIGHEST);
-        self.0 = self.0.max(now) + price;
+        // What is not waited for is not owed for ever.
+        self.0 = (self.0.max(now) + price).min(now + CREDIT + HIGHEST);
         now.max(self.0 - CREDIT)
     }
 }
@@ -55,5 +56,9 @@ mod tests {
         let mut pace = Pace::new(begin);
         let next = pace.after(Duration::from_secs(60), begin);
         assert_eq!(next - begin, Duration::from_secs(3));
+        for _ in 0..100 {
+            let next = pace.after(Duration::from_secs(60), begin);
+            assert_eq!(next - begin, HIGHEST);
+        }
     }
 }

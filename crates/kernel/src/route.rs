@@ -13,7 +13,7 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
 use crate::nexthop::NextHop;
 use crate::rtnl::{Answer, Change, Request, ip, number};
-use crate::{Error, Rtnl};
+use crate::{Error, Rtnl, sysctl};
 
 /// Who put a route there: the kernel's `rtm_protocol`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -150,6 +150,31 @@ pub enum RouteChange {
 }
 
 impl Rtnl {
+    /// Has the node forward IPv6. The kernel then forgets the default routes that routers gave it,
+    /// and hears no router any more, but on interfaces that insist (`accept_ra` 2): those that
+    /// have such a route are made to. Where the node forwards already, nothing is touched.
+    pub fn forward_ipv6(&self) -> Result<(), Error> {
+        const FORWARDING: &str = "net/ipv6/conf/all/forwarding";
+        if sysctl::get(FORWARDING)? == "1" {
+            return Ok(());
+        }
+        let routes = self.routes()?;
+        let by_routers = routes
+            .iter()
+            .filter(|route| route.protocol == Protocol::ROUTER && route.to.prefix() == 0);
+        let devices: Vec<_> = by_routers.map(|route| route.dev).collect();
+        if !devices.is_empty() {
+            let links = self.links()?;
+            for link in links.iter().filter(|link| devices.contains(&link.index)) {
+                let accept_ra = format!("net/ipv6/conf/{}/accept_ra", link.name);
+                if sysctl::get(&accept_ra)? == "1" {
+                    sysctl::set(&accept_ra, "2")?;
+                }
+            }
+        }
+        sysctl::set(FORWARDING, "1")
+    }
+
     /// Every route of the main table, of both families.
     pub fn routes(&self) -> Result<Vec<Route>, Error> {
         self.routes_in(RouteHeader::RT_TABLE_MAIN.into())

@@ -497,8 +497,9 @@ pub(crate) fn single_changes(
 ) -> io::Result<(Duration, Duration)> {
     let mut routes = Routes::watch(node)?;
     let mut times = Vec::new();
+    // So that it does not rest from what was before.
+    sleep(Duration::from_secs(5));
     for _ in 0..20 {
-        // So that it does not rest from the one before.
         sleep(Duration::from_secs(1));
         let begin = SystemTime::now();
         let (subnet, via) = change()?;

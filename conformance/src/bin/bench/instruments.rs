@@ -125,7 +125,9 @@ impl Writer {
         let mut is_good = false;
         while line != "\r\n" {
             line.clear();
-            self.stream.read_line(&mut line)?;
+            if self.stream.read_line(&mut line)? == 0 {
+                return Err(io::Error::other("etcd ended the connection"));
+            }
             is_good |= line.starts_with("HTTP/1.1 200");
             if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
                 length = value.trim().parse().map_err(io::Error::other)?;

@@ -161,7 +161,7 @@ impl KubeStore {
             shared: Arc::clone(&shared),
             wishes,
             is_current: false,
-            forgotten: None,
+            at_least: None,
             place: None,
             pause: Duration::ZERO,
             probed: Instant::now(),
@@ -218,8 +218,8 @@ struct Keeper {
     wishes: watch::Receiver<Wish>,
     /// Whether a watch can go on from what was read.
     is_current: bool,
-    /// Up to where we knew what the API server then had forgotten.
-    forgotten: Option<String>,
+    /// How far that has to go which is read anew.
+    at_least: Option<String>,
     /// The addresses of this node as this connection began.
     place: Option<Addresses>,
     /// How long we waited last before we tried again.
@@ -249,9 +249,7 @@ impl Keeper {
                     warn!(
                         "the API server has forgotten what was since we read last; reading everything anew"
                     );
-                    self.is_current = false;
-                    let version = self.shared.state().version.clone();
-                    self.forgotten = Some(version).filter(|version| !version.is_empty());
+                    self.forget();
                     sleep(jitter(AWAY[0])).await;
                     continue;
                 }
@@ -260,7 +258,7 @@ impl Keeper {
                 }
                 Failure::Refused(reason) => {
                     // What cannot be gone on with is worth reading anew.
-                    self.is_current = false;
+                    self.forget();
                     let reason = format!("the API server refuses: {reason}");
                     (reason, REFUSED, Duration::ZERO)
                 }
@@ -274,6 +272,15 @@ impl Keeper {
             self.pause = (self.pause * 2).clamp(least, most);
             sleep(wanted + jitter(self.pause)).await;
         }
+    }
+
+    /// Has everything read anew. Where that itself was refused, the server never gets as far as we
+    /// were, and is asked for what it has.
+    fn forget(&mut self) {
+        let version = self.shared.state().version.clone();
+        let is_known = self.is_current && !version.is_empty();
+        self.at_least = is_known.then_some(version);
+        self.is_current = false;
     }
 
     /// One connection, to its end. It ends well when a new one is to begin at once.
@@ -324,9 +331,7 @@ impl Keeper {
     /// what we knew.
     async fn read(&mut self, client: &Client, name: &str) -> Result<(), Failure> {
         let mut contents = Contents::new(&self.options, name);
-        // A server that has not got so far, or never will, is asked for what it has the next time.
-        let known = self.forgotten.take();
-        let parameters = ListParams::default().at(known.as_deref().unwrap_or("0"));
+        let parameters = ListParams::default().at(self.at_least.as_deref().unwrap_or("0"));
         let parameters = parameters.matching(VersionMatch::NotOlderThan);
         let mut request = built(Request::new(NODES).list(&parameters))?;
         let protobuf = HeaderValue::from_static("application/vnd.kubernetes.protobuf");
@@ -414,7 +419,13 @@ impl Keeper {
         state.heard = Some(Instant::now());
         let (is_new, version) = match event {
             WatchEvent::Bookmark(bookmark) => (false, bookmark.metadata.resource_version),
-            WatchEvent::Error(status) => return Err(Failure::from(*status)),
+            WatchEvent::Error(status) => {
+                // What it cannot go on with, it could not the next time either.
+                return Err(match Failure::from(*status) {
+                    Failure::Busy(reason, after) if after.is_zero() => Failure::Refused(reason),
+                    failure => failure,
+                });
+            }
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 let version = object.version().to_owned();
                 let contents = state.contents.as_mut();

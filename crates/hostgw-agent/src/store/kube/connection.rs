@@ -16,8 +16,12 @@ use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use super::object;
+
 /// How long the API server may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// So many seconds we leave it alone at the most, whatever it wants.
+const LONGEST_WAIT: u64 = 60;
 
 /// Where the API server is, and who we are to it: by the kubeconfig file, else as a pod of its own.
 #[derive(Clone, Debug)]
@@ -104,8 +108,9 @@ impl fmt::Display for Failure {
 
 impl Failure {
     /// What the API server says instead of doing what was asked for.
-    fn no(code: u16, said: &str, after: Duration) -> Self {
+    fn no(code: u16, said: &str, after: u64) -> Self {
         let reason = format!("{said} ({code})");
+        let after = Duration::from_secs(after.min(LONGEST_WAIT));
         match code {
             410 => Self::Gone,
             // There may be another token or certificate by now.
@@ -119,13 +124,13 @@ impl Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let details = status.details.as_ref();
-        let after = details.map_or(0, |details| details.retry_after_seconds);
+        let after = details.map_or(0, |details| details.retry_after_seconds.into());
         let said = if status.message.is_empty() {
             &status.reason
         } else {
             &status.message
         };
-        Self::no(status.code, said, Duration::from_secs(after.into()))
+        Self::no(status.code, said, after)
     }
 }
 
@@ -157,14 +162,16 @@ pub(super) async fn ask(
     // Who throttles says in the head of the answer for how long, and proxies know no Status.
     let after = head.headers.get(RETRY_AFTER);
     let after = after.and_then(|value| value.to_str().ok()?.parse().ok());
-    let after = Duration::from_secs(after.unwrap_or_default());
-    Err(match serde_json::from_slice::<Status>(&text) {
-        Ok(status) if status.code == code => match Failure::from(status) {
-            Failure::Busy(reason, wanted) => Failure::Busy(reason, wanted.max(after)),
-            failure => failure,
-        },
-        _ => Failure::no(code, String::from_utf8_lossy(&text).trim(), after),
-    })
+    let after = after.unwrap_or_default();
+    // It says no in the language that the answer was asked for in.
+    let said = object::refusal(&text).unwrap_or_else(|| {
+        serde_json::from_slice::<Status>(&text)
+            .map(|status| status.message)
+            .unwrap_or_default()
+    });
+    let text = String::from_utf8_lossy(&text);
+    let said = if said.is_empty() { text.trim() } else { &said };
+    Err(Failure::no(code, said, after))
 }
 
 /// Asks, and waits for the whole answer.

@@ -9,11 +9,11 @@ use std::io;
 use futures_util::AsyncReadExt;
 use futures_util::io::AsyncBufRead;
 use prost::Message;
+use tracing::warn;
 
 use super::connection::{Failure, PATIENCE, within};
-use super::object::{ListMetadata, Object};
+use super::object::{ListMetadata, MAGIC, Object};
 
-const MAGIC: [u8; 4] = *b"k8s\0";
 /// A text, bytes or another message: the one kind of field that is of use here.
 const LENGTH_DELIMITED: u64 = 2;
 /// `raw` of `Unknown`.
@@ -50,17 +50,20 @@ pub(super) async fn read(
         let (field, length) = within(PATIENCE, reader.head()).await?;
         within(PATIENCE, reader.bytes(length, &mut bytes)).await?;
         match field {
-            METADATA => metadata = decoded(&bytes)?,
-            ITEMS => take(decoded(&bytes)?),
+            METADATA => {
+                let decoded = ListMetadata::decode(&bytes[..]);
+                metadata = decoded
+                    .map_err(|error| Failure::Away(format!("the list cannot be read: {error}")))?;
+            }
+            // One that nobody can read keeps no other from being routed.
+            ITEMS => match Object::decode(&bytes[..]) {
+                Ok(object) => take(object),
+                Err(error) => warn!("a Node cannot be read, and is left out: {error}"),
+            },
             _ => {}
         }
     }
     Ok(metadata)
-}
-
-fn decoded<T: Message + Default>(bytes: &[u8]) -> Result<T, Failure> {
-    let decoded = T::decode(bytes);
-    decoded.map_err(|error| Failure::Away(format!("the list cannot be read: {error}")))
 }
 
 struct Reader<R> {
@@ -199,6 +202,30 @@ mod tests {
         for end in 0..bytes.len() - 2 {
             assert!(read_all(&bytes[..end]).is_err(), "{end} bytes");
         }
+    }
+
+    #[test]
+    fn a_no_is_read_in_protobuf() {
+        let mut status = Vec::new();
+        field(2, b"Failure", &mut status);
+        field(3, b"nodes is forbidden", &mut status);
+        let mut bytes = MAGIC.to_vec();
+        field(1, b"", &mut bytes);
+        field(2, &status, &mut bytes);
+        let said = super::super::object::refusal(&bytes);
+        assert_eq!(said.as_deref(), Some("nodes is forbidden"));
+        assert_eq!(super::super::object::refusal(b"{}"), None);
+    }
+
+    #[test]
+    fn what_nobody_can_read_keeps_no_other_away() {
+        let mut nodes = Vec::new();
+        field(2, &[0xff], &mut nodes);
+        field(2, &objects()[0].encode_to_vec(), &mut nodes);
+        let mut bytes = MAGIC.to_vec();
+        field(2, &nodes, &mut bytes);
+        let (_, read) = read_all(&bytes).expect("a list");
+        assert_eq!(read, objects()[..1]);
     }
 
     #[test]

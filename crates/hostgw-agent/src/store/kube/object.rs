@@ -96,6 +96,29 @@ pub(super) struct ListMetadata {
     pub(super) resource_version: String,
 }
 
+/// What an API server says instead of doing what was asked for.
+#[derive(Clone, PartialEq, Message)]
+struct Refusal {
+    #[prost(string, tag = "3")]
+    message: String,
+}
+
+/// What everything in protobuf is wrapped in.
+#[derive(Clone, PartialEq, Message)]
+struct Unknown {
+    #[prost(bytes = "vec", tag = "2")]
+    raw: Vec<u8>,
+}
+
+/// What everything in protobuf begins with.
+pub(super) const MAGIC: [u8; 4] = *b"k8s\0";
+
+/// The words of a `Status` in protobuf; nothing where it is none.
+pub(super) fn refusal(bytes: &[u8]) -> Option<String> {
+    let unknown = Unknown::decode(bytes.strip_prefix(&MAGIC)?).ok()?;
+    Some(Refusal::decode(&unknown.raw[..]).ok()?.message)
+}
+
 impl Object {
     /// How far one knows who knows this.
     pub(super) fn version(&self) -> &str {
