@@ -178,8 +178,7 @@ impl Install {
             (None, Some(present)) => {
                 let name = path.display().to_string().replace('/', "%");
                 let keep = self.record.with_file_name("before").join(name);
-                let its = fs::metadata(&path).map(|file| file.permissions().mode() & 0o7777);
-                write(&keep, &present, its.unwrap_or(mode))?;
+                write(&keep, &present, mode_of(&path).unwrap_or(mode))?;
                 Some(keep)
             }
         };
@@ -284,9 +283,7 @@ impl Put {
     fn undo(&self, path: &Path, is_there: bool) -> std::io::Result<String> {
         let shown = path.display();
         if let Some(before) = &self.before {
-            let mode =
-                std::os::unix::fs::PermissionsExt::mode(&fs::metadata(before)?.permissions());
-            files::replace(path, &fs::read(before)?, mode & 0o7777)?;
+            files::replace(path, &fs::read(before)?, mode_of(before)?)?;
             return Ok(format!("put back {shown} as it was\n"));
         }
         if is_there {
@@ -319,6 +316,11 @@ fn with_our_plugin(mut list: Value) -> String {
         plugin["type"] = PLUGIN_NAME.into();
     }
     format!("{list:#}\n")
+}
+
+/// Who may do what with a file.
+fn mode_of(path: &Path) -> std::io::Result<u32> {
+    Ok(fs::metadata(path)?.permissions().mode() & 0o7777)
 }
 
 fn digest(content: &[u8]) -> String {
