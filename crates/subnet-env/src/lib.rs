@@ -34,7 +34,7 @@ pub struct SubnetEnv {
     pub ipv6_network: Vec<Ipv6Network>,
     /// `FLANNEL_IPV6_SUBNET`: the same in IPv6.
     pub ipv6_subnet: Option<Ipv6Network>,
-    /// `FLANNEL_MTU`: the pods' MTU in bytes.
+    /// `FLANNEL_MTU`: the pods' MTU in bytes; 0 is the kernel's default.
     pub mtu: u32,
     /// `FLANNEL_IPMASQ`: whether the agent masquerades what leaves the cluster's network.
     pub ip_masq: bool,
@@ -92,9 +92,25 @@ const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
 const MTU_EXPECTED: &str = "a number of bytes from 68 to 65535";
+const OUTSIDE: &str = "lies in none of the networks";
 /// MTUs in bytes that pods can have: the kernel takes nothing less for IPv4, and nothing more
 /// for a veth.
 pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
+
+impl Error {
+    /// Whether there is a file and it could not be read: neither that it is missing nor what is in it
+    /// is known.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        !matches!(
+            source.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        )
+    }
+}
 
 impl SubnetEnv {
     /// The content for a node that holds `subnets`, one of a family, in the cluster's
@@ -129,9 +145,8 @@ impl SubnetEnv {
                     reason,
                 })
             };
-            let around = |n: &IpNetwork| n.contains(subnet.ip()) && n.prefix() <= subnet.prefix();
-            if !networks.iter().any(around) {
-                return wrong("lies in none of the networks");
+            if !networks.iter().any(|network| is_inside(*subnet, *network)) {
+                return wrong(OUTSIDE);
             }
             if is_too_small(*subnet) {
                 return wrong("is too small for a gateway and a pod");
@@ -170,22 +185,39 @@ impl SubnetEnv {
         Ok(env)
     }
 
-    /// Reads the text of a file. `export`, quotes, spaces around, comments, unknown keys and
-    /// carriage returns are tolerated, as godotenv and a shell tolerate them; the last of two
-    /// equal keys counts. Errors name the key and its value, or every missing key.
+    /// Reads the text of a file. `export`, quotes, spaces around, comments, unknown keys,
+    /// carriage returns and a byte order mark are tolerated, as godotenv and a shell tolerate them;
+    /// the last of two equal keys counts. As in flannel, `FLANNEL_NETWORK` may list IPv6 networks,
+    /// too, and an MTU of 0 is the kernel's default.
+    ///
+    /// Errors name the key and its value, every missing key, or a subnet that is in no network.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let (mut network, mut ipv6_network) = (Vec::new(), Vec::new());
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (mut both, mut ipv6) = (Vec::new(), Vec::new());
         let (mut subnet, mut ipv6_subnet, mut mtu, mut ip_masq) = (None, None, None, None);
         for (key, value) in text.lines().filter_map(assignment) {
             match key {
-                NETWORK => network = list(NETWORK, value, "a list of IPv4 networks")?,
-                SUBNET => subnet = one(SUBNET, value, "an IPv4 subnet")?,
-                IPV6_NETWORK => {
-                    ipv6_network = list(IPV6_NETWORK, value, "a list of IPv6 networks")?;
+                NETWORK => both = list(NETWORK, value, "a list of networks", |_| true)?,
+                SUBNET => {
+                    subnet = one(SUBNET, value, "an IPv4 subnet", |n| match n {
+                        IpNetwork::V4(v4) => Some(v4),
+                        IpNetwork::V6(_) => None,
+                    })?;
                 }
-                IPV6_SUBNET => ipv6_subnet = one(IPV6_SUBNET, value, "an IPv6 subnet")?,
+                IPV6_NETWORK => {
+                    let expected = "a list of IPv6 networks";
+                    ipv6 = list(IPV6_NETWORK, value, expected, IpNetwork::is_ipv6)?;
+                }
+                IPV6_SUBNET => {
+                    ipv6_subnet = one(IPV6_SUBNET, value, "an IPv6 subnet", |n| match n {
+                        IpNetwork::V6(v6) => Some(v6),
+                        IpNetwork::V4(_) => None,
+                    })?;
+                }
                 MTU => {
-                    let number = value.parse().ok().filter(|mtu| MTU_RANGE.contains(mtu));
+                    let is_mtu = |mtu: &u32| *mtu == 0 || MTU_RANGE.contains(mtu);
+                    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+                    let number = value.parse().ok().filter(|mtu| is_number && is_mtu(mtu));
                     mtu = Some(number.ok_or_else(|| invalid(MTU, value, MTU_EXPECTED))?);
                 }
                 // Only `true` is true to flannel's readers.
@@ -202,6 +234,14 @@ impl SubnetEnv {
             let reason = "is too small for a gateway and a pod";
             return Err(Error::Subnet { subnet, reason });
         }
+        let (mut network, mut ipv6_network) = (Vec::new(), Vec::new());
+        for listed in both.into_iter().chain(ipv6) {
+            match listed {
+                IpNetwork::V4(v4) if !network.contains(&v4) => network.push(v4),
+                IpNetwork::V6(v6) if !ipv6_network.contains(&v6) => ipv6_network.push(v6),
+                _ => {}
+            }
+        }
         let mut missing = Vec::new();
         if network.is_empty() && ipv6_network.is_empty() {
             missing.extend([NETWORK, IPV6_NETWORK]);
@@ -211,17 +251,26 @@ impl SubnetEnv {
         }
         missing.extend(mtu.is_none().then_some(MTU));
         missing.extend(ip_masq.is_none().then_some(IPMASQ));
-        match (mtu, ip_masq) {
-            (Some(mtu), Some(ip_masq)) if missing.is_empty() => Ok(Self {
+        let env = match (mtu, ip_masq) {
+            (Some(mtu), Some(ip_masq)) if missing.is_empty() => Self {
                 network,
                 subnet,
                 ipv6_network,
                 ipv6_subnet,
                 mtu,
                 ip_masq,
-            }),
-            _ => Err(Error::Missing(missing)),
+            },
+            _ => return Err(Error::Missing(missing)),
+        };
+        let is_outside = |subnet: &IpNetwork| {
+            let mut networks = env.networks();
+            !networks.any(|network| is_inside(*subnet, network))
+        };
+        if let Some(subnet) = env.subnets().find(is_outside) {
+            let reason = OUTSIDE;
+            return Err(Error::Subnet { subnet, reason });
         }
+        Ok(env)
     }
 
     /// Reads the file at `path`. Errors name the file.
@@ -289,6 +338,22 @@ pub fn is_too_small(subnet: IpNetwork) -> bool {
     subnet.prefix() > if subnet.is_ipv4() { 30 } else { 126 }
 }
 
+fn is_inside(subnet: IpNetwork, network: IpNetwork) -> bool {
+    network.contains(subnet.ip()) && network.prefix() <= subnet.prefix()
+}
+
+/// An address with its prefix length, such as `10.10.1.0/24`: neither an address alone nor a
+/// netmask will do.
+#[must_use]
+pub fn cidr(text: &str) -> Option<IpNetwork> {
+    let (address, prefix) = text.split_once('/')?;
+    let is_number = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
+    let (address, prefix) = (address.parse().ok()?, prefix.parse().ok()?);
+    is_number
+        .then(|| IpNetwork::new(address, prefix).ok())
+        .flatten()
+}
+
 fn join<T: fmt::Display>(list: &[T]) -> String {
     let mut text = String::new();
     for (i, item) in list.iter().enumerate() {
@@ -318,32 +383,34 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     Some((key.trim(), value))
 }
 
-fn one<T: std::str::FromStr>(
+fn one<T>(
     key: &'static str,
     value: &str,
     expected: &'static str,
+    of_family: impl Fn(IpNetwork) -> Option<T>,
 ) -> Result<Option<T>, Error> {
     if value.is_empty() {
         return Ok(None);
     }
-    // An address without a prefix length would pass for a network of one.
-    let network = value.contains('/').then(|| value.parse().ok()).flatten();
+    let network = cidr(value).and_then(of_family);
     network
         .map(Some)
         .ok_or_else(|| invalid(key, value, expected))
 }
 
-fn list<T: std::str::FromStr + PartialEq>(
+/// The networks of a list, each once and without host bits.
+fn list(
     key: &'static str,
     value: &str,
     expected: &'static str,
-) -> Result<Vec<T>, Error> {
+    is_of_family: impl Fn(&IpNetwork) -> bool,
+) -> Result<Vec<IpNetwork>, Error> {
     let mut networks = Vec::new();
     for part in value.split(',').map(str::trim) {
-        if let Some(network) = one(key, part, expected)?
-            && !networks.contains(&network)
-        {
-            networks.push(network);
+        let of_family = |network| Some(network).filter(&is_of_family);
+        if let Some(network) = one(key, part, expected, of_family)? {
+            let whole = IpNetwork::new(network.network(), network.prefix());
+            networks.push(whole.expect("it has that prefix length already"));
         }
     }
     Ok(networks)

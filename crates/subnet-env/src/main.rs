@@ -79,8 +79,7 @@ fn show(file: &std::path::Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn network(text: &str) -> Result<IpNetwork, String> {
-    let network = text.contains('/').then(|| text.parse().ok()).flatten();
-    let network: IpNetwork = network.ok_or("not a network such as 10.10.0.0/16")?;
+    let network = subnet_env::cidr(text).ok_or("not a network such as 10.10.0.0/16")?;
     if network.ip() != network.network() {
         return Err(format!(
             "has host bits set, the network address is {}",

@@ -22,6 +22,15 @@ fn readers_are_tolerant() {
 }
 
 #[test]
+fn what_flannel_takes_is_taken() {
+    let text = "\u{feff}FLANNEL_NETWORK=10.10.0.0/16,fd00:10:10::/48,10.10.0.5/16\n\
+            FLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\n\
+            FLANNEL_MTU=0\nFLANNEL_IPMASQ=true\n";
+    let env = SubnetEnv::parse(text).expect("flannel's");
+    assert_eq!(env.to_string(), DUAL.replace("MTU=1500", "MTU=0"));
+}
+
+#[test]
 fn every_missing_key_is_named() {
     let error = SubnetEnv::parse("FLANNEL_NETWORK=10.10.0.0/16\n").expect_err("incomplete");
     assert_eq!(
@@ -38,12 +47,28 @@ fn a_bad_value_is_named_with_its_key() {
             r#"FLANNEL_SUBNET is "10.10.1.1", which is not an IPv4 subnet"#,
         ),
         (
-            "FLANNEL_NETWORK=fd00::/48",
-            r#"FLANNEL_NETWORK is "fd00::/48", which is not a list of IPv4 networks"#,
+            "FLANNEL_SUBNET=10.10.1.1/255.255.255.0",
+            r#"FLANNEL_SUBNET is "10.10.1.1/255.255.255.0", which is not an IPv4 subnet"#,
         ),
         (
-            "FLANNEL_MTU=0",
-            r#"FLANNEL_MTU is "0", which is not a number of bytes from 68 to 65535"#,
+            "FLANNEL_NETWORK=10.10.0.0/255.255.0.0",
+            r#"FLANNEL_NETWORK is "10.10.0.0/255.255.0.0", which is not a list of networks"#,
+        ),
+        (
+            "FLANNEL_IPV6_NETWORK=10.10.0.0/16",
+            r#"FLANNEL_IPV6_NETWORK is "10.10.0.0/16", which is not a list of IPv6 networks"#,
+        ),
+        (
+            "FLANNEL_SUBNET=10.11.1.1/24",
+            "subnet 10.11.1.1/24 lies in none of the networks",
+        ),
+        (
+            "FLANNEL_IPV6_SUBNET=fd00:99::1/64",
+            "subnet fd00:99::1/64 lies in none of the networks",
+        ),
+        (
+            "FLANNEL_MTU=40",
+            r#"FLANNEL_MTU is "40", which is not a number of bytes from 68 to 65535"#,
         ),
     ] {
         let error = SubnetEnv::parse(&format!("{DUAL}{line}\n")).expect_err(line);
