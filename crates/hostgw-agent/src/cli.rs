@@ -237,7 +237,7 @@ struct Firewall {
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     ip_masq_fully_random_disable: bool,
     /// Do not masquerade what pods send there, either.
-    #[arg(long, value_name = "NETWORK")]
+    #[arg(long, value_name = "NETWORK", value_parser = network)]
     non_masquerade_cidr: Vec<IpNetwork>,
     /// Accept what is forwarded from and to pods.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
@@ -586,6 +586,13 @@ impl Kube {
 }
 
 /// Without host bits.
+/// A network, or an address alone for a network of one.
+fn network(text: &str) -> Result<IpNetwork, String> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNetwork::from);
+    let network = subnet_env::cidr(text).or_else(address);
+    network.ok_or_else(|| "is not a network such as 10.10.0.0/16".to_owned())
+}
+
 fn masked(network: IpNetwork) -> IpNetwork {
     IpNetwork::new(network.network(), network.prefix()).expect("its own prefix length")
 }

@@ -187,9 +187,7 @@ impl Space {
             )
         };
         let text = value.as_str().ok_or_else(wrong)?;
-        // An address without a prefix length would pass for a network of one.
-        let network: Option<IpNetwork> = text.contains('/').then(|| text.parse().ok()).flatten();
-        let network = network.filter(|network| network.is_ipv4() == rules.is_ipv4);
+        let network = subnet_env::cidr(text).filter(|network| network.is_ipv4() == rules.is_ipv4);
         let network = network.ok_or_else(wrong)?;
         if network.prefix() == 0 {
             return Err(format!("{key} is {value}, and must not be all addresses"));

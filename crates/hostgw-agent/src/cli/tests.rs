@@ -92,6 +92,10 @@ fn what_is_not_honoured_is_refused_with_a_sentence() {
         ),
         ("--iface-regex=[", "error: invalid value '['"),
         ("--non-masquerade-cidr=x", "error: invalid value 'x'"),
+        (
+            "--non-masquerade-cidr=10.9.0.0/255.255.0.0",
+            "error: invalid value '10.9.0.0/255.255.0.0'",
+        ),
         ("--firewall=pf", "error: invalid value 'pf'"),
     ] {
         let error = parse(&[flag], &[]).err().expect(flag);

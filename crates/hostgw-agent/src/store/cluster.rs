@@ -52,8 +52,11 @@ where
     let Some(text) = Option::<String>::deserialize(from)? else {
         return Ok(None);
     };
-    // A subnet's parser takes an address alone for a subnet of one.
-    let value = (text.contains('/') == T::EXAMPLE.contains('/')).then(|| text.parse().ok());
+    // A subnet's parser takes an address alone for a subnet of one, and a netmask for a prefix length.
+    let is_subnet = T::EXAMPLE.contains('/');
+    let is_right =
+        is_subnet == text.contains('/') && is_subnet == subnet_env::cidr(&text).is_some();
+    let value = is_right.then(|| text.parse().ok());
     let reason = || format!("{text:?} is not such as {}", T::EXAMPLE);
     value
         .flatten()

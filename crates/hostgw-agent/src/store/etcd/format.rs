@@ -95,12 +95,12 @@ impl FromStr for Subnets {
         };
         // Without host bits, whatever the name says.
         let v4 = |text| {
-            let (ip, prefix) = network(text)?;
+            let (ip, prefix) = network(text, 32)?;
             let v4 = Ipv4Network::new(ip, prefix).ok()?;
             Ipv4Network::new(v4.network(), prefix).ok()
         };
         let v6 = |text| {
-            let (ip, prefix) = network(text)?;
+            let (ip, prefix) = network(text, 128)?;
             let v6 = Ipv6Network::new(ip, prefix).ok()?;
             Ipv6Network::new(v6.network(), prefix).ok()
         };
@@ -118,9 +118,16 @@ impl FromStr for Subnets {
     }
 }
 
-fn network<A: FromStr>(text: &str) -> Option<(A, u8)> {
+/// An address and its prefix length, as far as flannel takes them: it passes over keys with other
+/// characters, and with the prefix length of a single address.
+fn network<A: FromStr>(text: &str, bits: u8) -> Option<(A, u8)> {
     let (address, prefix) = text.rsplit_once('-')?;
-    Some((address.parse().ok()?, prefix.parse().ok()?))
+    // IPv6 in lower case, and without an IPv4 address at its end.
+    let is_mixed = address.contains(':') && address.contains('.');
+    let is_lower = !is_mixed && !address.bytes().any(|byte| byte.is_ascii_uppercase());
+    let is_number = prefix.bytes().all(|byte| byte.is_ascii_digit());
+    let prefix = prefix.parse().ok()?;
+    (is_lower && is_number && prefix < bits).then_some((address.parse().ok()?, prefix))
 }
 
 impl Value {
@@ -205,7 +212,7 @@ mod tests {
             assert_eq!(subnets.to_string(), key);
         }
         // Another name of the same subnet takes it as well.
-        let odd: Subnets = "10.10.1.7-24&FD00:10:10:1::9-64"
+        let odd: Subnets = "10.10.1.7-24&fd00:10:10:1::9-64"
             .parse()
             .expect("it names one");
         assert_eq!(odd.to_string(), "10.10.1.0-24&fd00:10:10:1::-64");
@@ -215,6 +222,11 @@ mod tests {
             "10.10.1.0-33",
             "x-24",
             "10.10.1.0-24&",
+            "10.10.1.0-32",
+            "10.10.1.0-+24",
+            "10.10.1.0-24&fc00::-128",
+            "10.10.1.0-24&FD00::-64",
+            "10.10.1.0-24&::ffff:10.0.0.0-64",
             "0.0.0.0-0&x-64",
         ] {
             assert!(key.parse::<Subnets>().is_err(), "{key}");

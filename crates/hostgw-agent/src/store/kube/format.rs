@@ -193,7 +193,7 @@ impl Node {
         let all: Vec<IpNetwork> = self
             .pod_cidrs
             .iter()
-            .filter_map(|cidr| cidr.parse().ok())
+            .filter_map(|cidr| subnet_env::cidr(cidr))
             .collect();
         let first = |is_ipv4| all.iter().copied().find(|cidr| cidr.is_ipv4() == is_ipv4);
         [first(true), first(false)].into_iter().flatten()

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::format::{BACKEND, Node, Prefix, name};
@@ -37,7 +36,7 @@ impl Node {
         }
         let mut subnets = Vec::new();
         for cidr in &self.pod_cidrs {
-            let subnet: IpNetwork = cidr.parse().map_err(|_| {
+            let subnet = subnet_env::cidr(cidr).ok_or_else(|| {
                 format!("podCIDR {cidr:?} of Node {name} is not such as 10.10.1.0/24")
             })?;
             subnets.push(subnet);
