@@ -32,7 +32,7 @@ build: build-packages
 BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
 IMAGE_PACKAGES := buildah mmdebstrap
 PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc \
-            etcd-server etcd-client prometheus curl openssl radvd
+            etcd-server etcd-client prometheus curl openssl radvd strace
 
 packages build-packages image-packages:
 	@missing=$$(for p in $(or $(if $(filter build-%,$@),$(BUILD_PACKAGES)),$(if $(filter image-%,$@),$(IMAGE_PACKAGES)),$(PACKAGES)); do \
@@ -58,7 +58,7 @@ e2e: test test-clients
 	for store in file etcd kube; do $(MAKE) demo STORE=$$store || exit 1; done
 	$(MAKE) bench
 
-bench: PACKAGES += strace time
+bench: PACKAGES += time
 bench: build packages tools
 	$(STATIC) -p conformance --bin floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- plugin $(BUILT)/floor

@@ -335,6 +335,12 @@ impl Server {
         Self::run(&node.command(program), arguments)
     }
 
+    /// Another program's in a pod.
+    #[must_use]
+    pub fn program_in(pod: &Pod<'_>, program: &str, arguments: &str) -> Self {
+        Self::run(&pod.command(program), arguments)
+    }
+
     fn run(inner: &Command, applet: &str) -> Self {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])

@@ -266,6 +266,16 @@ impl Running {
         text
     }
 
+    /// Waits for its end, however that comes.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be waited for.
+    pub fn end(self) {
+        let output = self.child.wait_with_output();
+        drop(output.expect("a child can be waited for"));
+    }
+
     /// Its answer.
     ///
     /// # Panics

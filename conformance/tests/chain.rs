@@ -44,16 +44,17 @@ fn what_came_before_is_kept_in_the_result() {
         conf["prevResult"] = previous.clone();
         let result = plugin.add(&pod, &conf).ok();
         assert_eq!(result["cniVersion"], version);
-        assert_eq!(result["interfaces"][0], previous["interfaces"][0]);
-        assert_eq!(result["ips"][0], previous["ips"][0]);
-        assert_eq!(result["routes"][0], previous["routes"][0]);
+        // Behind ours: `firewall` takes the first interface for the bridge.
+        assert_eq!(result["interfaces"][0]["name"], "cni0");
+        assert_eq!(result["interfaces"][2]["name"], "eth0");
+        assert_eq!(result["interfaces"][3], previous["interfaces"][0]);
+        assert_eq!(result["ips"][0]["interface"], 2);
+        let mut theirs = previous["ips"][0].clone();
+        theirs["interface"] = json!(3);
+        assert_eq!(result["ips"][1], theirs);
+        let routes = result["routes"].as_array().expect("a list");
+        assert_eq!(routes.last(), Some(&previous["routes"][0]));
         assert_eq!(result["dns"], previous["dns"]);
-        let interfaces = result["interfaces"].as_array().expect("a list");
-        let index = result["ips"][1]["interface"]
-            .as_u64()
-            .expect("ours has one");
-        let ours = &interfaces[usize::try_from(index).expect("small")];
-        assert_eq!((interfaces.len(), &ours["name"]), (4, &json!("eth0")));
         plugin.del(&pod, &conf).ok();
     }
     let mut conf = conf();
@@ -62,6 +63,66 @@ fn what_came_before_is_kept_in_the_result() {
     assert_eq!(code, 6);
     assert!(text.starts_with("could not parse prevResult"), "{text}");
     assert!(node.ports().is_empty());
+}
+
+#[test]
+fn firewall_finds_the_bridge_behind_a_loopback() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let (plugin, pod) = (Plugin::ours(&lab), node.pod("a"));
+    let mut conf = conf();
+    conf["prevResult"] = json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": "lo", "sandbox": "/run/netns/a"}],
+        "ips": [{"interface": 0, "address": "127.0.0.1/8"}],
+    });
+    let result = plugin.add(&pod, &conf).ok();
+    let firewall = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "firewall", "backend": "iptables",
+        "ingressPolicy": "same-bridge", "prevResult": result,
+    });
+    Plugin::reference("firewall").add(&pod, &firewall).ok();
+    let rules = node.sh("iptables-save -t filter").ok();
+    assert!(rules.contains("-i cni0"), "{rules}");
+    assert!(
+        !rules.contains("-i lo") && !rules.contains("-o lo"),
+        "{rules}"
+    );
+}
+
+#[test]
+fn check_finds_routes_that_sbr_moved_to_a_table() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    for (name, subnets) in [
+        ("one", vec!["10.10.1.0/24"]),
+        ("two", vec!["10.10.2.0/24", "fd00:10:10:2::/64"]),
+    ] {
+        let pod = node.pod(name);
+        let ranges: Vec<_> = subnets.iter().map(|s| json!([{"subnet": s}])).collect();
+        let mut conf = json!({
+            "cniVersion": "1.0.0", "name": name, "type": "cni-hostgw", "isDefaultGateway": true,
+            "bridge": format!("br-{name}"),
+            "ipam": {"ranges": ranges, "routes": [{"dst": "10.99.0.0/16"}]},
+        });
+        let result = plugin.add(&pod, &conf).ok();
+        let sbr = json!({
+            "cniVersion": "1.0.0", "name": name, "type": "sbr", "prevResult": result,
+        });
+        conf["prevResult"] = Plugin::reference("sbr").add(&pod, &sbr).ok();
+        assert_eq!(pod.sh("ip route show default").ok(), "", "it moved them");
+        plugin
+            .call(&node, "CHECK", &Attachment::of(&pod), &conf)
+            .ok();
+        // In a table that no rule leads to, a route does not count.
+        pod.sh("ip rule flush; ip rule add lookup main").ok();
+        let (code, text) = plugin
+            .call(&node, "CHECK", &Attachment::of(&pod), &conf)
+            .error();
+        assert_eq!(code, 102);
+        assert!(text.contains("is gone"), "{text}");
+    }
 }
 
 #[test]

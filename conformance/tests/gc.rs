@@ -268,3 +268,90 @@ fn a_data_dir_that_was_named_by_mistake_loses_nothing() {
         .call(&node, "DEL", &Attachment::named("a"), &conf)
         .ok();
 }
+
+#[test]
+fn a_pod_of_the_bridge_plugin_never_shares_its_address_after_gc() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let (reference, ours) = (Plugin::reference("bridge"), Plugin::ours(&lab));
+    let conf = |kind: &str, version: &str| {
+        json!({
+            "cniVersion": version, "name": "cbr0", "type": kind, "isDefaultGateway": true,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.10.1.0/24"}], [{"subnet": "fd00:10::/64"}]]},
+        })
+    };
+    let (theirs, valid) = (node.pod("theirs"), node.pod("valid"));
+    reference.add(&theirs, &conf("bridge", "1.0.0")).ok();
+    reference.add(&valid, &conf("bridge", "1.0.0")).ok();
+    let conf = conf("cni-hostgw", "1.1.0");
+    let request = with_valid(&conf, "cni.dev/valid-attachments", &["valid"]);
+    ours.call(&node, "GC", &Attachment::named(""), &request)
+        .ok();
+    // Neither the address nor the link stays without the other.
+    let held = node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists();
+    let has_it = theirs.sh("ip -o addr").ok().contains("10.10.1.2");
+    assert_eq!(held, has_it);
+    assert!(!held, "the runtime does not know it");
+    assert!(valid.pings("10.10.1.1") && valid.pings("fd00:10::1"));
+    let pod = node.pod("new");
+    let asks = Attachment::of(&pod).with_args("IgnoreUnknown=1;IP=10.10.1.2");
+    ours.call(&node, "ADD", &asks, &conf).ok();
+    assert!(valid.pings("10.10.1.2"));
+}
+
+#[test]
+fn gc_does_not_take_an_error_for_an_empty_store() {
+    let lab = Lab::new();
+    let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
+    let node = crowded(&lab, &plugin, &conf);
+    let request = with_valid(&conf, "cni.dev/valid-attachments", &["a", "b", "c"]);
+    // Each look at the store fails once: statx, openat and getdents64 with an error of the disk.
+    for call in ["statx", "openat", "getdents64", "flock", "read"] {
+        for nth in 1..40 {
+            let inject = format!("inject={call}:error=EIO:when={nth}");
+            let mut command = node.command("strace");
+            command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
+            command.arg(&plugin.0);
+            let request = plugin.start_by(&mut command, "GC", &Attachment::named(""), &request);
+            request.end();
+        }
+    }
+    let rules = node.sh("nft list ruleset").ok();
+    assert!(rules.contains("masquerade-10.10.1.0-24"), "{rules}");
+    for address in ["10.10.1.2", "10.10.1.3", "10.10.1.4"] {
+        let path = format!("/var/lib/cni/networks/cbr0/{address}");
+        assert!(node.path(&path).exists(), "{address}");
+    }
+    assert_eq!(node.ports().len(), 3);
+}
+
+#[test]
+fn gc_takes_a_host_veth_that_an_add_was_killed_over() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    for (name, ipam) in [
+        ("ranges", json!({"ranges": [[{"subnet": "10.10.1.0/24"}]]})),
+        ("nobody", json!({})),
+    ] {
+        let conf = json!({
+            "cniVersion": "1.1.0", "name": name, "type": "cni-hostgw", "bridge": name, "ipam": ipam,
+        });
+        let pod = node.pod(name);
+        // Killed at each request to the kernel: between making the pair and writing its alias, too.
+        for nth in 1..16 {
+            let inject = format!("inject=sendto:signal=KILL:when={nth}");
+            let mut command = node.command("strace");
+            command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
+            command.arg(&plugin.0);
+            plugin
+                .start_by(&mut command, "ADD", &Attachment::of(&pod), &conf)
+                .end();
+            let request = with_valid(&conf, "cni.dev/valid-attachments", &[]);
+            plugin
+                .call(&node, "GC", &Attachment::named(""), &request)
+                .ok();
+            assert!(node.ports().is_empty(), "{name}, request {nth}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Address management: another plugin's, by the SPEC's delegation; and what `ipam` may ask for.
 
-use conformance::{Attachment, Lab, Node, Plugin, Pod};
+use conformance::{Attachment, Lab, Node, Plugin, Pod, Server, wait_for};
 use serde_json::{Value, json};
 
 /// Both plugins take it; only the type differs, and `CNI_PATH` finds the IPAM plugin.
@@ -437,4 +437,371 @@ fn capabilities_give_ranges_and_name_resolution() {
     conf["runtimeConfig"] = json!({"dns": {}});
     let result = plugin.add(&node.pod("b"), &conf).ok();
     assert_eq!(result["dns"], conf["dns"]);
+}
+
+#[test]
+fn a_dhcp_server_on_the_bridge_gives_the_addresses() {
+    for plugin_of in [
+        |_: &Lab| Plugin::reference("bridge"),
+        Plugin::ours as fn(&Lab) -> Plugin,
+    ] {
+        let lab = Lab::new();
+        let node = lab.node("worker1", &["192.168.2.16/24"]);
+        let plugin = plugin_of(&lab);
+        node.sh("ip link add br-dhcp type bridge && ip link set br-dhcp up && ip addr add 10.50.1.1/24 dev br-dhcp")
+            .ok();
+        node.write(
+            "/run/udhcpd.conf",
+            "start 10.50.1.20\nend 10.50.1.40\ninterface br-dhcp\nlease_file /run/udhcpd.leases\n\
+             pidfile /run/udhcpd.pid\noption subnet 255.255.255.0\noption router 10.50.1.1\n",
+        );
+        node.write("/run/udhcpd.leases", "");
+        let _server = Server::start_on(&node, "udhcpd -f /run/udhcpd.conf");
+        let _daemon = Server::program(&node, "/usr/lib/cni/dhcp", "daemon");
+        wait_for("the daemon listens", || {
+            node.path("/run/cni/dhcp.sock").exists()
+        });
+        let mut conf = json!({
+            "cniVersion": "1.0.0", "name": "dhcp", "type": "bridge", "bridge": "br-dhcp",
+            "ipam": {"type": "dhcp"},
+        });
+        let (a, b) = (node.pod("a"), node.pod("b"));
+        let reply = plugin.add(&a, &conf);
+        let first = reply.addresses().remove(0);
+        assert!(first.starts_with("10.50.1."), "{first}");
+        let second = plugin.add(&b, &conf).addresses().remove(0);
+        assert_ne!(first, second);
+        assert!(a.pings("10.50.1.1") && b.pings(&first));
+        assert!(a.sh("ip route").ok().contains("default via 10.50.1.1"));
+        conf["prevResult"] = reply.ok();
+        // With the reference, the bridge's hardware address has moved with its ports.
+        if plugin.0.ends_with("cni-hostgw") {
+            plugin.call(&node, "CHECK", &Attachment::of(&a), &conf).ok();
+        }
+        plugin.del(&a, &conf).ok();
+        plugin.del(&a, &conf).ok();
+        assert_eq!(node.ports().len(), 1);
+    }
+}
+
+#[test]
+fn another_ipam_plugin_finds_the_interface_on_its_bridge() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let result = r#"{"cniVersion": "1.0.0", "ips": [{"address": "10.30.1.9/24"}]}"#;
+    let look = "nsenter --net=$CNI_NETNS ip -o link show dev $CNI_IFNAME > /run/link.$CNI_COMMAND; \
+                ip -o link show type bridge_slave > /run/ports.$CNI_COMMAND";
+    let answer = format!(
+        "{look}; test -e /run/fail && exit 1; test $CNI_COMMAND = ADD && echo '{result}' || true"
+    );
+    recorder(&lab, "recorder", &answer);
+    lab.make_executable("bin/recorder");
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isGateway": true,
+        "ipam": {"type": "recorder"},
+    });
+    let pod = node.pod("a");
+    plugin.add(&pod, &conf).ok();
+    let read = |name: &str| std::fs::read_to_string(node.path(name)).expect("was written");
+    assert!(read("/run/link.ADD").contains("eth0"));
+    assert!(read("/run/ports.ADD").contains("master cni0"));
+    plugin.del(&pod, &conf).ok();
+    // Where it fails, it gives back what it has while the interface is there, and then that goes.
+    node.sh("touch /run/fail; rm /run/link.DEL").ok();
+    assert_eq!(plugin.add(&pod, &conf).error().0, 100);
+    assert!(read("/run/link.DEL").contains("eth0"));
+    assert!(node.ports().is_empty());
+    assert!(!pod.sh("ip link").ok().contains("eth0"));
+}
+
+#[test]
+fn routes_of_a_family_without_an_address_do_not_fail_an_add() {
+    let both = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
+    let fixed = |address: &str| json!({"type": "static", "addresses": [{"address": address}], "routes": both});
+    let ranged = |subnet: &str| json!({"type": "host-local", "ranges": [[{"subnet": subnet}]], "routes": both});
+    for ipam in [
+        ranged("10.10.1.0/24"),
+        ranged("fd00:10:10:1::/64"),
+        fixed("10.10.1.9/24"),
+        fixed("fd00:10:10:1::9/64"),
+    ] {
+        for plugin_of in [
+            |_: &Lab| Plugin::reference("bridge"),
+            Plugin::ours as fn(&Lab) -> Plugin,
+        ] {
+            let lab = Lab::new();
+            let node = lab.node("worker1", &["192.168.2.16/24"]);
+            let plugin = plugin_of(&lab);
+            let mut conf = json!({
+                "cniVersion": "1.0.0", "name": "cbr0", "type": "bridge", "isGateway": true, "ipam": ipam,
+            });
+            let pod = node.pod("a");
+            let result = plugin.add(&pod, &conf).ok();
+            assert_eq!(result["routes"], both);
+            let routes = pod
+                .sh("ip -4 route show default; ip -6 route show default")
+                .ok();
+            assert_eq!(routes.matches("default").count(), 2, "{routes}");
+            if plugin.0.ends_with("cni-hostgw") {
+                conf["prevResult"] = result;
+                plugin
+                    .call(&node, "CHECK", &Attachment::of(&pod), &conf)
+                    .ok();
+            }
+        }
+    }
+    // With a gateway the reference fails; we leave it out.
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "isDefaultGateway": true,
+        "capabilities": {"ipRanges": true},
+        "runtimeConfig": {"ipRanges": [[{"subnet": "10.10.1.0/24"}]]},
+        "ipam": {"type": "host-local", "routes": [{"dst": "fd01::/64", "gw": "fd00::1"}, {"dst": "::/0"}]},
+    });
+    let pod = node.pod("a");
+    pod.sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+        .ok();
+    plugin
+        .call(&node, "STATUS", &Attachment::named(""), &conf)
+        .ok();
+    plugin.add(&pod, &conf).ok();
+    assert!(pod.pings("10.10.1.1"));
+}
+
+#[test]
+fn host_bits_of_an_ipv6_route_are_dropped_as_by_the_kernel() {
+    for plugin_of in [
+        |_: &Lab| Plugin::reference("bridge"),
+        Plugin::ours as fn(&Lab) -> Plugin,
+    ] {
+        let lab = Lab::new();
+        let node = lab.node("worker1", &["192.168.2.16/24"]);
+        let plugin = plugin_of(&lab);
+        let mut conf = json!({
+            "cniVersion": "1.0.0", "name": "crio", "type": "bridge", "isGateway": true,
+            "ipam": {
+                "type": "host-local", "ranges": [[{"subnet": "1100:200::/24"}]],
+                "routes": [{"dst": "1100:200::1/24"}, {"dst": "1100:300::7/32"}],
+            },
+        });
+        let pod = node.pod("a");
+        let result = plugin.add(&pod, &conf).ok();
+        assert_eq!(result["routes"][0]["dst"], "1100:200::1/24");
+        let routes = pod.sh("ip -6 route").ok();
+        assert!(routes.contains("1100:300::/32 via 1100:200::1"), "{routes}");
+        if plugin.0.ends_with("cni-hostgw") {
+            conf["prevResult"] = result;
+            plugin
+                .call(&node, "CHECK", &Attachment::of(&pod), &conf)
+                .ok();
+        }
+    }
+}
+
+#[test]
+fn a_pod_reaches_itself_where_the_runtime_turned_ipv6_off() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isDefaultGateway": true,
+        "ipam": {"ranges": [[{"subnet": "fd00:10:10:1::/64"}]]},
+    });
+    let pod = node.pod("a");
+    pod.sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+        .ok();
+    let address = plugin.add(&pod, &conf).addresses().remove(0);
+    assert!(pod.pings("::1") && pod.pings(&address) && pod.pings("fd00:10:10:1::1"));
+}
+
+#[test]
+fn another_ipam_plugin_gets_the_same_at_every_verb_in_flannels_form() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(true);
+    let plugin = Plugin::ours(&lab);
+    let result = r#"{"cniVersion": "1.1.0", "ips": [{"address": "10.10.1.9/24"}]}"#;
+    let answer = format!("test $CNI_COMMAND = ADD && echo '{result}' || true");
+    recorder(&lab, "recorder", &answer);
+    lab.make_executable("bin/recorder");
+    let mut conf = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "delegate": {},
+        "ipam": {"type": "recorder", "routes": [{"dst": "10.99.0.0/16"}]},
+        "cni.dev/valid-attachments": [],
+    });
+    let pod = node.pod("a");
+    conf["prevResult"] = plugin.add(&pod, &conf).ok();
+    for verb in ["CHECK", "STATUS", "DEL", "GC"] {
+        plugin.call(&node, verb, &Attachment::of(&pod), &conf).ok();
+        let text = std::fs::read_to_string(node.path(&format!("/run/stdin.{verb}")));
+        let stdin: Value = serde_json::from_str(&text.expect("was asked")).expect("JSON");
+        assert_eq!(
+            stdin["ipam"]["ranges"],
+            json!([[{"subnet": "10.10.1.0/24"}]]),
+            "{verb}"
+        );
+        let routes = json!([{"dst": "10.99.0.0/16"}, {"dst": "10.10.0.0/16"}]);
+        assert_eq!(stdin["ipam"]["routes"], routes, "{verb}");
+    }
+    // Without the subnet file it gets what there is.
+    node.sh("rm /run/flannel/subnet.env").ok();
+    plugin.del(&pod, &conf).ok();
+}
+
+#[test]
+fn a_fixed_address_comes_back_from_an_attachment_that_is_no_more() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isDefaultGateway": true,
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}]]},
+    });
+    let asks = |pod: &Pod<'_>| Attachment::of(pod).with_args("IgnoreUnknown=1;IP=10.10.1.77");
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    plugin.call(&node, "ADD", &asks(&a), &conf).ok();
+    let (code, text) = plugin.call(&node, "ADD", &asks(&b), &conf).error();
+    assert_eq!(code, 7);
+    assert!(
+        text.contains("already reserved by container a, interface eth0"),
+        "{text}"
+    );
+    a.delete();
+    wait_for("the kernel takes the veth with the namespace", || {
+        node.ports().is_empty()
+    });
+    // An ADD in flight has no veth yet.
+    assert_eq!(plugin.call(&node, "ADD", &asks(&b), &conf).error().0, 7);
+    node.sh("touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/a:eth0")
+        .ok();
+    plugin.call(&node, "ADD", &asks(&b), &conf).ok();
+}
+
+#[test]
+fn status_says_no_where_every_add_would_fail() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let status = |conf: &Value| {
+        let reply = plugin.call(&node, "STATUS", &Attachment::named(""), conf);
+        let (code, text) = reply.error();
+        assert_eq!(code, 50, "{text}");
+        text
+    };
+    let mut conf = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw",
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}]], "routes": [{"dst": "10.99.0.0/16", "gw": "10.77.0.1"}]},
+    });
+    let text = status(&conf);
+    assert!(text.contains("dst 10.99.0.0/16, gw 10.77.0.1"), "{text}");
+    assert_eq!(plugin.add(&node.pod("a"), &conf).error().0, 100);
+    conf["ipam"]["routes"] = json!([{"dst": "10.99.0.0/16", "gw": "10.10.1.9"}]);
+    plugin
+        .call(&node, "STATUS", &Attachment::named(""), &conf)
+        .ok();
+    // A disk without room, and one without files to be had.
+    for (options, fill) in [
+        (
+            "size=64k",
+            "head -c 100000 /dev/zero > /var/lib/cni/networks/full",
+        ),
+        ("nr_inodes=2", "true"),
+    ] {
+        node.sh(&format!(
+            "mkdir -p /var/lib/cni/networks && mount -t tmpfs -o {options} tmpfs /var/lib/cni/networks; {fill}; \
+             touch /var/lib/cni/networks/last; true"
+        ))
+        .ok();
+        let text = status(&conf);
+        assert!(
+            text.contains("no storage space") || text.contains("No space left"),
+            "{text}"
+        );
+        node.sh("umount /var/lib/cni/networks").ok();
+    }
+}
+
+#[test]
+fn a_gateway_of_the_other_family_is_the_other_plugins_mistake() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let result =
+        r#"{"cniVersion": "1.0.0", "ips": [{"address": "fd00::5/64", "gateway": "10.1.1.1"}]}"#;
+    recorder(
+        &lab,
+        "recorder",
+        &format!("test $CNI_COMMAND = ADD && echo '{result}' || true"),
+    );
+    lab.make_executable("bin/recorder");
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isGateway": true,
+        "ipam": {"type": "recorder"},
+    });
+    let (code, text) = plugin.add(&node.pod("a"), &conf).error();
+    assert_eq!(code, 100, "{text}");
+    assert!(
+        text.contains("the gateway of fd00::5/64 is of the other family"),
+        "{text}"
+    );
+    assert!(node.ports().is_empty());
+    let verbs = std::fs::read_to_string(node.path("/run/verbs")).expect("was asked");
+    assert_eq!(verbs, "ADD a\nDEL a\n");
+}
+
+#[test]
+fn directories_in_the_place_of_files_block_nothing() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isDefaultGateway": true,
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/29"}]]},
+    });
+    node.sh("cd /var/lib/cni && mkdir -p networks/cbr0/10.10.1.2 networks/cbr0/last_reserved_ip.0")
+        .ok();
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    assert_eq!(plugin.add(&a, &conf).addresses(), ["10.10.1.3"]);
+    assert_eq!(plugin.add(&b, &conf).addresses(), ["10.10.1.4"]);
+    let asks = Attachment::of(&node.pod("c")).with_args("IgnoreUnknown=1;IP=10.10.1.2");
+    let (code, text) = plugin.call(&node, "ADD", &asks, &conf).error();
+    assert_eq!(code, 7);
+    assert!(text.contains("already reserved by a directory"), "{text}");
+    plugin.del(&a, &conf).ok();
+    plugin.del(&b, &conf).ok();
+}
+
+#[test]
+fn another_ipam_plugin_gets_what_it_got_when_the_subnet_file_is_gone() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(true);
+    let plugin = Plugin::ours(&lab);
+    let result = r#"{"cniVersion": "1.1.0", "ips": [{"address": "10.10.1.9/24"}]}"#;
+    recorder(
+        &lab,
+        "recorder",
+        &format!("test $CNI_COMMAND = ADD && echo '{result}' || true"),
+    );
+    lab.make_executable("bin/recorder");
+    let mut conf = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "delegate": {},
+        "ipam": {"type": "recorder"}, "cni.dev/valid-attachments": [],
+    });
+    let pod = node.pod("a");
+    conf["prevResult"] = plugin.add(&pod, &conf).ok();
+    node.sh("rm /run/flannel/subnet.env").ok();
+    for verb in ["DEL", "GC"] {
+        plugin.call(&node, verb, &Attachment::of(&pod), &conf).ok();
+        let text = std::fs::read_to_string(node.path(&format!("/run/stdin.{verb}")));
+        let stdin: Value = serde_json::from_str(&text.expect("was asked")).expect("JSON");
+        assert_eq!(
+            stdin["ipam"]["ranges"],
+            json!([[{"subnet": "10.10.1.0/24"}]]),
+            "{verb}"
+        );
+    }
 }

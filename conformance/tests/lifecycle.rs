@@ -1,6 +1,6 @@
 //! ADD and DEL, once, twice, too late, many at a time, and what they leave behind.
 
-use conformance::{Attachment, Lab, Node, Plugin, Reply};
+use conformance::{Attachment, Lab, Node, Plugin, Reply, Server};
 use serde_json::{Value, json};
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
@@ -459,8 +459,19 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
     attachment.ifname = "net1".to_owned();
     plugin.call(&node, "ADD", &attachment, &second).ok();
     let routes = pod.sh("busybox ip route").ok();
-    let first = routes.lines().next().unwrap_or_default().trim();
-    assert_eq!(first, "default via 10.10.1.1 dev eth0", "{routes}");
+    // The newest comes first, as with the reference since 1.6.0.
+    let defaults: Vec<_> = routes
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("default"))
+        .collect();
+    assert_eq!(
+        defaults,
+        [
+            "default via 10.20.1.1 dev net1",
+            "default via 10.10.1.1 dev eth0"
+        ]
+    );
     assert!(!routes.contains("10.10.1.0/24 via"), "{routes}");
     // A third, so that IPv6 has two as well.
     second["name"] = json!("third");
@@ -468,11 +479,26 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
     second["ipam"]["ranges"] = json!([[{"subnet": "fd00:30::/64"}]]);
     attachment.ifname = "net2".to_owned();
     plugin.call(&node, "ADD", &attachment, &second).ok();
+    // In IPv6 the kernel uses both.
     let routes = pod.sh("ip -6 route show default").ok();
-    assert_eq!(
-        routes.trim(),
-        "default via fd00:20::1 dev net1 metric 1024 pref medium"
+    for hop in [
+        "nexthop via fd00:20::1 dev net1",
+        "nexthop via fd00:30::1 dev net2",
+    ] {
+        assert!(routes.contains(hop), "{hop}: {routes}");
+    }
+    // A third in IPv4.
+    second["name"] = json!("fourth");
+    second["bridge"] = json!("cni3");
+    second["ipam"]["ranges"] = json!([[{"subnet": "10.30.1.0/24"}]]);
+    attachment.ifname = "net3".to_owned();
+    second["prevResult"] = plugin.call(&node, "ADD", &attachment, &second).ok();
+    let routes = pod.sh("busybox ip route").ok();
+    assert!(
+        routes.starts_with("default via 10.30.1.1 dev net3"),
+        "{routes}"
     );
+    plugin.call(&node, "CHECK", &attachment, &second).ok();
 }
 
 #[test]
@@ -504,10 +530,13 @@ fn is_gateway_force_address_and_port_isolation_do_what_they_say() {
         "{addresses}"
     );
     let isolated = plugin.add(&b, &conf).addresses();
-    // Another network on the same bridge has a mind of its own.
+    // Another network on the same bridge has a mind of its own. A subnet is one network's, so its
+    // addresses are somebody else's business.
     conf["name"] = json!("open");
     conf["portIsolation"] = json!(false);
-    conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/24", "rangeStart": "10.10.1.100"}]]);
+    conf["ipam"] = json!({
+        "type": "static", "addresses": [{"address": "10.10.1.100/24", "gateway": "10.10.1.1"}],
+    });
     let open = plugin.add(&c, &conf).addresses();
     assert!(a.pings("10.10.1.1") && a.pings(&open[0]));
     assert!(
@@ -585,4 +614,218 @@ fn a_name_that_the_kernel_would_complete_is_refused() {
         (7, r#"bridge: "br%d"; interface name contains %"#)
     );
     assert!(!node.sh("ip link").ok().contains("br0"));
+}
+
+/// Runs a request by a shell, its standard output where `redirection` says.
+fn by_shell(node: &Node<'_>, verb: &str, name: &str, conf: &Value, redirection: &str) -> bool {
+    node.write("/run/request", conf.to_string());
+    let run = format!(
+        "CNI_COMMAND={verb} CNI_CONTAINERID={name} CNI_NETNS=/run/netns/{name} CNI_IFNAME=eth0 \
+         CNI_PATH=/mnt/bin /mnt/bin/cni-hostgw < /run/request {redirection}"
+    );
+    node.sh(&run).success
+}
+
+#[test]
+fn an_add_whose_result_cannot_be_written_leaves_nothing() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = bridge_form("cni-hostgw");
+    conf["ipMasq"] = json!(true);
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    plugin.add(&b, &conf).ok();
+    // But for the request's own file, and whose turn it is.
+    let seen = || -> Vec<String> {
+        let of_pods = |line: &&str| !line.contains("last_reserved_ip") && !line.contains("request");
+        traces(&node)
+            .lines()
+            .filter(of_pods)
+            .map(str::to_owned)
+            .collect()
+    };
+    let before = seen();
+    assert!(!by_shell(&node, "ADD", "a", &conf, ">/dev/full"));
+    assert_eq!(seen(), before);
+    plugin.del(&a, &conf).ok();
+    assert_eq!(seen(), before);
+    // The network's first pod leaves no rules either.
+    plugin.del(&b, &conf).ok();
+    assert!(!by_shell(&node, "ADD", "a", &conf, ">/dev/full"));
+    assert_eq!(node.sh("nft list ruleset").ok(), "");
+    assert!(node.ports().is_empty());
+}
+
+#[test]
+fn an_add_does_not_say_ok_where_the_node_cannot_be_set_up() {
+    // A setting that says the right thing already is fine on a read-only file system.
+    for (setting, value, subnet) in [
+        ("net/ipv4/ip_forward", "0", "10.10.1.0/24"),
+        ("net/ipv6/conf/cni0/accept_ra", "1", "10.10.1.0/24"),
+        ("net/ipv6/conf/all/forwarding", "0", "fd00:10:10:1::/64"),
+        ("", "", "10.10.1.0/24"),
+    ] {
+        let lab = Lab::new();
+        let node = node(&lab);
+        let plugin = Plugin::ours(&lab);
+        let mut conf = bridge_form("cni-hostgw");
+        conf["ipam"]["ranges"] = json!([[{"subnet": subnet}]]);
+        let (a, b) = (node.pod("a"), node.pod("b"));
+        plugin.add(&a, &conf).ok();
+        if !setting.is_empty() {
+            node.sh(&format!("echo {value} > /proc/sys/{setting}")).ok();
+        }
+        node.sh("mount -o bind,ro /proc/sys /proc/sys").ok();
+        let reply = plugin.add(&b, &conf);
+        assert_eq!(reply.success, setting.is_empty(), "{setting}");
+        if !setting.is_empty() {
+            let (code, text) = reply.error();
+            assert_eq!(code, 100);
+            assert!(
+                text.contains(setting) && text.contains("Read-only"),
+                "{text}"
+            );
+            assert_eq!(node.ports().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn the_lock_is_waited_for_without_a_thread_where_none_can_be_had() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let pod = node.pod("a");
+    let holder = Server::program(&node, "flock", "/var/lib/cni/hostgw.lock busybox sleep 1");
+    conformance::wait_for("the lock is held", || {
+        !node.sh("flock -n /var/lib/cni/hostgw.lock true").success
+    });
+    let mut command = node.command("strace");
+    command.args([
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=clone3,clone:error=EAGAIN",
+    ]);
+    command.arg(&plugin.0);
+    let conf = bridge_form("cni-hostgw");
+    let add = plugin.start_by(&mut command, "ADD", &Attachment::of(&pod), &conf);
+    add.wait().ok();
+    drop(holder);
+}
+
+#[test]
+fn del_needs_no_room_and_nothing_to_write_to() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let conf = bridge_form("cni-hostgw");
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    node.sh(
+        "mkdir -p /var/lib/cni/networks && mount -t tmpfs -o size=200k tmpfs /var/lib/cni/networks",
+    )
+    .ok();
+    let del = |name: &str| plugin.call(&node, "DEL", &Attachment::named(name), &conf);
+    // Nothing was ever here, on a full disk and on one that takes no writing.
+    node.sh("head -c 300000 /dev/zero > /var/lib/cni/networks/full; mkdir -p /var/lib/cni/networks/cbr0; true")
+        .ok();
+    del("a").ok();
+    node.sh("mount -o remount,ro /var/lib/cni/networks").ok();
+    del("a").ok();
+    node.sh("mount -o remount,rw /var/lib/cni/networks && rm -r /var/lib/cni/networks/*")
+        .ok();
+    // Two pods, and the disk fills up.
+    plugin.add(&a, &conf).ok();
+    plugin.add(&b, &conf).ok();
+    node.sh("head -c 300000 /dev/zero > /var/lib/cni/networks/full; true")
+        .ok();
+    del("a").ok();
+    del("a").ok();
+    assert!(!node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists());
+    // What never was needs nothing removed; what was cannot be removed, and is not forgotten.
+    node.sh("mount -o remount,ro /var/lib/cni/networks").ok();
+    del("a").ok();
+    let (code, text) = del("b").error();
+    assert_eq!(code, 5, "{text}");
+    node.sh("mount -o remount,rw /var/lib/cni/networks").ok();
+    del("b").ok();
+    let left = node
+        .sh("ls -A /var/lib/cni/networks/cbr0 | grep ^10; true")
+        .ok();
+    assert_eq!(left, "");
+    assert!(node.ports().is_empty());
+}
+
+#[test]
+fn del_of_a_bridge_plugins_pod_does_not_take_an_error_for_a_namespace_that_is_gone() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
+    let pod = node.pod("a");
+    reference.add(&pod, &bridge_form("bridge")).ok();
+    let conf = bridge_form("cni-hostgw");
+    for call in ["openat", "fstatfs", "setns", "socket"] {
+        for error in ["EMFILE", "EIO", "ENOBUFS", "EPERM", "ENOMEM"] {
+            for nth in 1..6 {
+                let inject = format!("inject={call}:error={error}:when={nth}");
+                let mut command = node.command("strace");
+                command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
+                command.arg(&ours.0);
+                ours.start_by(&mut command, "DEL", &Attachment::of(&pod), &conf)
+                    .end();
+                let is_held = node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists();
+                let has_it = pod.sh("ip -o addr").ok().contains("10.10.1.2");
+                // The link goes first, and nobody gets an address that is in use.
+                assert!(is_held || !has_it, "{inject}");
+                if !is_held || !has_it {
+                    ours.del(&pod, &conf).ok();
+                    reference.add(&pod, &bridge_form("bridge")).ok();
+                    node.sh(
+                        "cd /var/lib/cni/networks/cbr0 && mv 10.10.1.* 10.10.1.2 2>/dev/null; true",
+                    )
+                    .ok();
+                    pod.sh("ip addr flush dev eth0 && ip addr add 10.10.1.2/24 dev eth0")
+                        .ok();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn exhaustion_does_not_take_a_live_pods_address_that_another_plugin_reserved() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
+    let ranges = json!([[{"subnet": "10.10.1.0/30"}]]);
+    let (mut conf, mut theirs) = (bridge_form("cni-hostgw"), bridge_form("bridge"));
+    conf["ipam"]["ranges"] = ranges.clone();
+    theirs["ipam"]["ranges"] = ranges;
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    // Ours, a while ago; then a node that went back: theirs gives it back and takes it again.
+    ours.add(&a, &conf).ok();
+    node.sh("touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/a:eth0")
+        .ok();
+    reference.del(&a, &theirs).ok();
+    reference.add(&a, &theirs).ok();
+    assert_eq!(ours.add(&b, &conf).error().0, 101);
+    assert!(node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists());
+    assert!(a.pings("10.10.1.1"));
+}
+
+#[test]
+fn a_migrated_attachment_that_is_added_again_keeps_its_address() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
+    let conf = bridge_form("cni-hostgw");
+    let (first, pod) = (node.pod("first"), node.pod("a"));
+    ours.add(&first, &conf).ok();
+    reference.add(&pod, &bridge_form("bridge")).ok();
+    node.sh("ip -n a link delete eth0").ok();
+    assert_eq!(ours.add(&pod, &conf).addresses(), ["10.10.1.3"]);
+    ours.del(&pod, &conf).ok();
+    let held = node.sh("ls /var/lib/cni/networks/cbr0 | grep ^10").ok();
+    assert_eq!(held, "10.10.1.2\n");
 }

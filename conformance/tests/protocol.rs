@@ -140,7 +140,7 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
             r#"bridge: "way-too-long-name"; interface name is too long"#,
         ),
         (
-            json!({"ipam": {"ranges": [[{"subnet": "10.10.1.5/24"}]]}}),
+            json!({"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.10.1.5/24"}]]}}),
             7,
             "has host bits set",
         ),
@@ -155,17 +155,17 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
             r#"runtimeConfig.ips: "10.10.1""#,
         ),
         (
-            json!({"ipam": {"subnet": "10.10.1.0/24", "gateway": "fd00::1"}}),
+            json!({"ipam": {"type": "host-local", "subnet": "10.10.1.0/24", "gateway": "fd00::1"}}),
             7,
             "gateway fd00::1 is not of the family of network 10.10.1.0/24",
         ),
         (
-            json!({"ipam": {"rangeStart": "10.10.1.9"}}),
+            json!({"ipam": {"type": "host-local", "rangeStart": "10.10.1.9"}}),
             7,
             "rangeStart, rangeEnd and gateway belong to a subnet",
         ),
         (
-            json!({"ipam": {"subnet": "10.10.1.0/24", "resolvConf": "/run/none"}}),
+            json!({"ipam": {"type": "host-local", "subnet": "10.10.1.0/24", "resolvConf": "/run/none"}}),
             7,
             "ipam.resolvConf: /run/none; No such file",
         ),
@@ -181,12 +181,7 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
         ),
         (json!({"name": ""}), 7, "missing network name"),
         (
-            json!({"cniVersion": "0.2.0", "ipam": {}}),
-            7,
-            "cniVersion: 0.2.0; its results have room for addresses only",
-        ),
-        (
-            json!({"subnetFileWait": 61, "ipam": {"ranges": []}}),
+            json!({"subnetFileWait": 61, "ipam": {"type": "host-local"}}),
             7,
             "subnetFileWait: 61; must be from 0 to 60 seconds",
         ),
@@ -311,7 +306,7 @@ fn what_asks_for_nothing_is_nothing() {
 }
 
 #[test]
-fn explicit_ranges_win_and_may_be_of_fewer_families_than_the_cluster() {
+fn explicit_ranges_win_and_may_be_of_fewer_families_than_the_cluster_but_not_in_flannels_form() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
@@ -320,16 +315,28 @@ fn explicit_ranges_win_and_may_be_of_fewer_families_than_the_cluster() {
          --network fd00:10:10::/48 --subnet fd00:10:10:1::/64 --mtu 1400",
     )
     .ok();
-    let conf = json!({
-        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw",
-        "delegate": {"isDefaultGateway": true},
-        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24", "rangeStart": "10.10.1.100"}]]},
+    let range = json!({"subnet": "10.10.1.0/24", "rangeStart": "10.10.1.100"});
+    let mut conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isDefaultGateway": true,
+        "subnetFile": "/run/flannel/subnet.env", "ipam": {"ranges": [[range]]},
     });
-    let pod = node.pod("a");
+    let (pod, other) = (node.pod("a"), node.pod("b"));
     assert_eq!(
         Plugin::ours(&lab).add(&pod, &conf).addresses(),
         ["10.10.1.100"]
     );
+    // A forgotten range would give every node the same addresses.
+    conf["delegate"] = json!({"isDefaultGateway": true});
+    for ipam in [
+        json!({"ranges": [[{"subnet": "10.99.1.0/24"}]]}),
+        json!({"subnet": "10.99.1.0/24", "rangeStart": "10.99.1.9"}),
+    ] {
+        conf["ipam"] = ipam;
+        let addresses = Plugin::ours(&lab).add(&other, &conf).addresses();
+        assert!(addresses[0].starts_with("10.10.1."), "{addresses:?}");
+        assert!(addresses[1].starts_with("fd00:10:10:1:"), "{addresses:?}");
+        Plugin::ours(&lab).del(&other, &conf).ok();
+    }
     assert!(
         pod.sh("busybox ip route")
             .ok()
@@ -605,4 +612,371 @@ fn status_is_quick_and_writes_nothing() {
     times.sort_unstable();
     assert_eq!(times.len(), 21, "{log}");
     assert!(times[10] < 3000, "the median, in microseconds: {times:?}");
+}
+
+#[test]
+fn what_is_of_another_json_type_is_named_in_jsons_words() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(true);
+    let plugin = Plugin::ours(&lab);
+    let _pod = node.pod("a");
+    let typed = |key: &str, value: Value| json!({ key: value });
+    for (change, said) in [
+        (
+            typed("ipam", json!([])),
+            "ipam: expected an object, found the array []",
+        ),
+        (
+            typed("ipam", json!(["host-local", [], []])),
+            "ipam: expected an object, found the array",
+        ),
+        (
+            typed("args", json!([[["10.1.2.77"]]])),
+            "args: expected an object, found the array",
+        ),
+        (
+            typed("args", json!({"cni": [["10.1.2.77"]]})),
+            "args.cni: expected an object",
+        ),
+        (
+            typed("runtimeConfig", json!([["10.1.2.77"]])),
+            "runtimeConfig: expected an object",
+        ),
+        (
+            typed("runtimeConfig", json!({"dns": [["10.0.0.1"]]})),
+            "runtimeConfig.dns: expected an object",
+        ),
+        (
+            typed("runtimeConfig", json!({"ipRanges": [[["10.1.2.0/24"]]]})),
+            "runtimeConfig.ipRanges[0][0]: expected an object",
+        ),
+        (
+            typed("dns", json!([["10.0.0.1"]])),
+            "dns: expected an object",
+        ),
+        (
+            typed("capabilities", json!([true, false])),
+            "capabilities: expected an object",
+        ),
+        (
+            typed("capabilities", json!({"ips": "yes"})),
+            r#"capabilities.ips: expected true or false, found the string "yes""#,
+        ),
+        (
+            typed(
+                "ipam",
+                json!({"type": "host-local", "routes": [["10.0.0.0/8"]]}),
+            ),
+            "ipam.routes[0]: expected an object",
+        ),
+        (
+            typed("ipam", json!({"type": 5})),
+            "ipam.type: expected a string, found the number 5",
+        ),
+        (
+            typed("mtu", json!(-1)),
+            "mtu: expected a whole number from 0 to 4294967295, found the number -1",
+        ),
+        (typed("mtu", json!(1500.5)), "mtu: expected a whole number"),
+        (
+            typed("prevResult", json!({"interfaces": [["eth0"]]})),
+            "interfaces[0]: expected an object",
+        ),
+        (typed("delegate", json!([])), "delegate: expected an object"),
+        (
+            typed("delegate", json!({"args": []})),
+            "delegate.args: expected an object",
+        ),
+    ] {
+        let mut conf = bridge_form("1.0.0", &[V4]);
+        for (key, value) in change.as_object().expect("an object") {
+            conf[key] = value.clone();
+        }
+        let (code, text) = plugin
+            .call(&node, "ADD", &Attachment::named("a"), &conf)
+            .error();
+        assert_eq!(code, 6, "{change}: {text}");
+        assert!(text.contains(said), "{change}: {text}");
+        for rusts in ["struct", "sequence", "u32", "i64", "a map", "invalid type"] {
+            assert!(!text.contains(rusts), "{change}: {text}");
+        }
+        // What it would have made, DEL takes away whatever the configuration became.
+        if !change["prevResult"].is_object() {
+            plugin
+                .call(&node, "DEL", &Attachment::named("a"), &conf)
+                .ok();
+        }
+    }
+}
+
+#[test]
+fn addresses_are_asked_for_in_every_form_that_go_reads_and_in_no_other() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let pod = node.pod("a");
+    let conf = bridge_form("1.0.0", &["10.1.0.0/24"]);
+    let with = |key: &str, text: &str| {
+        let mut conf = conf.clone();
+        let mut attachment = Attachment::of(&pod);
+        match key {
+            "IP" => attachment = attachment.with_args(&format!("IgnoreUnknown=1;IP={text}")),
+            "args" => conf["args"] = json!({"cni": {"ips": [text]}}),
+            _ => conf["runtimeConfig"] = json!({"ips": [text]}),
+        }
+        (conf, attachment)
+    };
+    for key in ["IP", "args", "runtimeConfig"] {
+        for text in [
+            "10.1.0.78",
+            "10.1.0.78/24",
+            "10.1.0.78/8",
+            "::ffff:10.1.0.78",
+            "::ffff:a01:4e",
+            "::ffff:10.1.0.78/24",
+            "::ffff:10.1.0.78/120",
+        ] {
+            let (conf, attachment) = with(key, text);
+            let reply = plugin.call(&node, "ADD", &attachment, &conf);
+            assert_eq!(reply.addresses(), ["10.1.0.78"], "{key} {text}");
+            plugin.call(&node, "DEL", &attachment, &conf).ok();
+        }
+        for text in [
+            "10.1.0.78/abc",
+            "10.1.0.78/64",
+            "10.1.0.78/99",
+            "10.1.0.78/",
+            "10.1.0.78/+24",
+            "/24",
+            "10.1.0.64/255.255.255.224",
+            "::ffff:10.1.0.78/129",
+        ] {
+            let (conf, attachment) = with(key, text);
+            let (code, said) = plugin.call(&node, "ADD", &attachment, &conf).error();
+            assert_eq!(code, 7, "{key} {text}: {said}");
+            assert!(said.contains(text), "{key} {text}: {said}");
+        }
+    }
+    let mut conf = conf;
+    for (range, said) in [
+        (
+            json!({"subnet": "10.2.1.64/255.255.255.224"}),
+            "is not a network",
+        ),
+        (
+            json!({"subnet": "10.2.1.0/24", "gateway": "10.2.2.1"}),
+            "gateway 10.2.2.1 not in network 10.2.1.0/24",
+        ),
+        (
+            json!({"subnet": "fd00::/64", "gateway": "fd01::1"}),
+            "gateway fd01::1 not in network fd00::/64",
+        ),
+    ] {
+        conf["ipam"]["ranges"] = json!([[range]]);
+        let (_, text) = plugin.add(&pod, &conf).error();
+        assert!(text.contains(said), "{text}");
+    }
+    let mapped = json!({"subnet": "10.1.0.0/24", "rangeStart": "::ffff:10.1.0.9", "rangeEnd": "::ffff:a01:9", "gateway": "::ffff:10.1.0.7"});
+    conf["ipam"]["ranges"] = json!([[mapped]]);
+    let result = plugin.add(&pod, &conf).ok();
+    assert_eq!(result["ips"][0]["address"], "10.1.0.9/24");
+    assert_eq!(result["ips"][0]["gateway"], "10.1.0.7");
+}
+
+#[test]
+fn hardware_addresses_are_asked_for_in_every_form_that_go_reads() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = bridge_form("1.0.0", &[V4]);
+    for mac in ["0a58.0a01.0042", "0A-58-0A-01-00-42", "0a:58:0a:01:00:42"] {
+        let pod = node.pod("a");
+        let attachment = Attachment::of(&pod).with_args(&format!("IgnoreUnknown=1;MAC={mac}"));
+        let result = plugin.call(&node, "ADD", &attachment, &conf).ok();
+        assert_eq!(result["interfaces"][2]["mac"], "0a:58:0a:01:00:42");
+        plugin.call(&node, "DEL", &attachment, &conf).ok();
+        pod.delete();
+    }
+}
+
+#[test]
+fn advice_fits_what_is_wrong_with_cni_args() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let pod = node.pod("a");
+    let said = |args: &str| {
+        let attachment = Attachment::of(&pod).with_args(args);
+        let reply = plugin.call(&node, "ADD", &attachment, &bridge_form("1.0.0", &[V4]));
+        let (code, text) = reply.error();
+        assert_eq!(code, 4);
+        text
+    };
+    let text = said("IgnoreUnknown=1;TOKEN=YWJj==");
+    assert!(text.contains(r#"invalid pair "TOKEN=YWJj==""#), "{text}");
+    assert!(
+        text.contains(r#"no value has a "=" in it"#) && !text.contains("IgnoreUnknown"),
+        "{text}"
+    );
+    let text = said("TOKEN=abc");
+    assert!(text.contains("add IgnoreUnknown=1"), "{text}");
+}
+
+#[test]
+fn the_oldest_versions_have_links_without_addresses_too() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    for version in ["0.1.0", "0.2.0"] {
+        let pod = node.pod("a");
+        let conf = json!({"cniVersion": version, "name": "l2", "type": "bridge"});
+        let result = plugin.add(&pod, &conf).ok();
+        assert_eq!(result, json!({"cniVersion": version, "dns": {}}));
+        assert!(pod.sh("ip -br link show eth0").ok().contains(" UP "));
+        plugin.del(&pod, &conf).ok();
+        pod.delete();
+    }
+}
+
+#[test]
+fn names_may_be_as_long_as_they_like() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let _pod = node.pod("a");
+    // Longer than a file's name together, and longer than a table's.
+    for (id, network) in [
+        ("c".repeat(254), "net".to_owned()),
+        ("c".repeat(300), "net".to_owned()),
+        ("c".repeat(64), "n".repeat(250)),
+        ("c".repeat(300), "n".repeat(250)),
+    ] {
+        let mut conf = bridge_form("1.1.0", &[V4]);
+        conf["type"] = json!("cni-hostgw");
+        conf["name"] = json!(network);
+        conf["ipMasq"] = json!(true);
+        let attachment = Attachment {
+            id: id.clone(),
+            ..Attachment::named("a")
+        };
+        for verb in ["DEL", "ADD"] {
+            plugin.call(&node, verb, &attachment, &conf).ok();
+        }
+        let rules = node.sh("nft list ruleset").ok();
+        assert!(rules.contains("masquerade"), "{rules}");
+        plugin.call(&node, "DEL", &attachment, &conf).ok();
+        assert_eq!(node.sh("nft list ruleset").ok(), "");
+        // GC finds it as well.
+        plugin.call(&node, "ADD", &attachment, &conf).ok();
+        let mut collect = conf.clone();
+        collect["cni.dev/valid-attachments"] = json!([]);
+        plugin.call(&node, "GC", &attachment, &collect).ok();
+        assert!(node.ports().is_empty());
+        assert_eq!(node.sh("nft list ruleset").ok(), "");
+        node.sh("ls -R /var/lib/cni | grep -E '^10|:eth0|^_' && exit 1; true")
+            .ok();
+    }
+    // No file could have such a name, so there is nothing to delete.
+    let mut conf = bridge_form("1.1.0", &[V4]);
+    conf["name"] = json!("n".repeat(300));
+    plugin
+        .call(&node, "DEL", &Attachment::named("a"), &conf)
+        .ok();
+}
+
+#[test]
+fn a_resolvers_comments_may_be_in_any_encoding() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write("/run/resolv.conf", b"# f\xfcr uns\nnameserver 10.96.0.10\n");
+    let mut conf = bridge_form("1.0.0", &[V4]);
+    conf["dns"] = json!({});
+    conf["ipam"]["resolvConf"] = json!("/run/resolv.conf");
+    let result = Plugin::ours(&lab).add(&node.pod("a"), &conf).ok();
+    assert_eq!(result["dns"]["nameservers"], json!(["10.96.0.10"]));
+}
+
+#[test]
+fn a_subnet_file_is_read_as_flannel_reads_it() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel", "subnetFileWait": 0,
+        "delegate": {"isDefaultGateway": true},
+    });
+    let write = |network: &str, subnet: &str, mtu: &str| {
+        let text = format!(
+            "FLANNEL_NETWORK={network}\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n"
+        );
+        node.write("/run/flannel/subnet.env", text);
+    };
+    let pod = node.pod("a");
+    // Twice the same network, one with host bits, one of IPv6, and the kernel's MTU.
+    write(
+        "10.10.0.0/16,fd00:10::/48,10.10.0.5/16",
+        "10.10.1.1/24",
+        "0",
+    );
+    let result = plugin.add(&pod, &conf).ok();
+    let routes = json!([{"dst": "10.10.0.0/16"}, {"dst": "0.0.0.0/0", "gw": "10.10.1.1"}]);
+    assert_eq!(result["routes"], routes);
+    assert!(pod.sh("ip link show eth0").ok().contains("mtu 1500"));
+    plugin.del(&pod, &conf).ok();
+    let text = "\u{feff}FLANNEL_NETWORK=10.10.0.0/16\r\nFLANNEL_SUBNET=10.10.1.1/24\r\nFLANNEL_MTU=1450\r\nFLANNEL_IPMASQ=true\r\n";
+    node.write("/run/flannel/subnet.env", text);
+    plugin.add(&pod, &conf).ok();
+    plugin.del(&pod, &conf).ok();
+    for (network, subnet, said) in [
+        (
+            "10.10.0.0/16",
+            "10.99.3.1/24",
+            "subnet 10.99.3.1/24 lies in none of the networks",
+        ),
+        (
+            "10.10.0.0/16",
+            "10.10.1.1/255.255.255.0",
+            "is not an IPv4 subnet",
+        ),
+        (
+            "10.10.0.0/255.255.0.0",
+            "10.10.1.1/24",
+            "is not a list of networks",
+        ),
+    ] {
+        write(network, subnet, "1500");
+        let (code, text) = plugin.add(&pod, &conf).error();
+        assert_eq!(code, 11);
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
+fn what_flannel_hands_on_to_bridge_has_its_effect() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    node.write_subnet_env(true);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
+        "delegate": {
+            "dns": {"nameservers": ["10.96.0.10"]},
+            "args": {"cni": {"ips": ["10.10.1.77"], "mac": "02:00:00:00:00:07"}},
+            "runtimeConfig": {"ips": ["10.10.1.88"]},
+        },
+    });
+    // The first that fits of all that are asked for: one range set has room for one.
+    conf["delegate"]["args"]["cni"]["ips"] = json!([]);
+    let pod = node.pod("a");
+    let result = plugin.add(&pod, &conf).ok();
+    assert_eq!(result["ips"][0]["address"], "10.10.1.88/24");
+    assert_eq!(result["dns"]["nameservers"], json!(["10.96.0.10"]));
+    assert_eq!(result["interfaces"][2]["mac"], "02:00:00:00:00:07");
+    plugin.del(&pod, &conf).ok();
+    // The runtime's own takes its place, and the delegate's arguments are asked for.
+    conf["runtimeConfig"] = json!({});
+    conf["delegate"]["args"]["cni"]["ips"] = json!(["10.10.1.77"]);
+    let result = plugin.add(&pod, &conf).ok();
+    assert_eq!(result["ips"][0]["address"], "10.10.1.77/24");
 }

@@ -77,3 +77,42 @@ fn it_is_reachable_at_once_from_the_node_from_its_pods_and_from_other_nodes() {
         pod.delete();
     }
 }
+
+#[test]
+fn an_address_that_moves_to_another_node_of_one_layer_2_network_is_reachable_at_once() {
+    let lab = Lab::new();
+    let plugin = Plugin::ours(&lab);
+    let no_ipv6 = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6";
+    let client = lab.node("client", &[]);
+    client
+        .sh(&format!("{no_ipv6}; ip addr add 10.40.1.1/24 dev enp0s5"))
+        .ok();
+    let nodes = ["one", "two"].map(|name| lab.node(name, &[]));
+    for node in &nodes {
+        node.sh(&format!(
+            "{no_ipv6}; ip link add l2 type bridge && ip link set enp0s5 master l2 && ip link set l2 up"
+        ))
+        .ok();
+    }
+    let fixed = json!({"type": "static", "addresses": [{"address": "10.40.1.9/24"}]});
+    let ranged = json!({"type": "host-local", "ranges": [[{
+        "subnet": "10.40.1.0/24", "rangeStart": "10.40.1.9", "rangeEnd": "10.40.1.9",
+    }]]});
+    for ipam in [ranged, fixed] {
+        let conf = json!({
+            "cniVersion": "1.0.0", "name": "l2", "type": "cni-hostgw", "bridge": "l2", "ipam": ipam,
+        });
+        for round in 0..6 {
+            let node = &nodes[round % 2];
+            let pod = node.pod("a");
+            pod.sh(no_ipv6).ok();
+            plugin.add(&pod, &conf).ok();
+            assert!(
+                answers(|script| client.sh(script), "10.40.1.9"),
+                "round {round} of {conf}: the switch knows where it is"
+            );
+            plugin.del(&pod, &conf).ok();
+            pod.delete();
+        }
+    }
+}

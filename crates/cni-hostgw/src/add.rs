@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use cni::{AddResult, Attached, Call, Dns, Interface, Ip, RouteConf};
+use cni::{AddResult, Attached, Call, Dns, Interface, Ip, NetworkName, RouteConf};
 use host_local::Store;
 use kernel::{Furnishing, Home, Link, Mac, Netns, Rtnl, Veth, Watch, sysctl};
 
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::ipam::{Address, Allocation, Ipam};
 use crate::log::Steps;
 use crate::names::Names;
-use crate::routes;
+use crate::{masquerade, routes};
 
 /// The store's mark of a network in which a hardware address was asked for.
 const ASKED_FOR: &str = "mac";
@@ -22,85 +22,209 @@ const ASKED_FOR: &str = "mac";
 /// How long duplicate address detection may take: the kernel asks for a second or two.
 const DETECTION: Duration = Duration::from_secs(10);
 
-/// Makes the attachment and says what it made.
-pub(crate) fn add(
-    call: &Call,
+/// What an ADD has made so far: to be kept once the runtime has the result, or to be undone.
+#[must_use = "what is neither kept nor undone stays"]
+pub(crate) struct Made<'a> {
+    host: Rtnl,
+    network: &'a NetworkName,
+    store: &'a Store,
+    /// The host veth, once it is there or may be.
+    veth: Option<String>,
+    allocation: Option<Allocation<'a>>,
+}
+
+impl Made<'_> {
+    /// Makes it outlive this process.
+    pub(crate) fn keep(self) {
+        if let Some(allocation) = self.allocation {
+            allocation.keep();
+        }
+    }
+
+    /// Takes it away again. Why the ADD failed is what the runtime wants to hear, so nothing else
+    /// is said; what could not be taken away, DEL finds.
+    pub(crate) fn undo(mut self) {
+        let Some(allocation) = self.allocation.take() else {
+            self.delete_veth();
+            return;
+        };
+        // Another IPAM plugin may need the interface for giving an address back.
+        if allocation.is_delegated() {
+            drop(allocation.give_back());
+            self.delete_veth();
+            drop(masquerade::leave_if_last(
+                &self.host,
+                self.network,
+                self.store,
+            ));
+        } else if self.delete_veth() {
+            if let Ok(Some(vacant)) = allocation.give_back() {
+                drop(masquerade::leave(self.network, vacant));
+            }
+        } else {
+            // While the link carries the address, nobody else must get it.
+            allocation.keep();
+        }
+    }
+
+    /// Whether there is no host veth of this ADD any more.
+    fn delete_veth(&self) -> bool {
+        let veth = self.veth.as_deref();
+        veth.is_none_or(|veth| self.host.delete_link(veth).is_ok())
+    }
+}
+
+/// How long the kernel may take to notice that the container's end went up.
+const CARRIER: Duration = Duration::from_millis(500);
+
+/// Makes the attachment, and says what it made. On failure nothing of it is left.
+pub(crate) fn add<'a>(
+    call: &'a Call,
     attached: &Attached,
-    config: &Config,
+    config: &'a Config,
     steps: &mut Steps,
-) -> Result<AddResult, Error> {
+) -> Result<(AddResult, Made<'a>), Error> {
     let previous = AddResult::previous(&call.config, call.version)?;
     let home = Home::current()?;
     let netns = open_netns(&home, attached)?;
-    let host = Rtnl::connect()?;
+    let mut made = Made {
+        host: Rtnl::connect()?,
+        network: &call.network,
+        store: &config.store,
+        veth: None,
+        allocation: None,
+    };
     let container = Rtnl::connect_in(&home, &netns)?;
     refuse_taken(&container, attached)?;
-    let names = Names::of(&call.network, attached);
-    // Another IPAM plugin would take the address of a live attachment for the one to give back.
-    if matches!(config.ipam, Ipam::Delegate(_)) && host.link(&names.veth)?.is_some() {
-        return Err(Error::Live(names.veth));
-    }
     steps.done("netns");
-    let allocation = config.ipam.allocate(&host, &config.store, attached)?;
-    steps.done("ipam");
-    let gateways = allocation.gateways();
-    let bridge = bridge::ensure(&host, &call.network, config, &gateways)?;
-    steps.done("bridge");
+    let container = Container {
+        home,
+        netns,
+        rtnl: container,
+    };
+    match connect(attached, config, &container, &mut made, steps) {
+        Ok(result) => Ok((result.after(previous.unwrap_or_default()), made)),
+        Err(error) => {
+            made.undo();
+            Err(error)
+        }
+    }
+}
+
+/// The container's side, and how to get there and back.
+struct Container {
+    home: Home,
+    netns: Netns,
+    rtnl: Rtnl,
+}
+
+/// A pair that connects the container with the bridge.
+struct Pair {
+    bridge: Link,
+    /// The names on the host's side.
+    names: Names,
+    /// The container's end.
+    inside: Link,
+    container_mac: Mac,
+}
+
+/// Connects the container with the bridge and gives it its addresses. What that takes is written
+/// down in `made`.
+fn connect<'a>(
+    attached: &Attached,
+    config: &'a Config,
+    container: &Container,
+    made: &mut Made<'a>,
+    steps: &mut Steps,
+) -> Result<AddResult, Error> {
+    let pair = link_to_bridge(attached, config, container, made, steps)?;
+    if let Some(delegated) = config.ipam.delegate() {
+        let delegated = made.allocation.insert(delegated?);
+        steps.done("delegate");
+        let _lock = bridge::lock()?;
+        delegated.refuse_shared(&made.host, &config.store, made.network)?;
+        let gateways = delegated.gateways();
+        bridge::ensure_addresses(
+            &made.host,
+            config,
+            &pair.bridge,
+            &gateways,
+            &pair.names.veth,
+        )?;
+    }
+    let allocation = made.allocation.as_ref();
+    let allocation = allocation.expect("addresses, or none, are allocated with the pair");
     if let Some(masquerade) = &config.masquerade {
         masquerade.ensure(&config.store, &allocation.addresses)?;
         steps.done("masquerade");
     }
-    let ips: Vec<_> = allocation
-        .addresses
-        .iter()
-        .map(|a| a.address.ip())
-        .collect();
-    let veth = Veth {
-        host: &names.veth,
-        host_mac: names.mac,
-        container: attached.ifname.as_str(),
-        container_mac: container_mac(config, &ips),
-        netns: &netns,
-        mtu: config.mtu,
-        bridge: &bridge,
-        port: config.port,
-        alias: &names.alias(config.pod.as_deref()),
-    };
-    let link = host.add_veth(&veth, &container).map_err(|error| {
-        // The container's name is free, so it is the host's: the attachment lives elsewhere.
-        if error.is_exists() {
-            Error::Live(names.veth.clone())
-        } else {
-            error.into()
-        }
-    })?;
-    steps.done("veth");
-    let mut all_routes = allocation.routes.clone();
+    let mut routes = allocation.routes.clone();
     if config.is_default_gateway {
-        all_routes = routes::with_default(&all_routes, &gateways);
+        routes = routes::with_default(&routes, &allocation.gateways());
     }
-    let furnished = furnish(
-        &home,
-        &container,
-        &veth,
-        &link,
-        config,
-        &allocation,
-        &all_routes,
-    );
+    furnish(&made.host, container, &pair, config, allocation, &routes)?;
     steps.done("furnish");
     // Whatever the node believed of the addresses was of somebody before.
-    let furnished = furnished.and_then(|()| Ok(host.forget_neighbours(&bridge, &ips)?));
-    if let Err(error) = furnished {
-        if host.delete_link(veth.host).is_err() {
-            // While the link carries the address, nobody else must get it.
-            allocation.keep();
+    made.host
+        .forget_neighbours(&pair.bridge, &allocation.ips())?;
+    Ok(result(attached, config, &pair, allocation, routes))
+}
+
+/// Makes the pair, its host end a port of the bridge: with our own addresses reserved before, where
+/// they are ours to give. All of it under the lock of the node's bridges.
+fn link_to_bridge<'a>(
+    attached: &Attached,
+    config: &'a Config,
+    container: &Container,
+    made: &mut Made<'a>,
+    steps: &mut Steps,
+) -> Result<Pair, Error> {
+    let Config { ipam, store, .. } = config;
+    let names = Names::of(made.network, attached);
+    // A network whose store is stuck keeps no other network from its bridges.
+    store.wait_for_lock()?;
+    let _lock = bridge::lock()?;
+    steps.done("lock");
+    let reserved =
+        made.allocation
+            .insert(ipam.reserve(&made.host, store, made.network, attached)?);
+    let (ips, gateways) = (reserved.ips(), reserved.gateways());
+    steps.done("ipam");
+    let bridge = bridge::ensure(&made.host, made.network, config, &gateways)?;
+    steps.done("bridge");
+    let container_mac = container_mac(config, &names, &ips)?;
+    let made_pair = made.host.add_veth(
+        &Veth {
+            host: &names.veth,
+            host_mac: names.mac,
+            container: attached.ifname.as_str(),
+            container_mac,
+            netns: &container.netns,
+            mtu: config.mtu,
+            bridge: &bridge,
+            port: config.port,
+            alias: &names.alias(config.pod.as_deref()),
+        },
+        &container.rtnl,
+    );
+    let inside = match made_pair {
+        Ok(inside) => inside,
+        // The container's name is free, so it is the host's: the attachment lives elsewhere.
+        Err(error) if error.is_exists() => return Err(Error::Live(names.veth)),
+        Err(error) => {
+            made.veth = error.may_remain().then_some(names.veth);
+            return Err(error.into());
         }
-        return Err(error);
-    }
-    let result = result(attached, config, &veth, &link, &allocation, all_routes);
-    allocation.keep();
-    Ok(previous.unwrap_or_default().followed_by(result))
+    };
+    made.veth = Some(names.veth.clone());
+    bridge::keep_mtu(&made.host, &bridge, inside.mtu)?;
+    steps.done("veth");
+    Ok(Pair {
+        bridge,
+        names,
+        inside,
+        container_mac,
+    })
 }
 
 /// Opens the container's namespace. Ours is refused before anything is changed: a recycled
@@ -124,21 +248,26 @@ fn refuse_taken(container: &Rtnl, attached: &Attached) -> Result<(), Error> {
     }
 }
 
-/// The one asked for, or the one that goes with the address. Without an address, the container
-/// may be bridged with other nodes, where nothing but chance makes it unique.
-fn container_mac(config: &Config, ips: &[IpAddr]) -> Mac {
-    let computed = || match ips.first() {
-        Some(ip) => Mac::of(*ip),
-        None => Mac::local(0x5b, rand::random()),
-    };
-    config.mac.unwrap_or_else(computed)
+/// The one asked for, or the one that goes with the address, or with the attachment where another
+/// IPAM plugin is about to give it an address. Without any address, the container may be bridged
+/// with other nodes, where nothing but chance makes it unique.
+fn container_mac(config: &Config, names: &Names, ips: &[IpAddr]) -> Result<Mac, Error> {
+    Ok(match (config.mac, ips.first(), &config.ipam) {
+        (Some(mac), ..) => mac,
+        (None, Some(ip), _) => Mac::of(*ip),
+        (None, None, Ipam::Delegate(_)) => names.container_mac,
+        (None, None, _) => Mac::local(0x5b, bridge::by_chance()?),
+    })
 }
 
 /// Whether the neighbours must be told of the container's hardware address. One that goes with
 /// its address they know already, if they know any: unless somebody had another one here, by
-/// asking for it or from another plugin.
-fn is_news(config: &Config) -> Result<bool, Error> {
-    if matches!(config.ipam, Ipam::Delegate(_)) {
+/// asking for it or from another plugin. Where the bridge is no gateway, or was made by somebody
+/// else, it may lead to other nodes, whose switches know the address at the node where it was last.
+fn is_news(config: &Config, bridge: &Link, addresses: &[Address]) -> Result<bool, Error> {
+    let gateway = addresses.first().map(|a| Mac::of(a.bridges()));
+    let is_within_node = config.is_gateway && bridge.mac == gateway;
+    if matches!(config.ipam, Ipam::Delegate(_)) || !is_within_node {
         return Ok(true);
     }
     if config.mac.is_some() {
@@ -153,10 +282,9 @@ fn is_news(config: &Config) -> Result<bool, Error> {
 
 /// Gives the container its addresses and routes, and sets its interface up.
 fn furnish(
-    home: &Home,
-    container: &Rtnl,
-    veth: &Veth<'_>,
-    link: &Link,
+    host: &Rtnl,
+    container: &Container,
+    pair: &Pair,
     config: &Config,
     allocation: &Allocation<'_>,
     routes: &[RouteConf],
@@ -164,32 +292,42 @@ fn furnish(
     if !config.is_up {
         return Ok(());
     }
+    let Container { home, netns, rtnl } = container;
+    let link = &pair.inside;
     let addresses = &allocation.addresses;
-    let announce = is_news(config)?;
+    let announce = is_news(config, &pair.bridge, addresses)?;
     let has_ipv6 = addresses.iter().any(|a| a.address.is_ipv6());
     if has_ipv6 {
-        home.visit(veth.netns, || {
-            prepare_ipv6(veth.container, config.detect_duplicates, announce)
+        home.visit(netns, || {
+            prepare_ipv6(&link.name, config.detect_duplicates, announce)
         })??;
     }
     let watch = (has_ipv6 && config.detect_duplicates)
-        .then(|| Watch::addresses_in(home, veth.netns))
+        .then(|| Watch::addresses_in(home, netns))
         .transpose()?;
     let with_prefix: Vec<_> = addresses.iter().map(|a| a.address).collect();
-    let routes = routes::for_kernel(link, addresses, routes)?;
+    let routes = routes::for_kernel(link, addresses, routes);
     let furnishing = Furnishing {
         addresses: &with_prefix,
         detect_duplicates: config.detect_duplicates,
         announce,
-        routes: &routes,
+        routes: &routes.routes,
+        optional_routes: &routes.optional,
     };
-    container.bring_up(link, furnishing)?;
+    rtnl.bring_up(link, furnishing)?;
+    if announce && !addresses.is_empty() {
+        // What the kernel announced when the interface went up is lost where the bridge's port did
+        // not pass frames yet. It announces again when it is given the hardware address that it has.
+        if host.wait_until_passing(&pair.names.veth, CARRIER)? {
+            rtnl.set_mac(link, pair.container_mac)?;
+        }
+    }
     if has_ipv6 && !announce {
         // As for IPv4: for who changes the hardware address later.
-        home.visit(veth.netns, || tell_of_changes(veth.container))??;
+        home.visit(netns, || tell_of_changes(&link.name))??;
     }
     if let Some(watch) = watch {
-        container.wait_for_detection(&watch, link, DETECTION)?;
+        rtnl.wait_for_detection(&watch, link, DETECTION)?;
     }
     Ok(())
 }
@@ -197,6 +335,8 @@ fn furnish(
 /// What IPv6 wants to be told before the interface goes up, in the container's namespace. There
 /// is no netlink message for it.
 fn prepare_ipv6(ifname: &str, detect_duplicates: bool, announce: bool) -> Result<(), Error> {
+    // The container reaches its own address by its loopback.
+    enable_ipv6("lo")?;
     enable_ipv6(ifname)?;
     let detect = if detect_duplicates { "1" } else { "0" };
     let set = |name, value| sysctl::write(&format!("net/ipv6/conf/{ifname}/{name}"), value);
@@ -220,8 +360,7 @@ fn tell_of_changes(ifname: &str) -> Result<(), Error> {
 fn result(
     attached: &Attached,
     config: &Config,
-    veth: &Veth<'_>,
-    link: &Link,
+    pair: &Pair,
     allocation: &Allocation<'_>,
     routes: Vec<RouteConf>,
 ) -> AddResult {
@@ -234,7 +373,12 @@ fn result(
             .unwrap_or_default(),
         ..Interface::default()
     };
-    let bridge = veth.bridge;
+    let Pair {
+        bridge,
+        names,
+        inside,
+        ..
+    } = pair;
     let ip = |a: &Address| Ip {
         interface: Some(2),
         address: a.address,
@@ -248,8 +392,13 @@ fn result(
     AddResult {
         interfaces: vec![
             interface(&bridge.name, bridge.mac, bridge.mtu, None),
-            interface(veth.host, Some(veth.host_mac), link.mtu, None),
-            interface(&link.name, link.mac, link.mtu, attached.netns.as_deref()),
+            interface(&names.veth, Some(names.mac), inside.mtu, None),
+            interface(
+                &inside.name,
+                inside.mac,
+                inside.mtu,
+                attached.netns.as_deref(),
+            ),
         ],
         ips: allocation.addresses.iter().map(ip).collect(),
         routes,

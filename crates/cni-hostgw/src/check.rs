@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::ipam::Ipam;
 use crate::log::Steps;
 use crate::names::Names;
+use crate::routes::masked;
 
 /// Compares what `prevResult` promises with what is there, and names the first difference.
 /// What later plugins changed is in `prevResult`, and what they added does not matter.
@@ -192,18 +193,34 @@ impl Promised<'_> {
             return Ok(());
         }
         let main = self.container.routes()?;
+        let has_family = |is_ipv4| self.ips().any(|ip| ip.address.is_ipv4() == is_ipv4);
         for route in &self.previous.routes {
+            // A route of a family without an address may have been left out.
+            if !has_family(route.dst.is_ipv4()) {
+                continue;
+            }
             let elsewhere = match route.table.filter(|table| *table != 0) {
                 Some(table) => Some(self.container.routes_in(table)?),
                 None => None,
             };
             let is_it = |r: &kernel::Route| is_it(r, route);
-            if !elsewhere.as_ref().unwrap_or(&main).iter().any(is_it) {
+            if !elsewhere.as_ref().unwrap_or(&main).iter().any(is_it) && !self.is_moved(route)? {
                 let via = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
                 return different(format!("route {}{via} is gone", route.dst));
             }
         }
         Ok(())
+    }
+
+    /// Whether the route is in a table that a rule leads to: `sbr` moves them there.
+    fn is_moved(&self, route: &RouteConf) -> Result<bool, Error> {
+        for table in self.container.tables_of_rules()? {
+            let routes = self.container.routes_in(table)?;
+            if routes.iter().any(|r| is_it(r, route)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What the node believes of the container's addresses is right. Nothing is, too: an entry
@@ -266,9 +283,9 @@ impl Promised<'_> {
     }
 }
 
-/// Of two IPv6 routes to one destination, ADD makes the first.
+/// Of two IPv6 routes to one destination, the kernel makes one with two next hops.
 fn is_it(route: &kernel::Route, promised: &RouteConf) -> bool {
-    route.to == promised.dst
+    route.to == masked(promised.dst)
         && route.is_unicast
         && (promised.gw.is_none() || route.via == promised.gw || route.to.is_ipv6())
         && promised

@@ -3,25 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cni::{BridgeKeys, Call, CniArgs, Dns, Json, NetConf, Version};
+use cni::{BridgeKeys, Call, CniArgs, Dns, Json, NetConf};
 use host_local::Store;
-use ipnetwork::IpNetwork;
 use kernel::{Mac, Port};
-use subnet_env::{MTU_RANGE, SubnetEnv};
+use subnet_env::SubnetEnv;
 
 use crate::error::Error;
 use crate::ipam::{self, Ipam};
 use crate::masquerade::{Backend, Masquerade};
+use crate::routes::masked;
 use crate::source::Source;
-use crate::{routes, unsupported};
 
-const DEFAULT_BRIDGE: &str = "cni0";
+/// The bridge where `bridge` does not say which.
+pub(crate) const DEFAULT_BRIDGE: &str = "cni0";
 
 /// How long ADD waits for the subnet file where `subnetFileWait` does not say.
 const WAIT: Duration = Duration::from_secs(2);
-
-/// The longest wait that may be asked for: runtimes give up after a few minutes.
-const LONGEST_WAIT: f64 = 60.0;
 
 /// What ADD and CHECK need to know. Both forms of configuration come to the same.
 #[derive(Debug)]
@@ -68,27 +65,23 @@ impl Config {
     pub(crate) fn read(call: &Call, args: &str, patience: Patience) -> Result<Self, Error> {
         let conf = NetConf::from_json(&call.config)?;
         let args = CniArgs::parse(args)?;
-        unsupported::refuse(&conf)?;
-        let has_addresses = has_addresses(call, &conf)?;
-        if !has_addresses && call.version < Version::V0_3_0 {
-            return Err(Error::Config {
-                key: "cniVersion",
-                value: call.version.to_string(),
-                source: "its results have room for addresses only, and there are none".into(),
-            });
+        conf.validate()?;
+        if let Some((key, value)) = conf.unsupported() {
+            return Err(Error::Unsupported(key, value));
         }
+        let has_addresses = has_addresses(call, &conf)?;
         let subnet = subnet(&conf, call, has_addresses, patience)?;
         let source = Source {
             has_addresses,
             subnets: subnet
                 .iter()
                 .flat_map(SubnetEnv::subnets)
-                .map(whole)
+                .map(masked)
                 .collect(),
             networks: subnet
                 .iter()
                 .flat_map(SubnetEnv::networks)
-                .map(whole)
+                .map(masked)
                 .collect(),
             call,
             conf,
@@ -97,27 +90,20 @@ impl Config {
         let Source { conf, args, .. } = &source;
         let keys = &conf.bridge;
         let is_default_gateway = keys.is_default_gateway.unwrap_or(false);
-        let hairpin = keys.hairpin_mode.unwrap_or(false);
-        let promiscuous = keys.promisc_mode.unwrap_or(false);
-        if hairpin && promiscuous {
-            let both = "cannot set hairpin mode and promiscuous mode at the same time";
-            return Err(Error::Conflict(both));
-        }
         // Without a word, the plugin masquerades where the agent does not, as in flannel.
         let is_masqueraded = keys
             .ip_masq
             .unwrap_or(subnet.as_ref().is_some_and(|s| !s.ip_masq));
         let backend = Backend::read(keys.ip_masq_backend.as_deref())?;
-        routes::check(conf.ipam.iter().flat_map(|ipam| &ipam.routes))?;
         let data_dir = conf.ipam.as_ref().and_then(|ipam| ipam.data_dir.clone());
         Ok(Self {
-            bridge: bridge_name(keys)?,
-            mtu: mtu(keys, subnet.as_ref())?,
+            bridge: conf.bridge_name().unwrap_or(DEFAULT_BRIDGE).to_owned(),
+            mtu: mtu(keys, subnet.as_ref()),
             port: Port {
-                hairpin,
+                hairpin: keys.hairpin_mode.unwrap_or(false),
                 isolated: keys.port_isolation.unwrap_or(false),
             },
-            promiscuous,
+            promiscuous: keys.promisc_mode.unwrap_or(false),
             is_gateway: is_default_gateway || keys.is_gateway.unwrap_or(subnet.is_some()),
             is_default_gateway,
             force_address: keys.force_address.unwrap_or(false),
@@ -134,8 +120,12 @@ impl Config {
     }
 }
 
-/// Whether containers get addresses: not with an `ipam` that the bridge's form leaves empty on
-/// purpose, and not on an interface that stays down.
+/// Whether containers get addresses: not on an interface that stays down, and not where the
+/// configuration leaves them out on purpose.
+///
+/// Written for the `bridge` plugin (`type` is `bridge`), it does so where `ipam` has no `type`, or is
+/// missing. Under our own name a configuration without `ipam` means the node's subnet, and only an
+/// empty `ipam` means no addresses.
 fn has_addresses(call: &Call, conf: &NetConf) -> Result<bool, Error> {
     let ipam = call.config.get("ipam").and_then(|ipam| ipam.as_object());
     let kind = ipam.and_then(|ipam| ipam.get("type")?.as_str());
@@ -147,8 +137,12 @@ fn has_addresses(call: &Call, conf: &NetConf) -> Result<bool, Error> {
         }
         return Ok(false);
     }
+    if conf.has_delegate || kind.is_some() {
+        return Ok(true);
+    }
+    let is_for_bridge = call.config.get("type").and_then(|kind| kind.as_str()) == Some("bridge");
     let is_empty = ipam.is_some_and(|ipam| ipam.keys().all(|key| key == "type"));
-    Ok(conf.has_delegate || kind.is_some() || !is_empty)
+    Ok(!is_for_bridge && !is_empty)
 }
 
 /// The node's subnet file, where it is needed.
@@ -159,13 +153,13 @@ fn subnet(
     patience: Patience,
 ) -> Result<Option<SubnetEnv>, Error> {
     let named = not_empty(conf.subnet_file.as_deref());
-    let is_ours = ipam::Delegate::named_in(call).is_none() && !ipam::has_ranges(conf);
+    let is_ours = ipam::Delegate::named_in(call).is_none() && conf.range_sets()?.is_empty();
     if !conf.has_delegate && named.is_none() && !(has_addresses && is_ours) {
         return Ok(None);
     }
     let path = named.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
     let wait = match patience {
-        Patience::AsConfigured => wait(conf)?,
+        Patience::AsConfigured => conf.subnet_file_wait.map_or(WAIT, Duration::from_secs_f64),
         Patience::None => Duration::ZERO,
     };
     read_subnet(path, wait).map(Some)
@@ -191,55 +185,11 @@ fn read_subnet(path: &Path, wait: Duration) -> Result<SubnetEnv, Error> {
     }
 }
 
-fn wait(conf: &NetConf) -> Result<Duration, Error> {
-    let Some(seconds) = conf.subnet_file_wait else {
-        return Ok(WAIT);
-    };
-    if !(0.0..=LONGEST_WAIT).contains(&seconds) {
-        return Err(Error::Config {
-            key: "subnetFileWait",
-            value: seconds.to_string(),
-            source: format!("must be from 0 to {LONGEST_WAIT} seconds").into(),
-        });
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-fn bridge_name(keys: &BridgeKeys) -> Result<String, Error> {
-    let name = keys
-        .bridge
-        .as_deref()
-        .filter(|name| !name.is_empty())
-        .unwrap_or(DEFAULT_BRIDGE);
-    // The kernel's rule for an interface's name is the same on both sides.
-    match cni::IfName::new(name) {
-        Ok(_) => Ok(name.to_owned()),
-        Err(error) => {
-            let value = format!("{name:?}");
-            Err(Error::Config {
-                key: "bridge",
-                value,
-                source: error.msg.into(),
-            })
-        }
-    }
-}
-
-fn mtu(keys: &BridgeKeys, subnet: Option<&SubnetEnv>) -> Result<Option<u32>, Error> {
+/// 0 asks for the kernel's default, in the configuration and in the subnet file.
+fn mtu(keys: &BridgeKeys, subnet: Option<&SubnetEnv>) -> Option<u32> {
     let explicit = keys.mtu.filter(|mtu| *mtu != 0);
-    if let Some(mtu) = explicit.filter(|mtu| !MTU_RANGE.contains(mtu)) {
-        let source = format!(
-            "must be from {} to {} bytes",
-            MTU_RANGE.start(),
-            MTU_RANGE.end()
-        );
-        return Err(Error::Config {
-            key: "mtu",
-            value: mtu.to_string(),
-            source: source.into(),
-        });
-    }
-    Ok(explicit.or(subnet.map(|subnet| subnet.mtu)))
+    let mtu = explicit.or(subnet.map(|subnet| subnet.mtu));
+    mtu.filter(|mtu| *mtu != 0)
 }
 
 /// The container's hardware address, if asked for: the runtime's capability before
@@ -263,11 +213,6 @@ fn mac(conf: &NetConf, args: &CniArgs) -> Result<Option<Mac>, Error> {
         }
     }
     Ok(None)
-}
-
-/// The subnet file gives the gateway's address with the subnet; a range is the whole of it.
-fn whole(subnet: IpNetwork) -> IpNetwork {
-    IpNetwork::new(subnet.network(), subnet.prefix()).expect("it has that prefix length already")
 }
 
 /// An empty path is no path: it would mean wherever the runtime happens to stand.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cni::Code;
-use host_local::{RangeError, StoreError};
+use host_local::{Overlap, RangeError, StillLocked, StoreError};
 use ipnetwork::IpNetwork;
 
 /// The kernel refused.
@@ -76,6 +76,30 @@ pub(crate) enum Error {
     Collect(Vec<String>),
     #[error("{0} already exists but is not a bridge")]
     NoBridge(String),
+    #[error("{bridge} cannot have the gateway's address {gateway}: {other} has it already")]
+    GatewayElsewhere {
+        bridge: String,
+        gateway: IpNetwork,
+        other: String,
+    },
+    #[error(
+        "network {network:?} has subnet {}, in which network {:?} of this node holds {} ({}), in {}: \
+         a subnet belongs to one network. Give network {network:?} another subnet, or the name {:?}; \
+         or delete the pods of network {:?} (where that container is no more, its file {}/{})",
+        list(.subnets), .other.network, .other.address, .other.holder, .other.dir.display(),
+        .other.network, .other.network, .other.dir.display(), .other.address
+    )]
+    SharedSubnet {
+        network: String,
+        subnets: Vec<IpNetwork>,
+        other: Box<Overlap>,
+    },
+    #[error("note this network's dataDir in /run/cni-hostgw/data-dirs")]
+    DataDirs(#[source] io::Error),
+    #[error("wait for other requests to finish with the node's bridges")]
+    BridgesLocked(#[source] StillLocked),
+    #[error("lock the node's bridges")]
+    LockBridges(#[source] io::Error),
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
     #[error(transparent)]
@@ -84,6 +108,10 @@ pub(crate) enum Error {
     Different(String),
     #[error("tell this boot of the machine from others")]
     Boot(#[source] io::Error),
+    #[error("choose a hardware address by chance")]
+    Random(#[source] rand::rngs::SysError),
+    #[error("write the answer")]
+    Answer(#[source] io::Error),
     #[error("remove flannel's scratch file {path}", path = .0.display())]
     Scratch(PathBuf, #[source] io::Error),
 }
@@ -106,20 +134,31 @@ impl Error {
             Self::Protocol(Protocol(error)) => error.code,
             Self::Unsupported(..) => Code::UNSUPPORTED_FIELD,
             // The agent has not written it yet, or is about to write it anew.
-            Self::Subnet { .. } | Self::Store(StoreError::Locked { .. }) => Code::TRY_AGAIN_LATER,
+            Self::Subnet { .. }
+            | Self::BridgesLocked(_)
+            | Self::Store(StoreError::Locked { .. }) => Code::TRY_AGAIN_LATER,
             Self::Netns(_) | Self::NameTaken(_) | Self::Live(_) => Code::INVALID_ENVIRONMENT,
             Self::OwnNetns => Code::OWN_NETNS,
             Self::BridgeAddress { .. }
             | Self::NoBridge(_)
+            | Self::GatewayElsewhere { .. }
             | Self::Kernel(_)
             | Self::Iptables(..)
             | Self::Delegate { .. }
             | Self::Collect(_) => KERNEL,
             Self::Store(StoreError::Exhausted { .. }) => EXHAUSTED,
-            Self::Store(StoreError::Io { .. }) | Self::Boot(_) | Self::Scratch(..) => Code::IO,
-            Self::Config { .. } | Self::Conflict(_) | Self::Ranges(_) | Self::Store(_) => {
-                Code::INVALID_CONFIG
-            }
+            Self::Store(StoreError::Io { .. })
+            | Self::Boot(_)
+            | Self::DataDirs(_)
+            | Self::LockBridges(_)
+            | Self::Answer(_)
+            | Self::Random(_)
+            | Self::Scratch(..) => Code::IO,
+            Self::Config { .. }
+            | Self::Conflict(_)
+            | Self::Ranges(_)
+            | Self::SharedSubnet { .. }
+            | Self::Store(_) => Code::INVALID_CONFIG,
             Self::Different(_) => DIFFERENT,
         }
     }
@@ -155,6 +194,11 @@ fn causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     causes.join(": ")
+}
+
+fn list(networks: &[IpNetwork]) -> String {
+    let texts: Vec<_> = networks.iter().map(ToString::to_string).collect();
+    texts.join(" and ")
 }
 
 fn network(address: &IpNetwork) -> String {

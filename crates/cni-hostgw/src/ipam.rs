@@ -5,12 +5,14 @@ mod host_local;
 
 use std::net::IpAddr;
 
-use cni::{Attached, Dns, RouteConf};
+use ::host_local::{Store, Vacant};
+use cni::{Attached, Dns, NetworkName, RouteConf};
 use ipnetwork::IpNetwork;
 use kernel::Rtnl;
 
+pub(crate) use self::host_local::{Pool, open_store, reclaim, store_of};
+use self::host_local::{note_data_dir, refuse_shared_addresses};
 pub(crate) use delegate::Delegate;
-pub(crate) use host_local::{Pool, has_ranges, open_store, reclaim, store_of};
 
 use crate::error::Error;
 use crate::source::Source;
@@ -26,8 +28,9 @@ pub(crate) enum Ipam {
     None,
 }
 
-/// What a container gets. Dropped without [`Allocation::keep`], it is given back.
+/// What a container gets: to be kept, or given back.
 #[derive(Debug)]
+#[must_use = "what is neither kept nor given back may stay"]
 pub(crate) struct Allocation<'a> {
     pub(crate) addresses: Vec<Address>,
     pub(crate) routes: Vec<RouteConf>,
@@ -63,31 +66,48 @@ impl Ipam {
         Pool::read(source).map(Self::HostLocal)
     }
 
-    /// Addresses for the attachment. `host` tells which attachments are no more.
-    pub(crate) fn allocate<'a>(
+    /// Our own addresses for the attachment; none where another plugin gives them, or nobody.
+    /// `host` tells which attachments are no more.
+    ///
+    /// Errors when another network of the node holds addresses of ours. To be called under the lock of
+    /// the node's bridges.
+    pub(crate) fn reserve<'a>(
         &'a self,
         host: &Rtnl,
-        store: &'a ::host_local::Store,
+        store: &'a Store,
+        network: &NetworkName,
         attached: &Attached,
     ) -> Result<Allocation<'a>, Error> {
         match self {
-            Self::HostLocal(pool) => pool.reserve(host, store, attached),
-            Self::Delegate(delegate) => delegate.add(),
-            Self::None => Ok(Allocation {
-                addresses: Vec::new(),
-                routes: Vec::new(),
-                dns: Dns::default(),
-                undo: Undo::Nothing,
-            }),
+            Self::HostLocal(pool) => {
+                pool.refuse_shared_subnet(host, store, network)?;
+                note_data_dir(store)?;
+                pool.reserve(host, store, attached)
+            }
+            Self::Delegate(_) | Self::None => Ok(Allocation::nothing()),
+        }
+    }
+
+    /// Another plugin's addresses for the attachment, whose interface is there; nothing where
+    /// addresses are not another plugin's.
+    pub(crate) fn delegate(&self) -> Option<Result<Allocation<'_>, Error>> {
+        match self {
+            Self::Delegate(delegate) => Some(delegate.add()),
+            Self::HostLocal(_) | Self::None => None,
+        }
+    }
+
+    /// Our own pool of addresses, where it is ours.
+    pub(crate) fn pool(&self) -> Option<&Pool> {
+        match self {
+            Self::HostLocal(pool) => Some(pool),
+            Self::Delegate(_) | Self::None => None,
         }
     }
 
     /// The gateways that the ranges have, as far as they are known before an address is.
     pub(crate) fn gateways(&self) -> Vec<IpNetwork> {
-        match self {
-            Self::HostLocal(pool) => pool.gateways(),
-            Self::Delegate(_) | Self::None => Vec::new(),
-        }
+        self.pool().map(Pool::gateways).unwrap_or_default()
     }
 }
 
@@ -99,12 +119,51 @@ impl Address {
     }
 }
 
-impl Allocation<'_> {
+impl<'a> Allocation<'a> {
+    fn nothing() -> Self {
+        Self {
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            dns: Dns::default(),
+            undo: Undo::Nothing,
+        }
+    }
+
     /// Makes it outlive this process.
-    pub(crate) fn keep(mut self) {
-        if let Undo::GiveBack(reservation) = std::mem::replace(&mut self.undo, Undo::Nothing) {
+    pub(crate) fn keep(self) {
+        if let Undo::GiveBack(reservation) = self.undo {
             reservation.keep();
         }
+    }
+
+    /// Gives everything back, and gives the network when those were its last addresses.
+    pub(crate) fn give_back(self) -> Result<Option<Vacant<'a>>, Error> {
+        match self.undo {
+            Undo::Nothing => Ok(None),
+            Undo::GiveBack(reservation) => Ok(reservation.give_back()?),
+            // SPEC: who delegated an ADD and fails afterwards, delegates the DEL.
+            Undo::Delegate(delegate) => delegate.run("DEL").map(|_| None),
+        }
+    }
+
+    /// Errors when another network of the node holds one of the addresses.
+    pub(crate) fn refuse_shared(
+        &self,
+        host: &Rtnl,
+        store: &Store,
+        network: &NetworkName,
+    ) -> Result<(), Error> {
+        refuse_shared_addresses(host, store, network, &self.addresses)
+    }
+
+    /// Whether another plugin gave it.
+    pub(crate) fn is_delegated(&self) -> bool {
+        matches!(self.undo, Undo::Delegate(_))
+    }
+
+    /// The addresses without their prefix lengths.
+    pub(crate) fn ips(&self) -> Vec<IpAddr> {
+        self.addresses.iter().map(|a| a.address.ip()).collect()
     }
 
     /// The gateways, each with its subnet's prefix length, as the bridge gets them.
@@ -116,16 +175,6 @@ impl Allocation<'_> {
         let mut all: Vec<_> = self.addresses.iter().map(gateway).collect();
         all.dedup();
         all
-    }
-}
-
-impl Drop for Allocation<'_> {
-    fn drop(&mut self) {
-        // SPEC: who delegated an ADD and fails afterwards, delegates the DEL. Why ADD failed is
-        // what the runtime wants to hear.
-        if let Undo::Delegate(delegate) = self.undo {
-            drop(delegate.run("DEL"));
-        }
     }
 }
 

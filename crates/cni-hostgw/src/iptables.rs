@@ -2,9 +2,9 @@
 //! started for each look, and two more for a change.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use cni::NetworkName;
 use host_local::Store;
@@ -12,7 +12,8 @@ use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::error::Error;
-use crate::programs::find;
+use crate::names::shortened;
+use crate::programs::{self, Output, Stderr, find};
 
 /// Seconds for which the programs wait for the lock that they share with kube-proxy and others.
 const LOCK_WAIT: &str = "5";
@@ -128,7 +129,7 @@ pub(crate) fn remove_bridges(network: &NetworkName, container_ids: &[&str]) -> R
     };
     let chains: Vec<_> = container_ids.iter().map(chain).collect();
     for is_ipv6 in [false, true] {
-        if !chains.is_empty() && is_available(is_ipv6).is_ok() {
+        if !chains.is_empty() && is_installed(program(is_ipv6))? {
             remove(program(is_ipv6), |jump| chains.contains(&jump.chain))?;
         }
     }
@@ -215,22 +216,17 @@ fn succeeded(output: &Output, name: &str) -> Result<String, Error> {
 }
 
 fn output(command: &mut Command, stdin: &str) -> Result<Output, Error> {
-    let mut run = || -> io::Result<Output> {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut pipe = child.stdin.take().expect("it is piped");
-        pipe.write_all(stdin.as_bytes())?;
-        drop(pipe);
-        child.wait_with_output()
-    };
-    run().map_err(failed("iptables"))
+    let output = programs::run(command, stdin.as_bytes(), Stderr::Captured);
+    output.map_err(failed("iptables"))
+}
+
+fn is_installed(name: &str) -> Result<bool, Error> {
+    let found = find(name, DEFAULT_PATH).map_err(failed(name))?;
+    Ok(found.is_some())
 }
 
 fn path(name: &str) -> Result<PathBuf, Error> {
-    let found = find(name, DEFAULT_PATH);
+    let found = find(name, DEFAULT_PATH).map_err(failed(name))?;
     found.ok_or_else(|| {
         let reason = format!("it is in none of {DEFAULT_PATH}");
         failed(name)(io::Error::other(reason))
@@ -242,7 +238,7 @@ fn failed(name: &str) -> impl Fn(io::Error) -> Error {
 }
 
 fn comment(network: &NetworkName) -> String {
-    format!("cni-hostgw {network}")
+    format!("cni-hostgw {}", shortened(network))
 }
 
 /// The first 32 digits of a hash.

@@ -20,12 +20,12 @@ mod routes;
 mod scratch;
 mod source;
 mod status;
-mod unsupported;
 
 use std::io::{self, Read, Write};
+use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
-use cni::{Call, Refused, Request, Verb, Version};
+use cni::{Call, Code, Refused, Request, Verb, Version};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -44,21 +44,29 @@ fn main() -> ExitCode {
     if let Some(argument) = std::env::args().nth(1) {
         return for_a_person(&argument);
     }
-    let (answer, code) = match serve() {
-        Ok(answer) => (answer, ExitCode::SUCCESS),
-        Err(Refused { version, error }) => (Some(error.to_json(version)), ExitCode::FAILURE),
+    std::panic::set_hook(Box::new(answer_a_panic));
+    let Err(Refused { version, error }) = serve() else {
+        return ExitCode::SUCCESS;
     };
-    match answer.map_or(Ok(()), |answer| print(&answer)) {
-        Ok(()) => code,
-        Err(error) => {
-            eprintln!("cni-hostgw: write the answer: {error}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = print(&error.to_json(version)) {
+        eprintln!("cni-hostgw: write the answer: {error}");
     }
+    ExitCode::FAILURE
 }
 
-/// Answers one request; nothing is the answer of a verb without a result.
-fn serve() -> Result<Option<Value>, Refused> {
+/// A panic is the end, and has an answer like every other failure.
+#[expect(clippy::exit, reason = "an abort would be one without an exit code")]
+fn answer_a_panic(panic: &PanicHookInfo<'_>) {
+    let error = cni::Error::new(Code::INTERNAL, "stopped by an internal error");
+    let error = error.with_details(panic.to_string());
+    if print(&error.to_json(Version::LATEST)).is_err() {
+        eprintln!("cni-hostgw: {panic}");
+    }
+    std::process::exit(1);
+}
+
+/// Does what one request asks for, and answers it where that succeeds.
+fn serve() -> Result<(), Refused> {
     let mut steps = Steps::begin();
     let request = Request::read(env, stdin);
     let mut log_file = config::log_file(None, env("CNI_HOSTGW_LOG"));
@@ -66,9 +74,11 @@ fn serve() -> Result<Option<Value>, Refused> {
     let answer = match request {
         Ok(Request::About) => {
             eprintln!("{}", about());
-            return Ok(None);
+            return Ok(());
         }
-        Ok(Request::Version) => Ok(Some(supported())),
+        Ok(Request::Version) => {
+            print(&supported()).map_err(|error| Refused::from(Error::Answer(error).into_cni()))
+        }
         Ok(Request::Call(call)) => {
             steps.done("read");
             log_file = config::log_file(Some(&call.config), env("CNI_HOSTGW_LOG"));
@@ -99,13 +109,20 @@ fn serve() -> Result<Option<Value>, Refused> {
     answer
 }
 
-fn answer(call: &Call, steps: &mut Steps) -> Result<Option<Value>, Error> {
+fn answer(call: &Call, steps: &mut Steps) -> Result<(), Error> {
     match &call.verb {
         Verb::Add(attached) => {
             let config = Config::read(call, &attached.args, Patience::AsConfigured)?;
             steps.done("config");
-            let result = add::add(call, attached, &config, steps)?;
-            return Ok(Some(result.to_json(call.version)?));
+            let (result, made) = add::add(call, attached, &config, steps)?;
+            // The runtime takes an ADD whose result it does not get for one that failed.
+            match print(&result.to_json(call.version)) {
+                Ok(()) => made.keep(),
+                Err(error) => {
+                    made.undo();
+                    return Err(Error::Answer(error));
+                }
+            }
         }
         Verb::Del(attached) => del::del(call, attached, steps)?,
         Verb::Check(attached) => {
@@ -116,7 +133,7 @@ fn answer(call: &Call, steps: &mut Steps) -> Result<Option<Value>, Error> {
         Verb::Status => status::status(call, steps)?,
         Verb::Gc => gc::gc(call, steps)?,
     }
-    Ok(None)
+    Ok(())
 }
 
 fn env(name: &str) -> Option<String> {

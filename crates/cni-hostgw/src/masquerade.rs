@@ -6,11 +6,12 @@
 use cni::NetworkName;
 use host_local::{Store, Vacant};
 use ipnetwork::IpNetwork;
-use kernel::nftables;
+use kernel::{Rtnl, nftables};
 
 use crate::error::Error;
 use crate::ipam::Address;
-use crate::iptables;
+use crate::names::{is_of, shortened};
+use crate::{bridge, iptables};
 
 /// How the rules get into the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +148,23 @@ pub(crate) fn leave(network: &NetworkName, vacant: Vacant<'_>) -> Result<(), Err
     Ok(vacant.unmark()?)
 }
 
+/// Takes the rules of a network away that has no host veth left: where another IPAM plugin gives the
+/// addresses, nothing else tells.
+pub(crate) fn leave_if_last(
+    host: &Rtnl,
+    network: &NetworkName,
+    store: &Store,
+) -> Result<(), Error> {
+    let _lock = bridge::lock()?;
+    if host.links()?.iter().any(|link| is_of(link, network)) {
+        return Ok(());
+    }
+    match store.vacant()? {
+        Some(vacant) => leave(network, vacant),
+        None => Ok(()),
+    }
+}
+
 /// Takes the rules of those subnets away of which no address is held.
 pub(crate) fn retain(
     network: &NetworkName,
@@ -166,8 +184,9 @@ pub(crate) fn retain(
     Ok(())
 }
 
+/// The kernel gives a table's name 127 bytes.
 fn table(network: &NetworkName) -> String {
-    format!("cni-hostgw-{network}")
+    format!("cni-hostgw-{}", shortened(network))
 }
 
 fn subnet_of(address: &Address) -> IpNetwork {

@@ -2,13 +2,10 @@
 //!
 //! So DEL, CHECK and whoever cleans up find them with nothing but the attachment.
 
-use cni::{Attached, NetworkName};
+use cni::{Attached, HOST_VETH_ALIAS, NetworkName};
 use host_local::Attachment;
 use kernel::{ALIAS_MAX, Link, Mac};
 use sha2::{Digest, Sha256};
-
-/// What the alias of every host veth of ours begins with.
-const ALIAS: &str = "cni-hostgw ";
 
 /// What an attachment's host end is called.
 pub(crate) struct Names {
@@ -16,6 +13,9 @@ pub(crate) struct Names {
     pub(crate) veth: String,
     /// The host veth's hardware address, apart from any container's.
     pub(crate) mac: Mac,
+    /// A hardware address for the container's end that goes with the attachment: for one whose
+    /// addresses are not known yet.
+    pub(crate) container_mac: Mac,
     key: String,
 }
 
@@ -42,7 +42,8 @@ impl Names {
         Self {
             veth: "veth".chars().chain(hash[..11].iter().map(digit)).collect(),
             mac: Mac::local(0x59, [hash[28], hash[29], hash[30], hash[31]]),
-            key,
+            container_mac: Mac::local(0x5b, [hash[24], hash[25], hash[26], hash[27]]),
+            key: format!("{}/{container_id}/{ifname}", shortened(network)),
         }
     }
 
@@ -50,12 +51,30 @@ impl Names {
     /// known, for the people who read `ip link`.
     pub(crate) fn alias(&self, pod: Option<&str>) -> String {
         let pod = pod.map(|pod| format!(" {pod}")).unwrap_or_default();
-        let mut alias = format!("{ALIAS}{}{pod}", self.key);
+        let mut alias = format!("{HOST_VETH_ALIAS}{}{pod}", self.key);
         while alias.len() > ALIAS_MAX {
             alias.pop();
         }
         alias
     }
+}
+
+/// A network's name where there is not room for every one: the first letters of a long one, and
+/// a hash of all of them.
+pub(crate) fn shortened(network: &NetworkName) -> String {
+    /// The kernel gives a table's name 127 bytes, and ours begins with eleven.
+    const LONGEST: usize = 116;
+    let name = network.as_str();
+    if name.len() <= LONGEST {
+        return name.to_owned();
+    }
+    let hash: [u8; 32] = Sha256::digest(name).into();
+    let first = hash.first_chunk().expect("it has 32 bytes");
+    format!(
+        "{}-{:016x}",
+        &name[..LONGEST - 17],
+        u64::from_be_bytes(*first)
+    )
 }
 
 /// Whom a host veth is of, according to its alias; nothing where it is none of ours.
@@ -68,12 +87,12 @@ pub(crate) struct Owner<'a> {
 
 /// Whether a link is the host veth of one of the network's attachments.
 pub(crate) fn is_of(link: &Link, network: &NetworkName) -> bool {
-    Owner::of(link).is_some_and(|owner| owner.network == network.as_str())
+    Owner::of(link).is_some_and(|owner| owner.network == shortened(network))
 }
 
 impl<'a> Owner<'a> {
     pub(crate) fn of(link: &'a Link) -> Option<Self> {
-        let key = link.alias.as_deref()?.strip_prefix(ALIAS)?;
+        let key = link.alias.as_deref()?.strip_prefix(HOST_VETH_ALIAS)?;
         let (network, rest) = key.split_once('/')?;
         let container_id = rest.split('/').next()?;
         let pod = rest.split_once(' ').map(|(_, pod)| pod);
@@ -119,7 +138,12 @@ mod tests {
 
     #[test]
     fn the_longest_names_fit_into_the_kernels() {
-        let long = names(&"n".repeat(200), &"c".repeat(200), "fifteen-bytes-x");
-        assert_eq!((long.veth.len(), long.alias(None).len()), (15, ALIAS_MAX));
+        let network = "n".repeat(250);
+        let long = names(&network, &"c".repeat(200), "fifteen-bytes-x");
+        let alias = long.alias(None);
+        assert_eq!((long.veth.len(), alias.len()), (15, ALIAS_MAX));
+        let network = NetworkName::new(&network).expect("valid");
+        let head = format!("{HOST_VETH_ALIAS}{}/", shortened(&network));
+        assert!(alias.starts_with(&head), "the whole network can be told");
     }
 }

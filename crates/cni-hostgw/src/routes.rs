@@ -4,28 +4,7 @@ use cni::RouteConf;
 use ipnetwork::IpNetwork;
 use kernel::{Link, Protocol, Route, RouteOptions};
 
-use crate::error::Error;
 use crate::ipam::Address;
-
-/// Refuses a route that could never be added.
-pub(crate) fn check<'a>(routes: impl Iterator<Item = &'a RouteConf>) -> Result<(), Error> {
-    for route in routes {
-        let dst = route.dst;
-        let reason = if dst.ip() != dst.network() {
-            "has host bits set"
-        } else if route.gw.is_some_and(|gw| gw.is_ipv4() != dst.is_ipv4()) {
-            "its gw is of the other family"
-        } else {
-            continue;
-        };
-        return Err(Error::Config {
-            key: "ipam.routes",
-            value: format!("dst {dst}"),
-            source: reason.into(),
-        });
-    }
-    Ok(())
-}
 
 /// `routes` and a default route for each family by its gateway, unless one with a gateway is
 /// there.
@@ -48,33 +27,33 @@ pub(crate) fn with_default(routes: &[RouteConf], gateways: &[IpNetwork]) -> Vec<
     all
 }
 
-/// The routes as the kernel takes them: by their own gateway, or by that of their family, or to
-/// the link where that has none.
-pub(crate) fn for_kernel(
-    link: &Link,
-    addresses: &[Address],
-    routes: &[RouteConf],
-) -> Result<Vec<(Route, RouteOptions)>, Error> {
-    let mut all: Vec<(Route, RouteOptions)> = Vec::new();
+/// The routes as the kernel takes them.
+pub(crate) struct ForKernel {
+    /// By their own gateway, or by that of their family.
+    pub(crate) routes: Vec<(Route, RouteOptions)>,
+    /// Of a family that the container has no address in: to the link, where the kernel takes that.
+    pub(crate) optional: Vec<(Route, RouteOptions)>,
+}
+
+/// The routes as the kernel takes them.
+pub(crate) fn for_kernel(link: &Link, addresses: &[Address], routes: &[RouteConf]) -> ForKernel {
+    let mut all = ForKernel {
+        routes: Vec::new(),
+        optional: Vec::new(),
+    };
     for route in routes {
+        let to = masked(route.dst);
         let is_own = |address: &Address| {
-            address.address.network() == route.dst.ip()
-                && address.address.prefix() == route.dst.prefix()
+            address.address.network() == to.ip() && address.address.prefix() == to.prefix()
         };
         // The kernel has a better way to the container's own subnet.
         if route.gw.is_none() && addresses.iter().any(is_own) {
             continue;
         }
-        let of_family = |a: &&Address| a.address.is_ipv4() == route.dst.is_ipv4();
-        let Some(address) = addresses.iter().find(of_family) else {
-            return Err(Error::Config {
-                key: "ipam.routes",
-                value: format!("dst {}", route.dst),
-                source: "the container has no address of its family".into(),
-            });
-        };
-        let via = route.gw.or(address.gateway);
-        let mut kernels = Route::new(route.dst, via, link.index, Protocol::BOOT);
+        let of_family = |a: &&Address| a.address.is_ipv4() == to.is_ipv4();
+        let address = addresses.iter().find(of_family);
+        let via = route.gw.or(address.and_then(|address| address.gateway));
+        let mut kernels = Route::new(to, via, link.index, Protocol::BOOT);
         if let Some(priority) = not_zero(route.priority) {
             kernels.metric = priority;
         }
@@ -84,12 +63,21 @@ pub(crate) fn for_kernel(
             table: not_zero(route.table),
             scope: route.scope,
         };
+        let list = match address {
+            Some(_) => &mut all.routes,
+            None => &mut all.optional,
+        };
         // A default route may come from the configuration and from isDefaultGateway.
-        if !all.contains(&(kernels.clone(), options)) {
-            all.push((kernels, options));
+        if !list.contains(&(kernels.clone(), options)) {
+            list.push((kernels, options));
         }
     }
-    Ok(all)
+    all
+}
+
+/// A destination without host bits, which the kernel drops in IPv6.
+pub(crate) fn masked(dst: IpNetwork) -> IpNetwork {
+    IpNetwork::new(dst.network(), dst.prefix()).expect("it has that prefix length already")
 }
 
 fn not_zero(value: Option<u32>) -> Option<u32> {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use cni::{Call, ContainerId, Json};
+use host_local::uninterrupted;
 
 use crate::error::Error;
 
@@ -25,21 +26,19 @@ pub(crate) fn collect(call: &Call, is_valid: impl Fn(&str) -> bool) -> Vec<Error
     let Some(dir) = dir(call) else {
         return Vec::new();
     };
-    let entries = match fs::read_dir(&dir) {
+    let list = || fs::read_dir(&dir)?.collect::<io::Result<Vec<_>>>();
+    let entries = match uninterrupted(list) {
         Ok(entries) => entries,
         Err(error) if is_none(&error) => return Vec::new(),
         Err(error) => return vec![Error::Scratch(dir, error)],
     };
     let mut errors = Vec::new();
     for entry in entries {
-        let removed = match entry {
-            Ok(entry) => match entry.file_name().to_str() {
-                Some(name) if !is_valid(name) => remove_file(call, entry.path()),
-                _ => Ok(()),
-            },
-            Err(error) => Err(Error::Scratch(dir.clone(), error)),
-        };
-        errors.extend(removed.err());
+        if let Some(name) = entry.file_name().to_str()
+            && !is_valid(name)
+        {
+            errors.extend(remove_file(call, entry.path()).err());
+        }
     }
     errors
 }
@@ -82,7 +81,7 @@ fn remove_file(call: &Call, path: PathBuf) -> Result<(), Error> {
             Ok(())
         }
     };
-    match remove() {
+    match uninterrupted(remove) {
         Err(error) if !is_none(&error) => Err(Error::Scratch(path, error)),
         _ => Ok(()),
     }
@@ -90,5 +89,8 @@ fn remove_file(call: &Call, path: PathBuf) -> Result<(), Error> {
 
 /// Whether there is no such file, or no folder that it could be in.
 fn is_none(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename
+    )
 }

@@ -23,8 +23,13 @@ pub(crate) fn status(call: &Call, steps: &mut Steps) -> Result<(), Error> {
 fn look(call: &Call, steps: &mut Steps) -> Result<(), Error> {
     let config = Config::read(call, "", Patience::None)?;
     steps.done("config");
+    let host = Rtnl::connect()?;
+    config.store.is_usable()?;
     match &config.ipam {
-        Ipam::HostLocal(_) => config.store.is_usable()?,
+        Ipam::HostLocal(pool) => {
+            pool.check_gateways()?;
+            pool.refuse_shared_subnet(&host, &config.store, &call.network)?;
+        }
         Ipam::Delegate(delegate) => drop(delegate.run("STATUS")?),
         Ipam::None => {}
     }
@@ -32,7 +37,6 @@ fn look(call: &Call, steps: &mut Steps) -> Result<(), Error> {
         masquerade.is_available(&config.ipam.gateways())?;
     }
     steps.done("ipam");
-    let host = Rtnl::connect()?;
     let Some(bridge) = host.link(&config.bridge)? else {
         // The first ADD makes it.
         return Ok(());
@@ -43,7 +47,7 @@ fn look(call: &Call, steps: &mut Steps) -> Result<(), Error> {
     if config.is_gateway {
         let present = host.addresses(&bridge)?;
         let gateways = config.ipam.gateways();
-        obstacles(&host, &config, &bridge, &gateways, &present)?;
+        obstacles(&host, &config, &bridge, &gateways, &present, "")?;
     }
     Ok(())
 }

@@ -54,14 +54,16 @@ impl CniArgs {
         if unknown.is_empty() || ignore_unknown {
             Ok(args)
         } else {
-            Err(invalid(format!("ARGS: unknown args {unknown:?}")))
+            let msg = format!("ARGS: unknown args {unknown:?}");
+            let advice = "in CNI_ARGS; add IgnoreUnknown=1 to pass keys that no plugin knows";
+            Err(Error::new(Code::INVALID_ENVIRONMENT, msg).with_details(advice))
         }
     }
 }
 
 fn invalid(msg: String) -> Error {
-    Error::new(Code::INVALID_ENVIRONMENT, msg)
-        .with_details("in CNI_ARGS; add IgnoreUnknown=1 to pass keys that no plugin knows")
+    let rule = "CNI_ARGS is KEY=VALUE pairs joined by \";\", and no value has a \"=\" in it";
+    Error::new(Code::INVALID_ENVIRONMENT, msg).with_details(rule)
 }
 
 #[cfg(test)]

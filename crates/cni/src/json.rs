@@ -11,6 +11,8 @@ use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use crate::strict;
+
 /// Every key that some type of this crate reads, as that type spells it.
 const KEYS: &[&str] = &[
     "address",
@@ -98,10 +100,10 @@ impl Json {
         serde_json::from_slice(text).map_err(|error| error.to_string())
     }
 
-    /// The document as a `T`. The message names the key by its path, the value and what
-    /// was expected: ``ipam.ranges[0][0].subnet: invalid type: integer `5`, expected a string``.
+    /// The document as a `T`. The message names the key by its path, what was expected and the
+    /// value: `ipam.ranges[0][0].subnet: expected a string, found the number 5`.
     pub fn to<T: DeserializeOwned>(&self) -> Result<T, String> {
-        serde_path_to_error::deserialize(&self.0).map_err(|error| error.to_string())
+        strict::read(&self.0)
     }
 
     /// The document as text.

@@ -11,8 +11,10 @@ mod error;
 mod id;
 mod json;
 mod netconf;
+mod network;
 mod request;
 mod result;
+mod strict;
 mod version;
 
 pub use args::CniArgs;
@@ -23,6 +25,11 @@ pub use netconf::{
     BridgeKeys, Capabilities, CniKeys, Dns, HOST_LOCAL, Ipam, NetConf, RangeConf, RouteConf,
     RuntimeConfig, ValidAttachment,
 };
+pub use network::{address, network};
 pub use request::{Attached, Call, Refused, Request, Verb};
 pub use result::{AddResult, Interface, Ip, Route};
 pub use version::Version;
+
+/// What the alias of every host veth of the plugin begins with: whoever looks at a bridge knows
+/// by it which ports are the plugin's.
+pub const HOST_VETH_ALIAS: &str = "cni-hostgw ";

@@ -1,5 +1,6 @@
 //! The network configuration as runtimes send it: every key optional, nothing decided.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::{Code, Error, Json};
+use crate::{Code, Error, IfName, Json};
 
 /// The IPAM plugin whose work is done here: any other is a program of its own.
 pub const HOST_LOCAL: &str = "host-local";
@@ -47,16 +48,26 @@ struct Top {
     subnet_file_wait: Option<f64>,
     data_dir: Option<PathBuf>,
     ipam: Option<Ipam>,
+    #[serde(deserialize_with = "capabilities")]
     capabilities: Capabilities,
-    runtime_config: RuntimeConfig,
+    runtime_config: Option<RuntimeConfig>,
     args: Args,
     dns: Dns,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Args {
     cni: CniKeys,
+}
+
+/// What flannel hands on to the `bridge` plugin beside its own keys.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Delegated {
+    runtime_config: Option<RuntimeConfig>,
+    args: Args,
+    dns: Option<Dns>,
 }
 
 impl NetConf {
@@ -81,11 +92,20 @@ impl NetConf {
         } else if json.has("delegate") {
             return Err(decode("delegate: expected an object"));
         }
-        let bridge = match &delegate {
-            Some(delegate) => delegate
-                .to()
-                .map_err(|error| decode(&format!("delegate.{error}")))?,
-            None => json.to().map_err(|error| decode(&error))?,
+        let inside = |error: String| decode(&format!("delegate.{error}"));
+        let (bridge, delegated) = match &delegate {
+            Some(delegate) => (
+                delegate.to().map_err(inside)?,
+                delegate.to().map_err(inside)?,
+            ),
+            None => (
+                json.to().map_err(|error| decode(&error))?,
+                Delegated::default(),
+            ),
+        };
+        let args = CniKeys {
+            ips: [top.args.cni.ips, delegated.args.cni.ips].concat(),
+            mac: top.args.cni.mac.or(delegated.args.cni.mac),
         };
         Ok(Self {
             has_delegate: delegate.is_some(),
@@ -95,12 +115,148 @@ impl NetConf {
             data_dir: top.data_dir,
             capabilities: top.capabilities,
             ipam: top.ipam,
-            runtime_config: top.runtime_config,
-            args: top.args.cni,
-            dns: top.dns,
+            // As in flannel, the runtime's own takes the place of the delegate's.
+            runtime_config: top
+                .runtime_config
+                .or(delegated.runtime_config)
+                .unwrap_or_default(),
+            args,
+            dns: delegated
+                .dns
+                .filter(|dns| *dns != Dns::default())
+                .unwrap_or(top.dns),
         })
     }
+
+    /// Refuses values and combinations that no node could work with. Errors with code 7 naming
+    /// the key and the value.
+    pub fn validate(&self) -> Result<(), Error> {
+        let wrong = |msg: String| Err(Error::new(Code::INVALID_CONFIG, msg));
+        let keys = &self.bridge;
+        if keys.hairpin_mode == Some(true) && keys.promisc_mode == Some(true) {
+            let both = "cannot set hairpin mode and promiscuous mode at the same time";
+            return wrong(both.to_owned());
+        }
+        // 0 asks for the kernel's default.
+        if let Some(mtu) = keys.mtu.filter(|mtu| *mtu != 0 && !MTU_RANGE.contains(mtu)) {
+            let (least, greatest) = (MTU_RANGE.start(), MTU_RANGE.end());
+            return Err(Error::new(Code::INVALID_CONFIG, format!("mtu: {mtu}"))
+                .with_details(format!("must be from {least} to {greatest} bytes")));
+        }
+        if let Some(name) = self.bridge_name()
+            && let Err(error) = IfName::new(name)
+        {
+            let msg = format!("bridge: {name:?}");
+            return Err(Error::new(Code::INVALID_CONFIG, msg).with_details(error.msg));
+        }
+        if let Some(seconds) = self
+            .subnet_file_wait
+            .filter(|seconds| !(0.0..=LONGEST_WAIT).contains(seconds))
+        {
+            let msg = format!("subnetFileWait: {seconds}");
+            let rule = format!("must be from 0 to {LONGEST_WAIT} seconds");
+            return Err(Error::new(Code::INVALID_CONFIG, msg).with_details(rule));
+        }
+        for route in self.ipam.iter().flat_map(|ipam| &ipam.routes) {
+            let dst = route.dst;
+            let reason = if dst.is_ipv4() && dst.ip() != dst.network() {
+                "has host bits set"
+            } else if route.gw.is_some_and(|gw| gw.is_ipv4() != dst.is_ipv4()) {
+                "its gw is of the other family"
+            } else {
+                continue;
+            };
+            let msg = format!("ipam.routes: dst {dst}");
+            return Err(Error::new(Code::INVALID_CONFIG, msg).with_details(reason));
+        }
+        Ok(())
+    }
+
+    /// The bridge's name, where the configuration names one.
+    #[must_use]
+    pub fn bridge_name(&self) -> Option<&str> {
+        let name = self.bridge.bridge.as_deref();
+        name.filter(|name| !name.is_empty())
+    }
+
+    /// A key that asks for what the plugin does not do, and its value. Unknown keys pass, but these
+    /// would be missed.
+    #[must_use]
+    pub fn unsupported(&self) -> Option<(&'static str, String)> {
+        let BridgeKeys {
+            ref kind,
+            macspoofchk,
+            vlan,
+            ref vlan_trunk,
+            ..
+        } = self.bridge;
+        if macspoofchk == Some(true) {
+            return Some(("macspoofchk", "true".to_owned()));
+        }
+        if let Some(vlan) = vlan.filter(|vlan| *vlan != 0) {
+            return Some(("vlan", vlan.to_string()));
+        }
+        if let Some(trunk) = vlan_trunk.as_ref().filter(|trunk| !is_nothing(trunk)) {
+            return Some(("vlanTrunk", trunk.to_string()));
+        }
+        // What is declared for another entry of the list is that entry's plugin's.
+        let (declared, given) = (self.capabilities, &self.runtime_config);
+        if declared.port_mappings && !given.port_mappings.is_empty() {
+            let value = serde_json::json!(given.port_mappings).to_string();
+            return Some(("runtimeConfig.portMappings", value));
+        }
+        let bandwidth = given.bandwidth.as_ref().filter(|value| !is_nothing(value));
+        if let (true, Some(bandwidth)) = (declared.bandwidth, bandwidth) {
+            return Some(("runtimeConfig.bandwidth", bandwidth.to_string()));
+        }
+        let kind = kind.as_ref().filter(|kind| *kind != "bridge");
+        kind.filter(|_| self.has_delegate)
+            .map(|kind| ("delegate.type", kind.clone()))
+    }
+
+    /// The range sets that the configuration names itself, in host-local's order: the runtime's,
+    /// the older form's single one, the list's. In flannel's form only the runtime's: the others
+    /// are those of the subnet file.
+    ///
+    /// Errors with code 7 when a part of the single range has no subnet.
+    pub fn range_sets(&self) -> Result<Vec<Vec<RangeConf>>, Error> {
+        let mut sets = self.runtime_config.ip_ranges.clone();
+        let Some(ipam) = self.ipam.as_ref().filter(|_| !self.has_delegate) else {
+            return Ok(sets);
+        };
+        let Ipam {
+            subnet,
+            range_start,
+            range_end,
+            gateway,
+            ref ranges,
+            ..
+        } = *ipam;
+        match (subnet, range_start.or(range_end).or(gateway)) {
+            (Some(subnet), _) => sets.push(vec![RangeConf {
+                subnet,
+                range_start,
+                range_end,
+                gateway,
+            }]),
+            (None, Some(address)) => {
+                let msg = format!("ipam.subnet: missing, with {address}");
+                let reason = "rangeStart, rangeEnd and gateway belong to a subnet";
+                return Err(Error::new(Code::INVALID_CONFIG, msg).with_details(reason));
+            }
+            (None, None) => {}
+        }
+        sets.extend(ranges.iter().cloned());
+        Ok(sets)
+    }
 }
+
+/// The longest wait for the subnet file, in seconds: runtimes give up after a few minutes.
+const LONGEST_WAIT: f64 = 60.0;
+
+/// MTUs in bytes that a pod can have: the kernel takes nothing less for IPv4, and nothing more
+/// for a veth.
+const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
 
 fn decode(reason: &str) -> Error {
     Error::new(Code::DECODE, format!("network configuration: {reason}"))
@@ -210,7 +366,28 @@ pub struct RouteConf {
     pub scope: Option<u8>,
 }
 
+/// An empty list or object asks for nothing.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        _ => false,
+    }
+}
+
 impl RouteConf {
+    /// Whether a container with addresses of `subnets` has no way to the route's gateway, so that the
+    /// kernel would refuse it. A route of a family without an address is none of those.
+    #[must_use]
+    pub fn is_unreachable_from(&self, subnets: &[IpNetwork]) -> bool {
+        let Some(gw) = self.gw.filter(|gw| !gw.is_unspecified()) else {
+            return false;
+        };
+        let is_of_link = matches!(gw, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        let has_family = subnets.iter().any(|s| s.is_ipv4() == gw.is_ipv4());
+        has_family && !is_of_link && !subnets.iter().any(|subnet| subnet.contains(gw))
+    }
+
     /// A route to `dst` by `gw`, and nothing else said of it.
     #[must_use]
     pub fn new(dst: IpNetwork, gw: Option<IpAddr>) -> Self {
@@ -228,8 +405,7 @@ impl RouteConf {
 
 /// `capabilities`: what an entry of the list declares that its plugin takes. A runtime supplies
 /// no other.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Copy, Debug, Default)]
 #[expect(
     missing_docs,
     reason = "each field is the capability of its name, as the conventions define it"
@@ -315,6 +491,16 @@ impl ValidAttachment {
     }
 }
 
+/// Each capability is true or false, those that we do not know as well.
+fn capabilities<'de, D: Deserializer<'de>>(from: D) -> Result<Capabilities, D::Error> {
+    let declared = BTreeMap::<String, bool>::deserialize(from)?;
+    let is_declared = |key| declared.get(key).copied().unwrap_or_default();
+    Ok(Capabilities {
+        port_mappings: is_declared("portMappings"),
+        bandwidth: is_declared("bandwidth"),
+    })
+}
+
 /// Name resolution in the words of the capability; nothing where it says nothing.
 fn runtime_dns<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Dns>, D::Error> {
     #[derive(Default, Deserialize)]
@@ -336,10 +522,7 @@ fn runtime_dns<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Dns>, D::Err
 
 pub(crate) fn network<'de, D: Deserializer<'de>>(from: D) -> Result<IpNetwork, D::Error> {
     let text = String::deserialize(from)?;
-    // IpNetwork takes an address alone for a network of one.
-    text.contains('/')
-        .then(|| text.parse().ok())
-        .flatten()
+    crate::network::network(&text)
         .ok_or_else(|| D::Error::custom(format!("{text:?} is not a network such as 10.10.1.0/24")))
 }
 
@@ -354,9 +537,9 @@ pub(crate) fn optional_address<'de, D: Deserializer<'de>>(
     if text.is_empty() {
         return Ok(None);
     }
-    match text.parse() {
-        Ok(address) => Ok(Some(address)),
-        Err(_) => Err(D::Error::custom(format!("{text:?} is not an IP address"))),
+    match crate::network::address(&text) {
+        Some(address) => Ok(Some(address)),
+        None => Err(D::Error::custom(format!("{text:?} is not an IP address"))),
     }
 }
 
@@ -391,11 +574,35 @@ mod tests {
         for (text, msg) in [
             (
                 r#"{"mtu": "1500"}"#,
-                r#"mtu: invalid type: string "1500", expected u32"#,
+                r#"mtu: expected a whole number from 0 to 4294967295, found the string "1500""#,
             ),
             (
                 r#"{"delegate": {"hairpinmode": 1}}"#,
-                "delegate.hairpinMode: invalid type: integer `1`, expected a boolean",
+                "delegate.hairpinMode: expected true or false, found the number 1",
+            ),
+            (
+                r#"{"ipam": []}"#,
+                "ipam: expected an object, found the array []",
+            ),
+            (
+                r#"{"args": [[["10.1.2.77"]]]}"#,
+                r#"args: expected an object, found the array [[["10.1.2.77"]]]"#,
+            ),
+            (
+                r#"{"ipam": {"ranges": [["10.10.1.0/24"]]}}"#,
+                r#"ipam.ranges[0][0]: expected an object, found the string "10.10.1.0/24""#,
+            ),
+            (
+                r#"{"ipam": {"ranges": [[{}]]}}"#,
+                r#"ipam.ranges[0][0]: the key "subnet" is missing"#,
+            ),
+            (
+                r#"{"capabilities": {"ips": "yes"}}"#,
+                r#"capabilities.ips: expected true or false, found the string "yes""#,
+            ),
+            (
+                r#"{"delegate": {"dns": []}}"#,
+                "delegate.dns: expected an object, found the array []",
             ),
             (
                 r#"{"ipam": {"ranges": [[{"subnet": "10.10.1.0"}]]}}"#,
@@ -410,6 +617,44 @@ mod tests {
             assert_eq!(error.msg, format!("network configuration: {msg}"));
             assert_eq!(error.code, Code::DECODE);
         }
+    }
+
+    #[test]
+    fn what_flannel_hands_on_to_bridge_reaches_it() {
+        let conf = parse(
+            r#"{"dns": {"nameservers": ["10.0.0.1"]}, "delegate": {"dns": {"nameservers": ["10.0.0.2"]},
+                "args": {"cni": {"mac": "02:00:00:00:00:01"}}, "runtimeConfig": {"ips": ["10.1.1.9"]}}}"#,
+        );
+        let conf = conf.expect("valid");
+        assert_eq!(conf.dns.nameservers, ["10.0.0.2"]);
+        assert_eq!(conf.args.mac.as_deref(), Some("02:00:00:00:00:01"));
+        assert_eq!(conf.runtime_config.ips, ["10.1.1.9"]);
+    }
+
+    #[test]
+    fn what_no_node_could_work_with_is_refused() {
+        for (text, said) in [
+            (
+                r#"{"hairpinMode": true, "promiscMode": true}"#,
+                "cannot set hairpin mode",
+            ),
+            (r#"{"mtu": 70000}"#, "mtu: 70000"),
+            (r#"{"delegate": {"mtu": 40}}"#, "mtu: 40"),
+            (
+                r#"{"ipam": {"routes": [{"dst": "10.1.2.3/16"}]}}"#,
+                "ipam.routes: dst 10.1.2.3/16",
+            ),
+            (
+                r#"{"ipam": {"routes": [{"dst": "10.1.0.0/16", "gw": "fd00::1"}]}}"#,
+                "ipam.routes: dst 10.1.0.0/16",
+            ),
+        ] {
+            let error = parse(text).expect("typed").validate().expect_err(text);
+            assert!(error.msg.starts_with(said), "{text}: {}", error.msg);
+            assert_eq!(error.code, Code::INVALID_CONFIG);
+        }
+        let ipv6 = r#"{"mtu": 0, "ipam": {"routes": [{"dst": "1100:200::1/24"}]}}"#;
+        assert!(parse(ipv6).expect("typed").validate().is_ok());
     }
 
     #[test]

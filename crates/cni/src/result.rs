@@ -95,14 +95,13 @@ struct Head {
 }
 
 impl AddResult {
-    /// The result in the shape of `version`.
-    ///
-    /// Errors with code 7 when the shape is 0.1.0's or 0.2.0's and there is no address:
-    /// it has room for nothing else.
-    pub fn to_json(&self, version: Version) -> Result<Value, Error> {
+    /// The result in the shape of `version`. That of 0.1.0 and 0.2.0 has room for one address of
+    /// each family, its routes and name resolution, and for nothing else.
+    #[must_use]
+    pub fn to_json(&self, version: Version) -> Value {
         match version.family() {
             Family::V0_2 => self.to_old(version),
-            Family::V0_4 | Family::V1 => Ok(self.to_new(version)),
+            Family::V0_4 | Family::V1 => self.to_new(version),
         }
     }
 
@@ -132,7 +131,7 @@ impl AddResult {
         Value::Object(object)
     }
 
-    fn to_old(&self, version: Version) -> Result<Value, Error> {
+    fn to_old(&self, version: Version) -> Value {
         let mut object = Map::new();
         object.insert("cniVersion".into(), json!(version.as_str()));
         for (key, is_ours) in [
@@ -158,14 +157,8 @@ impl AddResult {
             }
             object.insert(key.into(), old);
         }
-        if object.len() == 1 {
-            let msg = "cannot convert: no valid IP addresses";
-            return Err(Error::new(Code::INVALID_CONFIG, msg).with_details(format!(
-                "a result of version {version} has room for nothing else"
-            )));
-        }
         object.insert("dns".into(), json!(self.dns));
-        Ok(Value::Object(object))
+        Value::Object(object)
     }
 
     /// The `prevResult` of `config`, if it has one: the result of what ran before.
@@ -224,19 +217,21 @@ impl AddResult {
         Ok(result)
     }
 
-    /// The result of a chain: this one, and behind it what `next` made. Name resolution is the
-    /// next one's where it says anything about it.
+    /// The result of a chain in which `previous` came before. This one's part comes first, where the
+    /// plugins behind look: `firewall` takes the first interface for the bridge, and `portmap` the
+    /// first address for the container's. Name resolution is the previous one's where this one says
+    /// nothing about it.
     #[must_use]
-    pub fn followed_by(mut self, mut next: Self) -> Self {
-        let before = self.interfaces.len();
-        for ip in &mut next.ips {
-            ip.interface = ip.interface.map(|index| index + before);
+    pub fn after(mut self, mut previous: Self) -> Self {
+        let ours = self.interfaces.len();
+        for ip in &mut previous.ips {
+            ip.interface = ip.interface.map(|index| index + ours);
         }
-        self.interfaces.append(&mut next.interfaces);
-        self.ips.append(&mut next.ips);
-        self.routes.append(&mut next.routes);
-        if next.dns != Dns::default() {
-            self.dns = next.dns;
+        self.interfaces.append(&mut previous.interfaces);
+        self.ips.append(&mut previous.ips);
+        self.routes.append(&mut previous.routes);
+        if self.dns == Dns::default() {
+            self.dns = previous.dns;
         }
         self
     }
@@ -303,7 +298,7 @@ mod tests {
     #[test]
     fn each_family_of_versions_has_its_shape() {
         assert_eq!(
-            dual().to_json(Version::V0_2_0).expect("has addresses"),
+            dual().to_json(Version::V0_2_0),
             json!({
                 "cniVersion": "0.2.0",
                 "ip4": {"ip": "10.10.1.6/24", "gateway": "10.10.1.1", "routes": [{"dst": "0.0.0.0/0", "gw": "10.10.1.1"}]},
@@ -313,7 +308,7 @@ mod tests {
         );
         let routes = json!([{"dst": "0.0.0.0/0", "gw": "10.10.1.1"}, {"dst": "::/0", "gw": "fd00:10:10:1::1"}]);
         assert_eq!(
-            dual().to_json(Version::V0_3_1).expect("any result fits"),
+            dual().to_json(Version::V0_3_1),
             json!({
                 "cniVersion": "0.3.1",
                 "interfaces": [{"name": "cni0", "mac": "0a:58:0a:0a:01:01"}, {"name": "eth0", "sandbox": "/run/netns/a"}],
@@ -326,7 +321,7 @@ mod tests {
             })
         );
         assert_eq!(
-            dual().to_json(Version::V1_1_0).expect("any result fits"),
+            dual().to_json(Version::V1_1_0),
             json!({
                 "cniVersion": "1.1.0",
                 "interfaces": [{"name": "cni0", "mac": "0a:58:0a:0a:01:01", "mtu": 1500}, {"name": "eth0", "sandbox": "/run/netns/a"}],
@@ -340,12 +335,14 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_shape_needs_an_address() {
-        assert!(AddResult::default().to_json(Version::V0_1_0).is_err());
+    fn a_result_may_be_without_addresses() {
+        let nothing = AddResult::default();
         assert_eq!(
-            AddResult::default()
-                .to_json(Version::V1_0_0)
-                .expect("empty is fine"),
+            nothing.to_json(Version::V0_1_0),
+            json!({"cniVersion": "0.1.0", "dns": {}})
+        );
+        assert_eq!(
+            nothing.to_json(Version::V1_0_0),
             json!({"cniVersion": "1.0.0"})
         );
     }
@@ -353,7 +350,7 @@ mod tests {
     #[test]
     fn a_previous_result_comes_back_as_it_went() {
         for version in Version::ALL {
-            let result = dual().to_json(version).expect("has addresses");
+            let result = dual().to_json(version);
             let config = json!({"prevResult": result}).to_string();
             let config = Json::parse(config.as_bytes()).expect("just written");
             let previous = AddResult::previous(&config, version).expect("of its own version");
@@ -364,9 +361,12 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_is_kept_in_a_chain() {
-        let chain = dual().followed_by(dual());
-        assert_eq!(chain.interfaces.len(), 4);
+    fn what_came_before_is_kept_in_a_chain_behind_what_is_new() {
+        let mut previous = dual();
+        previous.interfaces[0].name = "lo".into();
+        let chain = dual().after(previous);
+        let names: Vec<_> = chain.interfaces.iter().map(|i| i.name.as_str()).collect();
+        assert_eq!(names, ["cni0", "eth0", "lo", "eth0"]);
         let indices: Vec<_> = chain.ips.iter().map(|ip| ip.interface).collect();
         assert_eq!(indices, [Some(1), Some(1), Some(3), Some(3)]);
     }

@@ -1,7 +1,7 @@
 //! What holds addresses: an attachment, in one boot of the machine.
 
 use std::time::{Duration, SystemTime};
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 /// (container id, ifname): what holds addresses within a network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -64,6 +64,21 @@ impl Holder {
         match self {
             Self::Attachment(attachment) => attachment == who,
             Self::Container(id) => *id == who.container_id,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attachment(who) => {
+                write!(
+                    f,
+                    "container {}, interface {}",
+                    who.container_id, who.ifname
+                )
+            }
+            Self::Container(id) => write!(f, "container {id}"),
         }
     }
 }

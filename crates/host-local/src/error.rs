@@ -3,20 +3,19 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+
+use crate::lock::StillLocked;
 
 /// Why the store did not do what was asked of it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process holds the lock and does not let go.
-    #[error("lock {path}: held for more than {waited:?} by {holder}")]
+    #[error("lock {path}: {source}")]
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// How long we waited.
-        waited: Duration,
-        /// Which process holds it, as far as the kernel tells.
-        holder: String,
+        /// Who holds it.
+        source: StillLocked,
     },
     /// Every address of a range set is held.
     #[error(

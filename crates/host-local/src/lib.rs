@@ -13,5 +13,7 @@ mod store;
 
 pub use attachment::{Attachment, Boot, Holder};
 pub use error::StoreError;
+pub use files::{uninterrupted, unless_absent};
+pub use lock::{FileLock, StillLocked};
 pub use range::{Range, RangeError, RangeSet, RangeSets, RangeSpec};
-pub use store::{Collected, Released, Reservation, Store, Vacant};
+pub use store::{Collected, Freed, Overlap, Released, Reservation, Store, Vacant};

@@ -104,10 +104,18 @@ impl Range {
             let (start, end) = (address(subnet, start), address(subnet, end));
             return Err(RangeError::Backwards { start, end });
         }
-        // A gateway outside the subnet is the operator's business, as it is host-local's.
         let gateway = spec.gateway.unwrap_or_else(|| address(subnet, first + 1));
         if gateway.is_ipv4() != subnet.is_ipv4() {
             return Err(RangeError::GatewayFamily(gateway, subnet));
+        }
+        // Routers of IPv6 have an address that is valid on the link only, in every subnet.
+        let is_of_link = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !is_of_link && !subnet.contains(gateway) {
+            return Err(RangeError::Outside {
+                name: "gateway",
+                address: gateway,
+                subnet,
+            });
         }
         Ok(Self {
             subnet,
@@ -328,10 +336,10 @@ mod tests {
     fn no_ranges_gateway_is_given_out_of_another() {
         let second = RangeSpec {
             gateway: "10.1.1.2".parse().ok(),
-            ..spec("10.1.2.0/30", "", "")
+            ..spec("10.1.1.0/29", "10.1.1.4", "10.1.1.5")
         };
         let set = RangeSet::new(&[spec("10.1.1.0/29", "", "10.1.1.3"), second]).expect("valid");
-        assert_eq!(walk(&set, ""), ["10.1.1.3", "10.1.2.1", "10.1.2.2"]);
+        assert_eq!(walk(&set, ""), ["10.1.1.3", "10.1.1.4", "10.1.1.5"]);
     }
 
     #[test]
@@ -368,6 +376,14 @@ mod tests {
         assert_eq!(
             of(&[spec("10.1.1.0/24", "10.1.1.9", "10.1.1.8")]),
             "invalid range set 0: rangeEnd 10.1.1.8 is before rangeStart 10.1.1.9"
+        );
+        let outside = RangeSpec {
+            gateway: "10.1.2.1".parse().ok(),
+            ..spec("10.1.1.0/24", "", "")
+        };
+        assert_eq!(
+            of(&[outside]),
+            "invalid range set 0: gateway 10.1.2.1 not in network 10.1.1.0/24"
         );
         assert_eq!(of(&[]), "invalid range set 0: empty range set");
         assert_eq!(

@@ -1,20 +1,22 @@
 //! Who holds which address: the store of one network.
 
-use std::fs::{self, File};
+mod locked;
+mod overlap;
+
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+pub use overlap::Overlap;
+
+use self::locked::Locked;
 use crate::attachment::{Attachment, Boot, Holder};
 use crate::error::StoreError;
-use crate::files::Files;
-use crate::lock;
+use crate::files::{Files, Indexed, unless_absent};
+use crate::lock::FileLock;
 use crate::range::{Range, RangeSet, RangeSets};
-
-/// How long to wait for whoever holds the lock. Everything under it takes milliseconds, so a
-/// holder this slow is stuck, and the runtime had better hear of it.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// The reservations of one network.
 #[derive(Debug)]
@@ -27,6 +29,9 @@ impl Store {
     /// The mark of a network in which host-local reserved addresses, too.
     pub const FOREIGN: &str = "host-local";
 
+    /// What begins the line of the settings that lists the network's subnets.
+    pub const SUBNETS: &str = "subnets ";
+
     /// The store of network `name` under `data_dir`. Touches nothing yet.
     #[must_use]
     pub fn new(data_dir: &Path, name: &str, boot: Boot) -> Self {
@@ -36,11 +41,18 @@ impl Store {
         }
     }
 
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Reserves one address of each range set for `attachment`: the requested one where the
     /// set contains it, else the next one that is free.
     ///
     /// Addresses that the attachment holds already are taken up again, so that an ADD can be
-    /// retried after a crash; they are not given back when that ADD fails.
+    /// retried after a crash; they are not given back when that ADD fails. Those that fit no more are
+    /// given back when it succeeds.
     pub fn reserve(
         &self,
         attachment: &Attachment,
@@ -52,16 +64,20 @@ impl Store {
         let mut addresses = Vec::new();
         let mut fresh = Vec::new();
         for (i, (set, request)) in sets.iter().zip(place(sets, requested)?).enumerate() {
+            let of_set = |address: &IpAddr| set.range_of(*address).is_some();
+            let mut held = held.iter().map(|held| held.address).filter(of_set);
+            // The requested one, if it is among them.
             let held = held
-                .iter()
-                .find(|address| set.range_of(**address).is_some());
+                .clone()
+                .find(|held| request == Some(*held))
+                .or(held.next());
             let address = match (held, request) {
-                (Some(held), None) => *held,
-                (Some(held), Some(request)) if *held == request => request,
+                (Some(held), None) => held,
+                (Some(held), Some(request)) if held == request => request,
                 (_, Some(request)) => locked.request(set, request)?,
                 (None, None) => locked.next(i, set)?,
             };
-            if held != Some(&address) {
+            if held != Some(address) {
                 fresh.push((i, address));
             }
             let range = set.range_of(address).expect("chosen from the set");
@@ -78,29 +94,43 @@ impl Store {
     }
 
     /// Gives back every address that `attachment` holds. Holding none is fine, and so is a
-    /// store that was never made.
+    /// store that was never made. Creates nothing: it works on a full disk, and on a read-only one
+    /// where nothing is held.
     pub fn release(&self, attachment: &Attachment) -> Result<Released<'_>, StoreError> {
-        if !self.dir.exists() {
+        let Some(locked) = self.lock_existing()? else {
             return Ok(Released::default());
-        }
-        let locked = self.lock()?;
-        let indexed = locked.held(attachment)?;
-        let is_foreign = indexed.is_empty();
-        let addresses = if is_foreign {
-            locked.search(attachment)?
-        } else {
-            indexed
         };
-        locked.give_back(attachment, &addresses, &[])?;
-        let is_foreign = is_foreign && !addresses.is_empty();
+        let incomplete = locked.files.remove_incomplete();
+        incomplete.map_err(self.io("remove an incomplete file"))?;
+        let indexed = locked.indexed(attachment)?;
+        let own = locked.confirmed(attachment, indexed.as_deref().unwrap_or_default())?;
+        let mut addresses: Vec<_> = own.iter().map(|own| own.address).collect();
+        let mut is_foreign = false;
+        if own.is_empty() || locked.has_foreign()? {
+            let found = locked.search(attachment)?;
+            is_foreign = found.iter().any(|address| !addresses.contains(address));
+            addresses = found;
+        }
+        locked.free(attachment, &addresses)?;
+        if indexed.is_some() {
+            let removed = locked.files.index(attachment, &[]);
+            removed.map_err(self.io("remove an index entry"))?;
+        }
         if is_foreign {
-            locked.mark(Self::FOREIGN)?;
+            // A note for later ADDs, which do without it where it cannot be written.
+            drop(locked.mark(Self::FOREIGN));
         }
         Ok(Released {
             is_foreign,
             addresses,
             vacant: locked.into_vacant()?,
         })
+    }
+
+    /// The network, where it is marked and holds no address.
+    pub fn vacant(&self) -> Result<Option<Vacant<'_>>, StoreError> {
+        let locked = self.lock_existing()?;
+        locked.map_or(Ok(None), Locked::into_vacant)
     }
 
     /// Notes that the network has something on the node beside its attachments, to be taken
@@ -132,6 +162,13 @@ impl Store {
         set.map_err(self.io("write the settings"))
     }
 
+    /// Waits until nobody holds the lock, or for as long as any lock is waited for.
+    pub fn wait_for_lock(&self) -> Result<(), StoreError> {
+        let file = self.files().existing_lock_file();
+        let file = file.map_err(self.io("open the lock"))?;
+        file.map_or(Ok(()), |file| self.lock_by(file).map(drop))
+    }
+
     /// Keeps every other process from the store while the value lives, for what must not be done
     /// twice at once.
     pub fn exclusive(&self) -> Result<impl Sized + use<'_>, StoreError> {
@@ -139,39 +176,69 @@ impl Store {
     }
 
     /// Gives back what attachments hold that are not valid, and what files hold that name
-    /// nobody. Goes on after a failure, and tells of all.
-    pub fn collect(&self, is_valid: impl Fn(&Holder) -> bool) -> Result<Collected<'_>, StoreError> {
+    /// nobody. `make_free` takes an address that host-local reserved from whoever has it, and says
+    /// whether nobody has it now. Goes on after a
+    /// failure, and tells of all.
+    pub fn collect(
+        &self,
+        is_valid: impl Fn(&Holder) -> bool,
+        make_free: impl Fn(IpAddr) -> bool,
+    ) -> Result<Collected<'_>, StoreError> {
         let mut collected = Collected::default();
-        if !self.dir.exists() {
+        let Some(locked) = self.lock_existing()? else {
             return Ok(collected);
-        }
-        let locked = self.lock()?;
+        };
         let files = &locked.files;
+        let errors = &mut collected.errors;
+        let incomplete = files.remove_incomplete();
+        errors.extend(
+            incomplete
+                .map_err(self.io("remove an incomplete file"))
+                .err(),
+        );
         let addresses = files.addresses().map_err(self.io("list reservations"))?;
-        for (address, _) in addresses {
+        for address in addresses {
             let holder = match files.holder(address) {
-                Ok(Some(holder)) if is_valid(&holder) => {
+                Ok(holder) => holder,
+                // It is not known to be free.
+                Err(error) => {
+                    errors.push(self.io("read a reservation")(error));
                     collected.held.push(address);
                     continue;
                 }
-                Ok(holder) => holder,
-                Err(error) => {
-                    collected.errors.push(self.io("read a reservation")(error));
-                    continue;
-                }
             };
-            match files.free(address) {
-                Ok(()) => collected.freed.push((address, holder)),
-                Err(error) => collected
-                    .errors
-                    .push(self.io("remove a reservation")(error)),
+            let outcome = match &holder {
+                Some(holder) if is_valid(holder) => Ok(None),
+                Some(holder) => locked
+                    .is_own(address, holder)
+                    .map(|is_own| (is_own || make_free(address)).then_some(!is_own)),
+                None => Ok(Some(false)),
+            };
+            let outcome = outcome.and_then(|freed| {
+                if freed.is_some() {
+                    let removed = files.free(address);
+                    removed.map_err(self.io("remove a reservation"))?;
+                }
+                Ok(freed)
+            });
+            match outcome {
+                Ok(Some(is_foreign)) => collected.freed.push(Freed {
+                    address,
+                    holder,
+                    is_foreign,
+                }),
+                Ok(None) => collected.held.push(address),
+                Err(error) => {
+                    errors.push(error);
+                    collected.held.push(address);
+                }
             }
         }
         for (attachment, _) in files.attachments().map_err(self.io("read the index"))? {
             if !is_valid(&Holder::Attachment(attachment.clone()))
                 && let Err(error) = files.index(&attachment, &[])
             {
-                collected.errors.push(self.io("write the index")(error));
+                errors.push(self.io("write the index")(error));
             }
         }
         if collected.held.is_empty() && collected.errors.is_empty() {
@@ -183,57 +250,68 @@ impl Store {
     /// Whether the store could be written. Writes nothing.
     ///
     /// Errors when the directory, or the one that it would be made in, is not a directory or
-    /// lies on a file system that takes no writing.
+    /// lies on a file system that is full or takes no writing.
     pub fn is_usable(&self) -> Result<(), StoreError> {
         let mut dir = self.dir.as_path();
         let failed = |error| self.io("look at the store")(error);
         loop {
-            match fs::metadata(dir) {
-                Ok(metadata) if metadata.is_dir() => break,
-                Ok(_) => return Err(failed(io::ErrorKind::NotADirectory.into())),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
+            match unless_absent(fs::metadata(dir)).map_err(failed)? {
+                Some(metadata) if metadata.is_dir() => break,
+                Some(_) => return Err(failed(io::ErrorKind::NotADirectory.into())),
+                None => dir = dir.parent().unwrap_or(Path::new("/")),
             }
-            dir = dir.parent().unwrap_or(Path::new("/"));
         }
         let access = rustix::fs::access(dir, rustix::fs::Access::WRITE_OK);
-        access.map_err(|errno| failed(errno.into()))
+        access.map_err(|errno| failed(errno.into()))?;
+        let space = rustix::fs::statvfs(dir).map_err(|errno| failed(errno.into()))?;
+        // A file system without a limit says that it has no blocks, or no files, at all.
+        let is_full = space.f_blocks > 0 && space.f_bfree == 0;
+        let is_out_of_files = space.f_files > 0 && space.f_ffree == 0;
+        if is_full || is_out_of_files {
+            return Err(failed(io::ErrorKind::StorageFull.into()));
+        }
+        Ok(())
     }
 
     /// The addresses that `attachment` holds.
     pub fn held(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
-        if !self.dir.exists() {
+        let vacant = self.files().is_vacant();
+        if vacant.map_err(self.io("list reservations"))? {
             return Ok(Vec::new());
         }
-        let locked = self.lock()?;
-        let held = locked.held(attachment)?;
-        if held.is_empty() {
-            return locked.search(attachment);
-        }
-        Ok(held)
+        let held = self.lock()?.held(attachment)?;
+        Ok(held.into_iter().map(|held| held.address).collect())
     }
 
     /// Gives back what attachments hold that `is_gone` says are no more, and says how many
     /// addresses that were. Only reservations of ours that are older than `age` are asked
-    /// about: an ADD in flight has no interface yet.
+    /// about: an ADD in flight has no interface yet. What host-local reserved for an attachment
+    /// of the same name is not ours.
     pub fn reclaim(
         &self,
         age: Duration,
         is_gone: impl Fn(&Attachment) -> bool,
     ) -> Result<usize, StoreError> {
-        let locked = self.lock()?;
+        let Some(locked) = self.lock_existing()? else {
+            return Ok(0);
+        };
         let mut reclaimed = 0;
         let attachments = locked
             .files
             .attachments()
             .map_err(self.io("read the index"))?;
         for (attachment, since) in attachments {
-            let old = since.elapsed().is_ok_and(|elapsed| elapsed > age);
-            if old && is_gone(&attachment) {
-                let held = locked.held(&attachment)?;
-                locked.give_back(&attachment, &held, &[])?;
-                reclaimed += held.len();
+            if !(is_older(since, age) && is_gone(&attachment)) {
+                continue;
             }
+            for indexed in locked.indexed(&attachment)?.unwrap_or_default() {
+                let is_own = locked.files.is_of_entry(&indexed);
+                if is_own.map_err(self.io("read a reservation"))? {
+                    reclaimed += locked.free(&attachment, &[indexed.address])?;
+                }
+            }
+            let removed = locked.files.index(&attachment, &[]);
+            removed.map_err(self.io("remove an index entry"))?;
         }
         Ok(reclaimed)
     }
@@ -242,25 +320,48 @@ impl Store {
         Files::new(&self.dir)
     }
 
-    /// Takes the lock, waiting for it no longer than [`LOCK_WAIT`], and empties the store if
-    /// the machine was booted since.
+    /// Takes the lock, makes the directory where it is missing, empties the store if the machine
+    /// was booted since, and looks at what somebody else changed.
     fn lock(&self) -> Result<Locked<'_>, StoreError> {
+        let file = self.files().lock_file().map_err(self.io("open the lock"))?;
+        let mut locked = self.lock_by(file)?;
+        locked.forget_other_boots()?;
+        if !locked.is_known {
+            if locked.is_any_foreign()? {
+                locked.mark(Self::FOREIGN)?;
+            }
+            locked.is_known = true;
+        }
+        Ok(locked)
+    }
+
+    /// Takes the lock of a store that is there; nothing where there is none, or nothing in it.
+    fn lock_existing(&self) -> Result<Option<Locked<'_>>, StoreError> {
         let files = self.files();
-        let file = files.lock_file().map_err(self.io("open the lock"))?;
-        let metadata = file.metadata().map_err(self.io("open the lock"))?;
-        let file = lock::lock(file, LOCK_WAIT).map_err(self.io("lock"))?;
-        let file = file.ok_or_else(|| StoreError::Locked {
+        let file = files.existing_lock_file();
+        let file = match file.map_err(self.io("open the lock"))? {
+            Some(file) => file,
+            None if files.is_vacant().map_err(self.io("list reservations"))? => return Ok(None),
+            // Whoever removed the lock left reservations.
+            None => files.lock_file().map_err(self.io("open the lock"))?,
+        };
+        self.lock_by(file).map(Some)
+    }
+
+    fn lock_by(&self, file: fs::File) -> Result<Locked<'_>, StoreError> {
+        let files = self.files();
+        let lock = FileLock::take(file).map_err(self.io("lock"))?;
+        let lock = lock.map_err(|source| StoreError::Locked {
             path: files.lock_path(),
-            waited: LOCK_WAIT,
-            holder: lock::holder(&metadata),
+            source,
         })?;
-        let locked = Locked {
+        let is_changed = files.is_changed().map_err(self.io("look at the store"))?;
+        Ok(Locked {
             store: self,
             files,
-            file,
-        };
-        locked.forget_other_boots()?;
-        Ok(locked)
+            is_known: !is_changed,
+            _lock: lock,
+        })
     }
 
     fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
@@ -269,180 +370,8 @@ impl Store {
     }
 }
 
-/// The store while we hold its lock.
-struct Locked<'a> {
-    store: &'a Store,
-    files: Files<'a>,
-    file: File,
-}
-
-impl<'a> Locked<'a> {
-    fn forget_other_boots(&self) -> Result<(), StoreError> {
-        let Store { boot, .. } = self.store;
-        let then = self
-            .files
-            .boot_id()
-            .map_err(self.store.io("read the boot id"))?;
-        if then.as_deref() == Some(boot.id.as_str()) {
-            return Ok(());
-        }
-        let io = || self.store.io("empty the store of an earlier boot");
-        if then.is_some() {
-            self.forget_all().map_err(io())?;
-        }
-        // Whoever holds an address here before us has it from host-local.
-        if !self.files.is_vacant().map_err(io())? {
-            self.files.create().map_err(io())?;
-            self.mark(Store::FOREIGN)?;
-        }
-        self.files
-            .set_boot_id(&boot.id)
-            .map_err(self.store.io("write the boot id"))
-    }
-
-    /// What is in the index is of the earlier boot. What is not was made by host-local, and
-    /// may be of this one, where a node went back to it and came again: its time tells.
-    fn forget_all(&self) -> io::Result<()> {
-        for (attachment, _) in self.files.attachments()? {
-            for address in self.files.indexed(&attachment)?.unwrap_or_default() {
-                if self.files.is_held_by(address, &attachment)? {
-                    self.files.free(address)?;
-                }
-            }
-            self.files.index(&attachment, &[])?;
-        }
-        self.files.set_marks(&[])?;
-        let started = Boot::started()?;
-        for (address, since) in self.files.addresses()? {
-            if since < started {
-                self.files.free(address)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn mark(&self, mark: &str) -> Result<(), StoreError> {
-        let mut marks = self.store.marks()?;
-        if !marks.iter().any(|known| known == mark) {
-            marks.push(mark.to_owned());
-        }
-        let marked = self.files.set_marks(&marks);
-        marked.map_err(self.store.io("write the marks"))
-    }
-
-    /// What the index gives for `attachment` and the addresses' own files confirm.
-    fn held(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
-        let io = || self.store.io("read a reservation");
-        let mut held = Vec::new();
-        for address in self
-            .files
-            .indexed(attachment)
-            .map_err(io())?
-            .unwrap_or_default()
-        {
-            if self.files.is_held_by(address, attachment).map_err(io())? {
-                held.push(address);
-            }
-        }
-        Ok(held)
-    }
-
-    /// What the search of all address files finds: host-local knows no index.
-    fn search(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
-        let found = self.files.search(attachment);
-        let found = found.map_err(self.store.io("search for reservations"))?;
-        Ok(found.into_iter().collect())
-    }
-
-    /// The network without attachments, where it was marked; the lock stays taken.
-    fn into_vacant(self) -> Result<Option<Vacant<'a>>, StoreError> {
-        let marks = self.files.marks();
-        let marks = marks.map_err(self.store.io("read the marks"))?;
-        let is_vacant = || self.files.is_vacant();
-        if marks.is_empty() || !is_vacant().map_err(self.store.io("list reservations"))? {
-            return Ok(None);
-        }
-        Ok(Some(Vacant {
-            store: self.store,
-            marks,
-            _lock: self.file,
-        }))
-    }
-
-    fn request(&self, set: &RangeSet, address: IpAddr) -> Result<IpAddr, StoreError> {
-        let refuse = |reason| StoreError::Unavailable { address, reason };
-        if set.is_gateway(address) {
-            return Err(refuse("the subnet's gateway".to_owned()));
-        }
-        let holder = self.files.holder(address);
-        let holder = holder.map_err(self.store.io("look for an address"))?;
-        if holder.is_none() {
-            Ok(address)
-        } else {
-            let reason = format!("not available in range set {set}: already reserved");
-            Err(refuse(reason))
-        }
-    }
-
-    fn next(&self, i: usize, set: &RangeSet) -> Result<IpAddr, StoreError> {
-        let mut size = 0;
-        for address in set.round_robin(self.files.last_reserved(i)) {
-            let holder = self.files.holder(address);
-            let holder = holder.map_err(self.store.io("look for an address"))?;
-            if holder.is_none() {
-                return Ok(address);
-            }
-            size += 1;
-        }
-        Err(StoreError::Exhausted {
-            set: set.to_string(),
-            dir: self.store.dir.clone(),
-            size,
-            reclaimed: 0,
-        })
-    }
-
-    /// Writes down `fresh` addresses, each with its set's position, beside those `held`.
-    fn write(
-        &self,
-        attachment: &Attachment,
-        fresh: &[(usize, IpAddr)],
-        held: &[IpAddr],
-    ) -> Result<(), StoreError> {
-        // The index first: a crash in between leaves an entry that names nothing. What is taken
-        // up again is written again, because its entry's time says that an ADD is in flight.
-        let addresses: Vec<_> = fresh.iter().map(|(_, address)| *address).collect();
-        let indexed = self.files.index(attachment, &[held, &addresses].concat());
-        // Half an entry is none: as far as it can be, what was there before is put back.
-        let indexed = indexed.inspect_err(|_| drop(self.files.index(attachment, held)));
-        indexed.map_err(self.store.io("write the index"))?;
-        for (set, address) in fresh {
-            let written = self.files.reserve(*address, attachment);
-            let written = written.and_then(|()| self.files.set_last_reserved(*set, *address));
-            if let Err(error) = written {
-                drop(self.give_back(attachment, &addresses, held));
-                return Err(self.store.io("write a reservation")(error));
-            }
-        }
-        Ok(())
-    }
-
-    /// Frees those of `addresses` that are the attachment's, and leaves `rest` in its index
-    /// entry.
-    fn give_back(
-        &self,
-        attachment: &Attachment,
-        addresses: &[IpAddr],
-        rest: &[IpAddr],
-    ) -> Result<(), StoreError> {
-        let io = || self.store.io("remove a reservation");
-        for address in addresses {
-            if self.files.is_held_by(*address, attachment).map_err(io())? {
-                self.files.free(*address).map_err(io())?;
-            }
-        }
-        self.files.index(attachment, rest).map_err(io())
-    }
+fn is_older(since: SystemTime, age: Duration) -> bool {
+    since.elapsed().is_ok_and(|elapsed| elapsed > age)
 }
 
 /// One requested address, or none, for each set.
@@ -469,7 +398,7 @@ pub struct Reservation<'a> {
     attachment: Attachment,
     addresses: Vec<(IpAddr, Range)>,
     fresh: Vec<IpAddr>,
-    held: Vec<IpAddr>,
+    held: Vec<Indexed>,
 }
 
 impl Reservation<'_> {
@@ -482,17 +411,40 @@ impl Reservation<'_> {
     /// Makes the reservation outlive this process.
     pub fn keep(mut self) {
         self.fresh.clear();
+        let is_taken_up = |held: &IpAddr| self.addresses.iter().any(|(address, _)| address == held);
+        let held = self.held.iter().map(|held| held.address);
+        let stale: Vec<_> = held.filter(|held| !is_taken_up(held)).collect();
+        // What cannot be given back now, DEL gives back.
+        if !stale.is_empty()
+            && let Ok(Some(locked)) = self.store.lock_existing()
+        {
+            drop(locked.give_up(&self.attachment, &stale));
+        }
+    }
+}
+
+impl<'a> Reservation<'a> {
+    /// Gives back what was taken, and gives the network when those were its last addresses.
+    pub fn give_back(mut self) -> Result<Option<Vacant<'a>>, StoreError> {
+        self.take_back()
+    }
+
+    fn take_back(&mut self) -> Result<Option<Vacant<'a>>, StoreError> {
+        let fresh = std::mem::take(&mut self.fresh);
+        if fresh.is_empty() {
+            return Ok(None);
+        }
+        let Some(locked) = self.store.lock_existing()? else {
+            return Ok(None);
+        };
+        locked.give_back(&self.attachment, &fresh, &self.held)?;
+        locked.into_vacant()
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if self.fresh.is_empty() {
-            return;
-        }
-        if let Ok(locked) = self.store.lock() {
-            drop(locked.give_back(&self.attachment, &self.fresh, &self.held));
-        }
+        drop(self.take_back());
     }
 }
 
@@ -507,12 +459,23 @@ pub struct Released<'a> {
     pub vacant: Option<Vacant<'a>>,
 }
 
+/// An address that [`Store::collect`] gave back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freed {
+    /// The address.
+    pub address: IpAddr,
+    /// Who held it; nobody where the file named nobody.
+    pub holder: Option<Holder>,
+    /// Whether it was reserved by host-local and not by us.
+    pub is_foreign: bool,
+}
+
 /// What [`Store::collect`] gave back.
 #[derive(Debug, Default)]
 pub struct Collected<'a> {
-    /// The addresses, each with who held it; nobody where the file named nobody.
-    pub freed: Vec<(IpAddr, Option<Holder>)>,
-    /// The addresses that are held still.
+    /// What was given back.
+    pub freed: Vec<Freed>,
+    /// The addresses that are held still, or may be.
     pub held: Vec<IpAddr>,
     /// What could not be done.
     pub errors: Vec<StoreError>,
@@ -523,9 +486,8 @@ pub struct Collected<'a> {
 /// A network of which nobody holds an address, and nobody gets one while this value lives.
 #[derive(Debug)]
 pub struct Vacant<'a> {
-    store: &'a Store,
+    locked: Locked<'a>,
     marks: Vec<String>,
-    _lock: File,
 }
 
 impl Vacant<'_> {
@@ -537,8 +499,8 @@ impl Vacant<'_> {
 
     /// Notes that all of it is gone.
     pub fn unmark(self) -> Result<(), StoreError> {
-        let unmarked = self.store.files().set_marks(&[]);
-        unmarked.map_err(self.store.io("write the marks"))
+        let unmarked = self.locked.files.set_marks(&[]);
+        unmarked.map_err(self.locked.store.io("write the marks"))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cache::{Cache, Kept};
 use crate::error::chain;
 use crate::firewall::{self, Firewall};
 use crate::install::{self, Install};
-use crate::node::Node;
+use crate::node::{Node, protect_from_routers};
 use crate::pace::Pace;
 use crate::peers::Peer;
 use crate::serve;
@@ -242,6 +242,9 @@ impl Agent {
                     .into_iter()
                     .chain(written.err()),
             );
+            if wake.notice.network || wake.is_slow {
+                troubles.extend(protect_from_routers(&self.kernel).err());
+            }
             if !node.uplink.link.is_up {
                 troubles.insert(format!("interface {} is down", node.uplink.link.name));
             }

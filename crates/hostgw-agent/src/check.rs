@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use cni::{Json, NetworkName, Version};
+use cni::{Json, NetworkName, RangeConf, Version};
+use host_local::{RangeSets, RangeSpec};
 use serde_json::Value;
 
 use crate::net_conf::{self, NetConf};
@@ -115,9 +116,38 @@ fn plugin(json: &Json) -> Result<String, String> {
         None => return Err("type: is missing".to_owned()),
     };
     if matches!(kind.as_str(), "cni-hostgw" | "flannel") {
-        cni::NetConf::from_json(json).map_err(words)?;
+        let conf = cni::NetConf::from_json(json).map_err(words)?;
+        conf.validate().map_err(words)?;
+        if let Some((key, value)) = conf.unsupported() {
+            return Err(format!("{key}: {value} is not supported"));
+        }
+        let ranges = conf.range_sets().map_err(words)?;
+        if !ranges.is_empty() {
+            let ranges: Vec<Vec<_>> = ranges
+                .iter()
+                .map(|set| set.iter().map(range).collect())
+                .collect();
+            RangeSets::new(&ranges).map_err(|error| format!("ipam.ranges: {error}"))?;
+            let subnets: Vec<_> = ranges.iter().flatten().map(|range| range.subnet).collect();
+            let mut routes = conf.ipam.iter().flat_map(|ipam| &ipam.routes);
+            if let Some(route) = routes.find(|route| route.is_unreachable_from(&subnets)) {
+                let dst = route.dst;
+                return Err(format!(
+                    "ipam.routes: the gw of dst {dst} is in none of the subnets"
+                ));
+            }
+        }
     }
     Ok(kind)
+}
+
+fn range(range: &RangeConf) -> RangeSpec {
+    RangeSpec {
+        subnet: range.subnet,
+        start: range.range_start,
+        end: range.range_end,
+        gateway: range.gateway,
+    }
 }
 
 fn words(error: cni::Error) -> String {
@@ -182,6 +212,42 @@ mod tests {
             (
                 r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "cni-hostgw", "mtu": "x"}]}"#,
                 "plugins[0].",
+            ),
+            (
+                r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "cni-hostgw", "mtu": 70000}]}"#,
+                "plugins[0].mtu: 70000",
+            ),
+            (
+                r#"{"type": "flannel", "delegate": {"hairpinMode": true, "promiscMode": true}}"#,
+                "cannot set hairpin mode and promiscuous mode",
+            ),
+            (
+                r#"{"type": "cni-hostgw", "ipam": {"ranges": [[{"subnet": "10.10.1.5/24"}]]}}"#,
+                "ipam.ranges: invalid range set 0: network 10.10.1.5/24 has host bits set",
+            ),
+            (
+                r#"{"type": "cni-hostgw", "bridge": "a/b"}"#,
+                r#"bridge: "a/b""#,
+            ),
+            (
+                r#"{"type": "cni-hostgw", "vlan": 5}"#,
+                "vlan: 5 is not supported",
+            ),
+            (
+                r#"{"type": "flannel", "delegate": {"type": "ipvlan"}}"#,
+                "delegate.type: ipvlan is not supported",
+            ),
+            (
+                r#"{"type": "cni-hostgw", "subnetFileWait": 90}"#,
+                "subnetFileWait: 90",
+            ),
+            (
+                r#"{"type": "cni-hostgw", "ipam": {"subnet": "10.10.1.0/24", "routes": [{"dst": "10.0.0.0/8", "gw": "10.9.0.1"}]}}"#,
+                "ipam.routes: the gw of dst 10.0.0.0/8 is in none of the subnets",
+            ),
+            (
+                r#"{"type": "cni-hostgw", "ipam": {"subnet": "10.10.1.0/24", "gateway": "10.10.2.1"}}"#,
+                "ipam.ranges: invalid range set 0: gateway 10.10.2.1 not in network",
             ),
         ] {
             let error = kind(text).expect_err(text);

@@ -1,8 +1,9 @@
 //! This node: what it holds, by which interface it reaches the others, and what follows for it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use kernel::{Rtnl, sysctl};
+use kernel::{Link, Rtnl, sysctl};
 use subnet_env::SubnetEnv;
 use tracing::info;
 
@@ -21,6 +22,46 @@ pub(crate) struct Node {
     pub(crate) held: Option<Held>,
     /// Whether this is what was kept of an earlier run: it may be outdated.
     pub(crate) is_kept: bool,
+}
+
+/// Has bridges with pods hear no router: a pod could be the node's. In a container, which may not say
+/// so, the plugin does at each ADD.
+pub(crate) fn protect_from_routers(kernel: &Rtnl) -> Result<(), String> {
+    for bridge in bridges_of_pods(kernel).map_err(|error| chain(&error))? {
+        if !kernel
+            .hears_routers(&bridge)
+            .map_err(|error| chain(&error))?
+        {
+            continue;
+        }
+        match kernel.ignore_routers(&bridge) {
+            Err(error) if error.is_read_only() => continue,
+            other => other.map_err(|error| chain(&error))?,
+        }
+        info!("set accept_ra of {} to 0: pods are on it", bridge.name);
+        // Where the node itself has a port on it, what a router said is left to age.
+        let ports = kernel.ports(&bridge).map_err(|error| chain(&error))?;
+        if ports.iter().all(Link::leads_elsewhere) {
+            let forgotten = kernel.forget_routers(&bridge);
+            forgotten.map_err(|error| chain(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// The bridges with pods of the plugin's.
+fn bridges_of_pods(kernel: &Rtnl) -> Result<Vec<Link>, kernel::Error> {
+    let mut links = kernel.links()?;
+    let bridges: BTreeSet<_> = links.iter().filter_map(bridge_of_pod).collect();
+    links.retain(|link| bridges.contains(&link.index));
+    Ok(links)
+}
+
+/// The number of the bridge that a host veth of the plugin's is a port of.
+fn bridge_of_pod(link: &Link) -> Option<u32> {
+    let alias = link.alias.as_deref().unwrap_or_default();
+    link.bridge
+        .filter(|_| alias.starts_with(cni::HOST_VETH_ALIAS))
 }
 
 impl Node {
@@ -56,7 +97,7 @@ impl Node {
             if sysctl::get(&accept_ra).is_ok_and(|value| value == "1") {
                 done(sysctl::set(&accept_ra, "2"))?;
             }
-            done(kernel.forward_ipv6())?;
+            done(kernel.forward_ipv6(Link::may_be_uplink))?;
         }
         Ok(())
     }

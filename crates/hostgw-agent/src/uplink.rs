@@ -341,10 +341,13 @@ impl Uplink {
             mac: None,
             mtu: 1500,
             is_up: true,
+            is_passing: true,
             is_promiscuous: false,
             bridge: None,
             port: None,
             peer: None,
+            peer_netns: None,
+            group: 0,
             alias: None,
         };
         Self {

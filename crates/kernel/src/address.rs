@@ -1,6 +1,7 @@
 //! Addresses of links.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -11,11 +12,11 @@ use netlink_packet_route::link::{
     AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::link::set_up;
 use crate::route::{RouteOptions, new_route};
-use crate::rtnl::{Answer, Change, ip, number};
+use crate::rtnl::{Answer, Change, Request, ip, number};
 use crate::watch::Watch;
 use crate::{Error, Link, Route, Rtnl};
 
@@ -31,6 +32,9 @@ pub struct Furnishing<'a> {
     pub announce: bool,
     /// Its routes.
     pub routes: &'a [(Route, RouteOptions)],
+    /// Routes of a family that it has no address in: those that the kernel does not take are
+    /// left out.
+    pub optional_routes: &'a [(Route, RouteOptions)],
 }
 
 /// An address of this namespace that others may be told.
@@ -54,6 +58,7 @@ enum Step<'a> {
     Address(IpNetwork),
     Up,
     Route(&'a Route, &'a RouteOptions),
+    OptionalRoute(&'a Route, &'a RouteOptions),
 }
 
 impl Rtnl {
@@ -79,6 +84,35 @@ impl Rtnl {
             is_temporary: found.address.is_ipv6() && found.flags.contains(AddressFlags::Secondary),
         };
         Ok(usable.map(address).collect())
+    }
+
+    /// The IPv6 addresses of `link` that somebody gave it for a time: routers do, and kernels keep them
+    /// for a while after that.
+    pub(crate) fn temporary_addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
+        let found = self.dump_addresses(link.index)?.into_iter();
+        let is_temporary = |found: &Found| {
+            found.address.is_ipv6() && !found.flags.contains(AddressFlags::Permanent)
+        };
+        Ok(found.filter(is_temporary).map(|f| f.address).collect())
+    }
+
+    /// The addresses of a veth's peer in another namespace; none where that namespace is gone.
+    pub fn addresses_of_peer(&self, veth: &Link) -> Result<Vec<IpAddr>, Error> {
+        let (Some(peer), Some(netns)) = (veth.peer, veth.peer_netns) else {
+            return Ok(Vec::new());
+        };
+        let doing = format!("list the addresses of the peer of {}", veth.name);
+        match self.dump(&PeerAddresses { peer, netns }, &doing) {
+            Ok(answers) => {
+                let found = answers.iter().filter_map(Found::read);
+                Ok(found
+                    .filter(|found| found.index == peer)
+                    .map(|found| found.address.ip())
+                    .collect())
+            }
+            Err(error) if error.is_no_namespace() || error.is_gone() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     fn dump_addresses(&self, index: u32) -> Result<Vec<Found>, Error> {
@@ -111,8 +145,8 @@ impl Rtnl {
     }
 
     /// Gives a link that is down its addresses, sets it up and adds its routes: in this order,
-    /// in one send. A route to where another one leads already comes after that one, or, in
-    /// IPv6, not at all.
+    /// in one send. A route to where another one leads already comes before that one in IPv4; in
+    /// IPv6 the kernel uses both.
     pub fn bring_up(&self, link: &Link, furnishing: Furnishing<'_>) -> Result<(), Error> {
         let Furnishing {
             addresses, routes, ..
@@ -133,15 +167,17 @@ impl Rtnl {
                 .iter()
                 .map(|(route, options)| Step::Route(route, options)),
         );
+        let optional = furnishing.optional_routes.iter();
+        steps.extend(optional.map(|(route, options)| Step::OptionalRoute(route, options)));
         let change = |step: &Step<'_>| match step {
             Step::Announce => announce(link),
             Step::Address(address) => new_address(link, *address, furnishing.detect_duplicates),
             Step::Up => set_up(link),
-            // IPv6 would join an appended route with the one before, and use both.
-            Step::Route(route, options) if route.to.is_ipv4() => {
-                new_route(route, options, NLM_F_APPEND)
+            // Neither appended nor exclusive, as the `bridge` plugin has it since 1.6.0: an IPv4
+            // route comes before those to the same destination, an IPv6 one beside them.
+            Step::Route(route, options) | Step::OptionalRoute(route, options) => {
+                new_route(route, options, 0)
             }
-            Step::Route(route, options) => new_route(route, options, NLM_F_EXCL),
         };
         let outcomes = self
             .changes(steps.iter().map(change))
@@ -149,7 +185,12 @@ impl Rtnl {
         for (step, outcome) in steps.iter().zip(outcomes) {
             if let Err(refusal) = outcome {
                 let error = Error::new(format!("{step} on {}", link.name), refusal);
-                if !(matches!(step, Step::Route(..)) && error.is_exists()) {
+                let is_harmless = match step {
+                    Step::OptionalRoute(..) => error.is_exists() || error.is_unroutable(),
+                    Step::Route(..) => error.is_exists(),
+                    _ => false,
+                };
+                if !is_harmless {
                     return Err(error);
                 }
             }
@@ -200,7 +241,7 @@ impl fmt::Display for Step<'_> {
             Self::Announce => f.write_str("set arp_notify"),
             Self::Address(address) => write!(f, "add address {address}"),
             Self::Up => f.write_str("set the link up"),
-            Self::Route(route, _) => write!(f, "add route {route}"),
+            Self::Route(route, _) | Self::OptionalRoute(route, _) => write!(f, "add route {route}"),
         }
     }
 }
@@ -249,6 +290,32 @@ fn address_message(link: &Link, address: IpNetwork) -> AddressMessage {
         attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
     }
     message
+}
+
+/// Asks for the addresses of a link in another namespace. netlink-packet-route knows no such
+/// attribute.
+#[derive(Clone, Copy)]
+struct PeerAddresses {
+    peer: u32,
+    netns: u32,
+}
+
+impl Request for PeerAddresses {
+    fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>) {
+        /// The kernel's `RTM_GETADDR` and `IFA_TARGET_NETNSID`.
+        const GET_ADDRESS: u16 = 22;
+        const TARGET_NETNSID: u16 = 10;
+        // Header, `ifaddrmsg` with its index last, one attribute of four bytes.
+        buffer.extend(32u32.to_ne_bytes());
+        buffer.extend(GET_ADDRESS.to_ne_bytes());
+        buffer.extend(flags.to_ne_bytes());
+        buffer.extend(sequence.to_ne_bytes());
+        buffer.extend([0; 8]);
+        buffer.extend(self.peer.to_ne_bytes());
+        buffer.extend(8u16.to_ne_bytes());
+        buffer.extend(TARGET_NETNSID.to_ne_bytes());
+        buffer.extend(self.netns.to_ne_bytes());
+    }
 }
 
 /// An address as the kernel has it.

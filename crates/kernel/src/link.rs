@@ -1,5 +1,7 @@
 //! Links: bridges, veth pairs, and what else there is.
 
+use std::time::{Duration, Instant};
+
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
@@ -25,6 +27,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up.
     pub is_up: bool,
+    /// Whether frames pass it: its operational state is up.
+    pub is_passing: bool,
     /// Whether it was told to take every frame.
     pub is_promiscuous: bool,
     /// The number of the bridge that it is a port of.
@@ -33,6 +37,10 @@ pub struct Link {
     pub port: Option<Port>,
     /// The number of its peer, in the peer's namespace.
     pub peer: Option<u32>,
+    /// The number that this namespace has for the one that the peer is in, where that is another.
+    pub peer_netns: Option<u32>,
+    /// The group that it is in: 0 unless somebody says otherwise.
+    pub group: u32,
     /// What its maker wrote on it.
     pub alias: Option<String>,
 }
@@ -127,30 +135,27 @@ impl Rtnl {
         Ok(links.iter().filter_map(Link::read).collect())
     }
 
-    /// Makes sure that the bridge is there, up, and with its MTU: one request when it is.
+    /// Makes sure that the bridge is there and up: one request when it is. Also says whether it
+    /// is new, and so has the hardware address and the MTU that were asked for.
     ///
     /// Errors when something else has its name.
-    pub fn ensure_bridge(&self, bridge: Bridge<'_>) -> Result<Link, Error> {
+    pub fn ensure_bridge(&self, bridge: Bridge<'_>) -> Result<(Link, bool), Error> {
         let Bridge { name, .. } = bridge;
         if let Some(link) = self.link(name)? {
-            return self.adopt_bridge(link, bridge);
+            return Ok((self.adopt_bridge(link, bridge)?, false));
         }
-        match self.change(new_bridge(bridge), || format!("create bridge {name}")) {
-            Ok(()) => {}
-            // Another process was faster.
-            Err(error) if error.is_exists() => {}
-            Err(error) => return Err(error),
+        let created = self.change(new_bridge(bridge), || format!("create bridge {name}"));
+        // Where it failed, another process may have been faster, or the answer may be lost.
+        let is_new = created.is_ok();
+        match self.link(name)? {
+            Some(link) => Ok((self.adopt_bridge(link, bridge)?, is_new)),
+            None => Err(created.err().unwrap_or_else(|| {
+                Error::new(format!("create bridge {name}"), "it was deleted at once")
+            })),
         }
-        let link = self.link(name)?.ok_or_else(|| {
-            Error::new(
-                format!("create bridge {name}"),
-                "it was deleted at the same moment",
-            )
-        })?;
-        self.adopt_bridge(link, bridge)
     }
 
-    fn adopt_bridge(&self, mut link: Link, bridge: Bridge<'_>) -> Result<Link, Error> {
+    fn adopt_bridge(&self, link: Link, bridge: Bridge<'_>) -> Result<Link, Error> {
         let name = &link.name;
         if link.kind != Kind::Bridge {
             let reason = format!("{name} already exists but is not a bridge");
@@ -163,30 +168,31 @@ impl Rtnl {
         if bridge.promiscuous && !link.is_promiscuous {
             set_flag(&mut message, LinkFlags::Promisc);
         }
-        if let Some(mtu) = bridge.mtu.filter(|mtu| *mtu != link.mtu) {
-            message.attributes.push(LinkAttribute::Mtu(mtu));
-            link.mtu = mtu;
-        }
         if message != change_of(&link) {
             let change = (RouteNetlinkMessage::SetLink(message), 0);
-            self.change(change, || format!("set bridge {name} up, with its MTU"))?;
+            self.change(change, || format!("set bridge {name} up"))?;
         }
         Ok(link)
     }
 
-    /// Has the link keep the hardware address that it has: one that nobody gave to a bridge
-    /// would change with its ports.
-    pub fn pin_mac(&self, link: &Link) -> Result<(), Error> {
-        let Some(mac) = link.mac else {
-            return Ok(());
-        };
+    /// Sets a link's MTU, in bytes.
+    pub fn set_mtu(&self, link: &Link, mtu: u32) -> Result<(), Error> {
+        let mut message = change_of(link);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        let change = (RouteNetlinkMessage::SetLink(message), 0);
+        self.change(change, || format!("set the MTU of {} to {mtu}", link.name))
+    }
+
+    /// Sets a link's hardware address. A bridge keeps one that was set, even the one that it had:
+    /// one that nobody set changes with its ports. What is known of neighbours on it is forgotten.
+    pub fn set_mac(&self, link: &Link, mac: Mac) -> Result<(), Error> {
         let mut message = change_of(link);
         message
             .attributes
             .push(LinkAttribute::Address(mac.to_vec()));
         let change = (RouteNetlinkMessage::SetLink(message), 0);
         self.change(change, || {
-            format!("keep the hardware address of {}", link.name)
+            format!("set the hardware address of {} to {mac}", link.name)
         })
     }
 
@@ -211,35 +217,92 @@ impl Rtnl {
 
     /// Makes a veth pair where it belongs: both names, hardware addresses, MTU, the host end
     /// up and on its bridge, the container end in its namespace. Gives the container's end, which
-    /// `container` is asked for where the kernel does not tell (before 6.2). On failure nothing
-    /// is left.
+    /// `container` is asked for where the kernel does not tell (before 6.2).
+    ///
+    /// On failure nothing is left, or the error says that something [may remain](Error::may_remain).
+    /// Until the pair is complete, its host end is [marked](Link::is_half_made).
     pub fn add_veth(&self, veth: &Veth<'_>, container: &Self) -> Result<Link, Error> {
         let Veth { host, .. } = veth;
         let doing = || format!("create veth {host} with peer {}", veth.container);
-        let made = self.change_echoed(new_veth(veth), doing)?;
+        let made = match self.change_echoed(new_veth(veth), doing) {
+            // Before, there was no such link in the container.
+            Err(error) if error.may_remain() => match self.is_pair(veth, container) {
+                Ok(true) => None,
+                Ok(false) => return Err(Error::new(doing(), "the kernel did not do it")),
+                Err(_) => return Err(error),
+            },
+            other => other?,
+        };
         let rest = || -> Result<Link, Error> {
-            // The creating message ignores a port's settings without a word, so they follow by
-            // name: in a send of their own, for a name that was taken is not ours to set up.
-            let doing = || format!("set up veth {host} as a port of {}", veth.bridge.name);
-            self.change(set_port(veth), doing)?;
-            match peer_of(made.as_ref(), veth) {
+            let vanished = |what: &str| {
+                let doing = format!("look up the {what} end of veth {host}");
+                Error::new(doing, "it vanished while it was set up")
+            };
+            let host = match made.as_ref().and_then(Link::read) {
+                Some(host) => host,
+                None => self.link(host)?.ok_or_else(|| vanished("host"))?,
+            };
+            // The creating message ignores a port's settings without a word. They follow by the
+            // link's number: by a name that is gone, kernels before 5.19 would change every link
+            // of the group.
+            let doing = || {
+                format!(
+                    "set up veth {} as a port of {}",
+                    host.name, veth.bridge.name
+                )
+            };
+            self.change(set_port(&host, veth), doing)?;
+            match peer_of(&host, veth) {
                 Some(link) => Ok(link),
-                None => container.link(veth.container)?.ok_or_else(|| {
-                    let doing = format!("look up the container's end {}", veth.container);
-                    Error::new(doing, "it vanished while it was set up")
-                }),
+                None => container
+                    .link(veth.container)?
+                    .ok_or_else(|| vanished("container")),
             }
         };
-        rest().inspect_err(|_| drop(self.delete_link(host)))
+        rest().map_err(|error| match self.delete_link(host) {
+            Ok(_) => error,
+            Err(_) => error.remaining(),
+        })
+    }
+
+    /// Whether the two ends of `veth` are there, and each other's.
+    fn is_pair(&self, veth: &Veth<'_>, container: &Self) -> Result<bool, Error> {
+        let (host, inside) = (self.link(veth.host)?, container.link(veth.container)?);
+        Ok(host.zip(inside).is_some_and(|(host, inside)| {
+            host.peer == Some(inside.index) && inside.peer == Some(host.index)
+        }))
+    }
+
+    /// Waits until frames pass a link, no longer than `patience`, and says whether they do. A port
+    /// of a bridge passes none until the kernel has taken notice that its other end went up.
+    pub fn wait_until_passing(&self, name: &str, patience: Duration) -> Result<bool, Error> {
+        let until = Instant::now() + patience;
+        loop {
+            if self.link(name)?.is_some_and(|link| link.is_passing) {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Deletes the link called `name`, and the other end where it is one of a pair. Says
-    /// whether there was one.
+    /// whether there was one for certain.
     pub fn delete_link(&self, name: &str) -> Result<bool, Error> {
         let attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        let message = RouteNetlinkMessage::DelLink(link_message(attributes));
-        match self.change((message, 0), || format!("delete link {name}")) {
+        let delete = || {
+            let message = RouteNetlinkMessage::DelLink(link_message(attributes.clone()));
+            self.change((message, 0), || format!("delete link {name}"))
+        };
+        let mut outcome = delete();
+        if outcome.as_ref().is_err_and(Error::may_remain) {
+            outcome = delete();
+        }
+        match outcome {
             Ok(()) => Ok(true),
+            // Where an answer is lost, nobody knows whether there was one.
             Err(error) if error.is_gone() => Ok(false),
             Err(error) => Err(error),
         }
@@ -270,11 +333,15 @@ impl Rtnl {
         let message =
             RouteNetlinkMessage::DelLink(link_message(vec![LinkAttribute::Group(DOOMED)]));
         // Without any in the group, they all were gone already.
-        self.change((message, 0), doing).or_else(unless_gone)
+        let mut outcome = self.change((message.clone(), 0), doing);
+        if outcome.as_ref().is_err_and(Error::may_remain) {
+            outcome = self.change((message, 0), doing);
+        }
+        outcome.or_else(unless_gone)
     }
 }
 
-fn unless_gone(error: Error) -> Result<(), Error> {
+pub(crate) fn unless_gone(error: Error) -> Result<(), Error> {
     if error.is_gone() { Ok(()) } else { Err(error) }
 }
 
@@ -294,19 +361,24 @@ fn set_flag(message: &mut LinkMessage, flag: LinkFlags) {
     message.header.change_mask |= flag;
 }
 
-/// The container's end, from what the kernel echoed of the pair's making.
-fn peer_of(made: Option<&Answer>, veth: &Veth<'_>) -> Option<Link> {
-    let host = Link::read(made?)?;
+/// The group of a host veth that has no alias yet: the creating message cannot carry one.
+const HALF_MADE: u32 = 0x0a58_0001;
+
+/// The container's end, where the kernel says of the host's which number it has.
+fn peer_of(host: &Link, veth: &Veth<'_>) -> Option<Link> {
     Some(Link {
         index: host.peer?,
         name: veth.container.to_owned(),
         mac: Some(veth.container_mac),
         is_up: false,
+        is_passing: false,
         bridge: None,
         port: None,
         peer: Some(host.index),
+        peer_netns: None,
+        group: 0,
         alias: None,
-        ..host
+        ..host.clone()
     })
 }
 
@@ -358,6 +430,7 @@ fn new_veth(veth: &Veth<'_>) -> Change {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]),
     ]);
+    message.attributes.push(LinkAttribute::Group(HALF_MADE));
     message.attributes.extend(one_queue());
     message.attributes.extend(veth.mtu.map(LinkAttribute::Mtu));
     set_flag(&mut message, LinkFlags::Up);
@@ -374,10 +447,11 @@ fn one_queue() -> [LinkAttribute; 2] {
     [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]
 }
 
-fn set_port(veth: &Veth<'_>) -> Change {
-    let message = link_message(vec![
-        LinkAttribute::IfName(veth.host.to_owned()),
+fn set_port(host: &Link, veth: &Veth<'_>) -> Change {
+    let mut message = change_of(host);
+    message.attributes.extend([
         LinkAttribute::IfAlias(veth.alias.to_owned()),
+        LinkAttribute::Group(0),
         port_data(veth.port),
     ]);
     (RouteNetlinkMessage::NewLink(message), 0)
@@ -394,7 +468,35 @@ fn port_data(port: Port) -> LinkAttribute {
     ])
 }
 
+/// The kernel's `IF_OPER_UP`.
+const OPERATIONALLY_UP: u8 = 6;
+
 impl Link {
+    /// Whether [`Rtnl::add_veth`] was ended before it completed the pair, or has not completed it
+    /// yet.
+    #[must_use]
+    pub fn is_half_made(&self) -> bool {
+        self.group == HALF_MADE
+    }
+
+    /// Whether it is one end of a pair whose other end is in another namespace, as that of a pod is.
+    #[must_use]
+    pub fn leads_elsewhere(&self) -> bool {
+        self.kind == Kind::Veth && self.peer_netns.is_some()
+    }
+
+    /// Whether it may lead to other nodes: a bridge among `links` whose ports all lead to namespaces of
+    /// this one does not.
+    #[must_use]
+    pub fn may_be_uplink(&self, links: &[Self]) -> bool {
+        let is_port = |link: &&Self| link.bridge == Some(self.index);
+        self.kind != Kind::Bridge
+            || links
+                .iter()
+                .filter(is_port)
+                .any(|port| !port.leads_elsewhere())
+    }
+
     /// Reads what the kernel says of a link.
     fn read(answer: &Answer) -> Option<Self> {
         // The kernel's linux/if_link.h.
@@ -403,8 +505,11 @@ impl Link {
         const MTU: u16 = 4;
         const LINK: u16 = 5;
         const MASTER: u16 = 10;
+        const OPERSTATE: u16 = 16;
         const LINKINFO: u16 = 18;
         const IFALIAS: u16 = 20;
+        const GROUP: u16 = 27;
+        const LINK_NETNSID: u16 = 37;
         // Family, type, index, flags, mask.
         let (head, attributes) = answer.parts::<16>()?;
         let flags = LinkFlags::from_bits_retain(number(&head[8..]));
@@ -415,10 +520,13 @@ impl Link {
             mac: None,
             mtu: 0,
             is_up: flags.contains(LinkFlags::Up),
+            is_passing: false,
             is_promiscuous: flags.contains(LinkFlags::Promisc),
             bridge: None,
             port: None,
             peer: None,
+            peer_netns: None,
+            group: 0,
             alias: None,
         };
         for (kind, value) in attributes {
@@ -428,7 +536,10 @@ impl Link {
                 MTU => link.mtu = number(value),
                 MASTER => link.bridge = Some(number(value)),
                 LINK => link.peer = Some(number(value)),
+                OPERSTATE => link.is_passing = value == [OPERATIONALLY_UP],
                 IFALIAS => link.alias = Some(text(value)),
+                GROUP => link.group = number(value),
+                LINK_NETNSID => link.peer_netns = Some(number(value)),
                 LINKINFO => link.read_info(value),
                 _ => {}
             }

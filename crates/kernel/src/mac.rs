@@ -35,7 +35,9 @@ impl Mac {
     }
 
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(Self)
+        // A bridge that never had a port has no address: all zeros.
+        let mac: [u8; 6] = bytes.try_into().ok()?;
+        (mac != [0; 6]).then_some(Self(mac))
     }
 
     pub(crate) fn to_vec(self) -> Vec<u8> {
@@ -65,6 +67,8 @@ impl FromStr for Mac {
         let invalid = || InvalidMac(text.to_owned());
         let is_byte = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
         let mut bytes = [0; 6];
+        let grouped = in_groups(text);
+        let text = grouped.as_deref().unwrap_or(text);
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
             let part = parts.next().filter(is_byte).ok_or_else(invalid)?;
@@ -76,6 +80,19 @@ impl FromStr for Mac {
         }
         Ok(Self(bytes))
     }
+}
+
+/// An address in three groups of four digits, such as `0a58.0a0a.0106`, or in one of twelve, in the
+/// usual form.
+fn in_groups(text: &str) -> Option<String> {
+    let groups: Vec<_> = text.split('.').collect();
+    let lengths: Vec<_> = groups.iter().map(|group| group.len()).collect();
+    if !text.is_ascii() || !matches!(lengths[..], [4, 4, 4] | [12]) {
+        return None;
+    }
+    let digits = groups.concat();
+    let bytes: Vec<_> = (0..6).map(|i| &digits[2 * i..2 * i + 2]).collect();
+    Some(bytes.join(":"))
 }
 
 #[cfg(test)]
@@ -100,7 +117,12 @@ mod tests {
 
     #[test]
     fn only_an_interfaces_address_is_taken() {
-        for good in ["0a:58:0a:0a:01:06", "02-00-00-00-00-01"] {
+        for good in [
+            "0a:58:0a:0a:01:06",
+            "02-00-00-00-00-01",
+            "0a58.0a0a.0106",
+            "0a580a0a0106",
+        ] {
             assert!(good.parse::<Mac>().is_ok(), "{good}");
         }
         for bad in [
@@ -109,6 +131,10 @@ mod tests {
             "0a:58:0a:0a:01:06:07",
             "00:00:00:00:00:00",
             "01:00:5e:00:00:01",
+            "0a58.0a0a",
+            "0a58.0a0a.01",
+            "0a58.0a0a.010g",
+            "00é.0a0a.0106",
             "+a:58:0a:0a:01:06",
             "é0:00:00:00:00:00",
         ] {

@@ -8,6 +8,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use crate::link::unless_gone;
 use crate::{Error, Link, Mac, Rtnl};
 
 impl Rtnl {
@@ -18,10 +19,13 @@ impl Rtnl {
             let message = message(link.index, *ip);
             (RouteNetlinkMessage::DelNeighbour(message), 0)
         };
-        // An entry that the kernel does not delete, it does not have.
-        self.changes(ips.iter().map(forget))
-            .map(drop)
-            .map_err(|error| Error::new(format!("forget neighbours on {}", link.name), error))
+        let doing = || format!("forget neighbours on {}", link.name);
+        let outcomes = self.changes(ips.iter().map(forget));
+        for outcome in outcomes.map_err(|error| Error::new(doing(), error))? {
+            let outcome = outcome.map_err(|refusal| Error::new(doing(), refusal));
+            outcome.map(drop).or_else(unless_gone)?;
+        }
+        Ok(())
     }
 
     /// The hardware address that `ip` is believed to have on `link`; nothing where none is known.

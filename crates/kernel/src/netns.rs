@@ -1,6 +1,7 @@
 //! Network namespaces as values.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -11,6 +12,7 @@ use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
 use nix::unistd::{getpid, gettid};
 
 use crate::Error;
+use crate::error::{NotNamespace, uninterrupted};
 
 // Each thread has a namespace of its own, and `/proc/self` is the main thread: two folders less
 // for the kernel to make up, some 10 µs.
@@ -40,18 +42,17 @@ impl Netns {
         let mut options = File::options();
         options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
         let file = options.open(path).map_err(failed)?;
-        let kind = fstatfs(&file)
+        let kind = uninterrupted(|| Ok(fstatfs(&file)?))
             .map_err(|error| Error::new(format!("look at the network namespace {name}"), error))?
             .filesystem_type();
         if kind != NSFS_MAGIC {
             let FsType(magic) = kind;
-            let reason = format!("it is not a namespace, but a file of type {magic:#x}");
             return Err(Error::new(
                 format!("open the network namespace {name}"),
-                reason,
+                NotNamespace(magic),
             ));
         }
-        let metadata = file.metadata().map_err(failed)?;
+        let metadata = uninterrupted(|| file.metadata()).map_err(failed)?;
         Ok(Self {
             file,
             id: (metadata.dev(), metadata.ino()),
@@ -99,11 +100,13 @@ struct Back<'a>(&'a File);
 
 impl Drop for Back<'_> {
     fn drop(&mut self) {
+        const TRIES: usize = 10;
+        let went = (0..TRIES).any(|_| switch(self.0).is_ok());
         // In a namespace that is not ours, every further step would do harm.
-        switch(self.0).expect("a thread may go back to the namespace that it came from");
+        assert!(went, "cannot return to the node's network namespace");
     }
 }
 
-fn switch(namespace: &File) -> nix::Result<()> {
-    setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
+fn switch(namespace: &File) -> io::Result<()> {
+    uninterrupted(|| Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?))
 }

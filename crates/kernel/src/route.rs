@@ -8,12 +8,13 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
 use crate::nexthop::NextHop;
 use crate::rtnl::{Answer, Change, Request, ip, number};
-use crate::{Error, Rtnl, sysctl};
+use crate::{Error, Link, Rtnl, sysctl};
 
 /// Who put a route there: the kernel's `rtm_protocol`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -151,9 +152,10 @@ pub enum RouteChange {
 
 impl Rtnl {
     /// Has the node forward IPv6. The kernel then forgets the default routes that routers gave it,
-    /// and hears no router any more, but on interfaces that insist (`accept_ra` 2): those that
-    /// have such a route are made to. Where the node forwards already, nothing is touched.
-    pub fn forward_ipv6(&self) -> Result<(), Error> {
+    /// and hears no router any more, but on interfaces that insist (`accept_ra` 2): those of
+    /// `is_uplink`, told each of them and all links, that have such a route are made to. Where the node forwards already, nothing is
+    /// touched.
+    pub fn forward_ipv6(&self, is_uplink: impl Fn(&Link, &[Link]) -> bool) -> Result<(), Error> {
         const FORWARDING: &str = "net/ipv6/conf/all/forwarding";
         if sysctl::get(FORWARDING)? == "1" {
             return Ok(());
@@ -165,7 +167,12 @@ impl Rtnl {
         let devices: Vec<_> = by_routers.map(|route| route.dev).collect();
         if !devices.is_empty() {
             let links = self.links()?;
-            for link in links.iter().filter(|link| devices.contains(&link.index)) {
+            let has_route = |link: &&Link| devices.contains(&link.index);
+            for link in links
+                .iter()
+                .filter(has_route)
+                .filter(|link| is_uplink(link, &links))
+            {
                 let accept_ra = format!("net/ipv6/conf/{}/accept_ra", link.name);
                 if sysctl::get(&accept_ra)? == "1" {
                     sysctl::set(&accept_ra, "2")?;
@@ -173,6 +180,58 @@ impl Rtnl {
             }
         }
         sysctl::set(FORWARDING, "1")
+    }
+
+    /// Whether `link` would take routes and addresses from routers (`accept_ra` is not 0).
+    pub fn hears_routers(&self, link: &Link) -> Result<bool, Error> {
+        match sysctl::get(&format!("net/ipv6/conf/{}/accept_ra", link.name)) {
+            // A kernel without IPv6.
+            Err(error) if error.is_gone() => Ok(false),
+            other => Ok(other? != "0"),
+        }
+    }
+
+    /// Has `link` hear no router any more.
+    pub fn ignore_routers(&self, link: &Link) -> Result<(), Error> {
+        sysctl::write(&format!("net/ipv6/conf/{}/accept_ra", link.name), "0")
+    }
+
+    /// Takes back what routers gave `link` before it heard them no more: routes and addresses.
+    pub fn forget_routers(&self, link: &Link) -> Result<(), Error> {
+        let by_router =
+            |route: &Route| route.dev == link.index && route.protocol == Protocol::ROUTER;
+        let routes: Vec<_> = self.routes()?.into_iter().filter(by_router).collect();
+        let changes: Vec<_> = routes.into_iter().map(RouteChange::Delete).collect();
+        for outcome in self.change_routes(&changes)? {
+            outcome?;
+        }
+        for address in self.temporary_addresses(link)? {
+            self.delete_address(link, address)?;
+        }
+        Ok(())
+    }
+
+    /// The tables that rules lead packets to (`ip rule`), each once.
+    pub fn tables_of_rules(&self) -> Result<Vec<u32>, Error> {
+        /// The kernel's `FRA_TABLE`.
+        const TABLE: u16 = 15;
+        let mut tables = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RuleMessage::default();
+            request.header.family = family;
+            let rules = self.dump(&RouteNetlinkMessage::GetRule(request), "list rules")?;
+            for rule in &rules {
+                // Family, lengths, tos, table, two in reserve, action, flags.
+                let Some((head, attributes)) = rule.parts::<12>() else {
+                    continue;
+                };
+                let named = attributes.filter(|(kind, _)| *kind == TABLE).last();
+                tables.push(named.map_or(u32::from(head[4]), |(_, value)| number(value)));
+            }
+        }
+        tables.sort_unstable();
+        tables.dedup();
+        Ok(tables)
     }
 
     /// Every route of the main table, of both families.

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
+use nix::libc::MSG_DONTWAIT;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage,
     NlasIterator,
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use crate::error::Refusal;
+use crate::error::{Refusal, Unfinished, uninterrupted};
 use crate::{Error, Home, Netns};
 
 /// How often a dump is begun anew when the kernel says that it changed meanwhile.
@@ -183,9 +184,8 @@ impl Rtnl {
             .send([(message, NLM_F_REQUEST)])
             .and_then(|_| self.receive())
             .map_err(|error| Error::new(doing(), error))?;
-        let Some(answer) = answers.into_iter().next() else {
-            return Err(Error::new(doing(), "the kernel gave no answer"));
-        };
+        let first = answers.into_iter().next();
+        let answer = first.expect("an exchange gives one answer at least");
         match answer.end() {
             None => Ok(Some(answer)),
             Some(Ok(())) => Ok(None),
@@ -254,7 +254,7 @@ impl Rtnl {
     pub(crate) fn changes(
         &self,
         changes: impl IntoIterator<Item = (impl Request, u16)>,
-    ) -> io::Result<Vec<Outcome>> {
+    ) -> Result<Vec<Outcome>, Unfinished> {
         let changes = changes.into_iter();
         let mut changes =
             changes.map(|(message, flags)| (message, flags | NLM_F_REQUEST | NLM_F_ACK));
@@ -278,7 +278,10 @@ impl Rtnl {
     }
 
     /// Sends messages together, and says how many.
-    fn send(&self, messages: impl IntoIterator<Item = (impl Request, u16)>) -> io::Result<usize> {
+    fn send(
+        &self,
+        messages: impl IntoIterator<Item = (impl Request, u16)>,
+    ) -> Result<usize, Unfinished> {
         let sequence = self.sequence.get().wrapping_add(1);
         self.sequence.set(sequence);
         let mut buffer = self.buffer.borrow_mut();
@@ -289,34 +292,50 @@ impl Rtnl {
             count += 1;
         }
         if count > 0 {
-            self.socket
-                .send_to(&buffer, &SocketAddr::new(0, 0), 0)
-                .map(drop)?;
+            uninterrupted(|| self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0))
+                .map_err(Unfinished::NotSent)?;
         }
         Ok(count)
     }
 
-    /// The next datagram's messages. What is left of an earlier exchange is passed over.
-    fn receive(&self) -> io::Result<Vec<Answer>> {
+    /// The next datagram's messages, one at least. What is left of an earlier exchange is passed
+    /// over.
+    fn receive(&self) -> Result<Vec<Answer>, Unfinished> {
         let mut buffer = self.buffer.borrow_mut();
-        buffer.clear();
-        self.socket.recv(&mut *buffer, 0)?;
-        let mut answers = Vec::new();
-        let mut rest = &buffer[..];
-        while let Some(head) = rest.first_chunk::<HEADER>() {
-            let length = usize::try_from(number(head)).map_err(io::Error::other)?;
-            let body = rest.get(HEADER..length).unwrap_or_default();
-            if number(&head[8..]) == self.sequence.get() {
-                answers.push(Answer {
-                    kind: u16::from_ne_bytes([head[4], head[5]]),
-                    flags: u16::from_ne_bytes([head[6], head[7]]),
-                    body: body.to_vec(),
-                });
+        loop {
+            self.read(&mut buffer).map_err(Unfinished::NoAnswer)?;
+            let mut answers = Vec::new();
+            let mut rest = &buffer[..];
+            while let Some(head) = rest.first_chunk::<HEADER>() {
+                let length = usize::try_from(number(head)).unwrap_or(usize::MAX);
+                let body = rest.get(HEADER..length).unwrap_or_default();
+                if number(&head[8..]) == self.sequence.get() {
+                    answers.push(Answer {
+                        kind: u16::from_ne_bytes([head[4], head[5]]),
+                        flags: u16::from_ne_bytes([head[6], head[7]]),
+                        body: body.to_vec(),
+                    });
+                }
+                let next = length.max(HEADER).saturating_add(3) & !3;
+                rest = rest.get(next..).unwrap_or_default();
             }
-            let next = length.next_multiple_of(4).max(HEADER);
-            rest = rest.get(next..).unwrap_or_default();
+            if !answers.is_empty() {
+                return Ok(answers);
+            }
         }
-        Ok(answers)
+    }
+
+    /// Reads the next datagram. The kernel has answered when `send(2)` returns, so an empty socket
+    /// means that the answer is lost, and is not waited for. The first failure does not yet say
+    /// so: the kernel reports once what found no room (ENOBUFS), and what did find room is there.
+    fn read(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let mut receive = || {
+            uninterrupted(|| {
+                buffer.clear();
+                self.socket.recv(buffer, MSG_DONTWAIT).map(drop)
+            })
+        };
+        receive().or_else(|first| receive().map_err(|_| first))
     }
 }
 

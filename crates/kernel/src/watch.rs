@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+use crate::error::uninterrupted;
 use crate::{Error, Home, Netns};
 
 /// A socket on which the kernel tells of changes to IPv6 addresses. It says that something
@@ -36,7 +37,8 @@ impl Watch {
         let failed = |error: io::Error| Error::new("wait for address changes", error);
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        if poll(&mut fds, timeout).map_err(|errno| failed(errno.into()))? > 0 {
+        let ready = uninterrupted(|| Ok(poll(&mut fds, timeout)?)).map_err(failed)?;
+        if ready > 0 {
             // A notice that got lost in a full socket is a notice too.
             drop(self.socket.recv_from_full());
         }

@@ -1,17 +1,24 @@
 //! Another IPAM plugin, run as the SPEC says.
 
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use cni::{AddResult, Call, Code, Json, Version};
+use host_local::Store;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
+use subnet_env::SubnetEnv;
 
 use super::{Address, Allocation, Undo};
 use crate::error::Error;
-use crate::programs::find;
+use crate::programs::{Stderr, find, run};
+use crate::routes::masked;
 use crate::source::Source;
+
+/// What begins the line of the network's settings that has the plugin's `ipam`.
+const SETTINGS: &str = "ipam ";
 
 /// An IPAM plugin and the configuration that it gets. It has our environment.
 #[derive(Debug)]
@@ -37,41 +44,103 @@ impl Delegate {
         })
     }
 
+    /// The same for a verb that does without the rest of the configuration. In flannel's form the
+    /// plugin gets the node's subnets, or what it got at the last ADD where they are not known.
+    pub(crate) fn for_leaving(call: &Call, store: &Store) -> Result<Option<Self>, Error> {
+        let Some(delegate) = Self::named_in(call) else {
+            return Ok(None);
+        };
+        if !call.config.has("delegate") {
+            return Ok(Some(delegate));
+        }
+        let named = call.config.get("subnetFile").and_then(Value::as_str);
+        let named = named.filter(|path| !path.is_empty()).map(Path::new);
+        let path = named.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
+        match SubnetEnv::read(path) {
+            Ok(env) => {
+                let subnets: Vec<_> = env.subnets().map(masked).collect();
+                let networks: Vec<_> = env.networks().map(masked).collect();
+                Ok(Some(delegate.with_subnets(&subnets, &networks)))
+            }
+            Err(error) if error.is_unreadable() => Err(Error::Subnet {
+                path: path.to_owned(),
+                waited: Duration::ZERO,
+                source: error,
+            }),
+            Err(_) => Ok(Some(delegate.with_settings(&store.settings()?))),
+        }
+    }
+
+    /// A line for the network's settings: what the plugin gets as `ipam`.
+    pub(crate) fn settings_line(&self) -> String {
+        let ipam = self.config.get("ipam").map(Value::to_string);
+        format!("{SETTINGS}{}\n", ipam.unwrap_or_default())
+    }
+
+    /// The same with the `ipam` of the network's settings, where they have one.
+    fn with_settings(mut self, settings: &str) -> Self {
+        let line = settings
+            .lines()
+            .find_map(|line| line.strip_prefix(SETTINGS));
+        if let Some(ipam) = line.and_then(|line| serde_json::from_str(line).ok()) {
+            self.config = self.config.with("ipam", ipam);
+        }
+        self
+    }
+
+    /// The plugin of a complete configuration.
+    pub(super) fn of(source: &Source<'_>) -> Option<Self> {
+        let delegate = Self::named_in(source.call)?;
+        Some(if source.conf.has_delegate {
+            delegate.with_subnets(&source.subnets, &source.networks)
+        } else {
+            delegate
+        })
+    }
+
     /// The same with what flannel puts into `ipam` in its form: the node's subnets as ranges,
     /// the cluster's networks as routes.
-    pub(super) fn of(source: &Source<'_>) -> Option<Self> {
-        let mut delegate = Self::named_in(source.call)?;
-        if source.conf.has_delegate {
-            let mut ipam = source.call.config.get("ipam")?.clone();
-            let range = |subnet: &IpNetwork| json!([{"subnet": subnet.to_string()}]);
-            ipam["ranges"] = source.subnets.iter().map(range).collect();
-            let mut routes = ipam["routes"].as_array().cloned().unwrap_or_default();
-            let route = |network: &IpNetwork| json!({"dst": network.to_string()});
-            routes.extend(source.networks.iter().map(route));
-            ipam["routes"] = Value::Array(routes);
-            delegate.config = delegate.config.with("ipam", ipam);
-        }
-        Some(delegate)
+    fn with_subnets(mut self, subnets: &[IpNetwork], networks: &[IpNetwork]) -> Self {
+        let Some(mut ipam) = self.config.get("ipam").cloned() else {
+            return self;
+        };
+        let range = |subnet: &IpNetwork| json!([{"subnet": subnet.to_string()}]);
+        ipam["ranges"] = subnets.iter().map(range).collect();
+        let mut routes = ipam["routes"].as_array().cloned().unwrap_or_default();
+        let route = |network: &IpNetwork| json!({"dst": network.to_string()});
+        routes.extend(networks.iter().map(route));
+        ipam["routes"] = Value::Array(routes);
+        self.config = self.config.with("ipam", ipam);
+        self
     }
 
     /// ADD, to be followed by DEL when ours fails.
     pub(super) fn add(&self) -> Result<Allocation<'_>, Error> {
-        let answer = self.run("ADD");
-        // SPEC: after a failed ADD, too.
-        let undo = Undo::Delegate(self);
         let mut allocation = Allocation {
-            addresses: Vec::new(),
-            routes: Vec::new(),
-            dns: cni::Dns::default(),
-            undo,
+            // SPEC: after a failed ADD, too.
+            undo: Undo::Delegate(self),
+            ..Allocation::nothing()
         };
-        let text = answer?;
+        let text = match self.run("ADD") {
+            Ok(text) => text,
+            Err(error) => {
+                drop(allocation.give_back());
+                return Err(error);
+            }
+        };
         let result = Json::parse(&text)
             .and_then(|json| AddResult::read(&json, self.version))
-            .map_err(|reason| self.broken("ADD", reason))?;
-        if result.ips.is_empty() {
-            return Err(self.broken("ADD", "its result has no addresses".to_owned()));
-        }
+            .and_then(|result| match unusable(&result) {
+                Some(reason) => Err(reason),
+                None => Ok(result),
+            });
+        let result = match result {
+            Ok(result) => result,
+            Err(reason) => {
+                drop(allocation.give_back());
+                return Err(self.broken("ADD", reason));
+            }
+        };
         let address = |ip: cni::Ip| Address {
             address: ip.address,
             gateway: ip.gateway,
@@ -84,22 +153,11 @@ impl Delegate {
 
     /// Runs the plugin to its end and gives what it printed. Its own error is passed on as it is.
     pub(crate) fn run(&self, verb: &str) -> Result<Vec<u8>, Error> {
-        let failed = |source| Error::Delegate {
-            program: self.program.clone(),
-            verb: verb.to_owned(),
-            source,
-        };
-        let mut child = Command::new(self.find()?)
-            .env("CNI_COMMAND", verb)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        let mut stdin = child.stdin.take().expect("it is piped");
-        // A plugin that reads none of it says itself why.
-        drop(stdin.write_all(self.config.to_text().as_bytes()));
-        drop(stdin);
-        let output = child.wait_with_output().map_err(failed)?;
+        let mut command = Command::new(self.find()?);
+        command.env("CNI_COMMAND", verb);
+        let stdin = self.config.to_text();
+        let output = run(&mut command, stdin.as_bytes(), Stderr::Inherited)
+            .map_err(|source| self.failed(verb, source))?;
         if output.status.success() {
             return Ok(output.stdout);
         }
@@ -124,7 +182,11 @@ impl Delegate {
             return Err(error.with_details(why).into());
         };
         let is_name = !self.program.contains('/');
-        let found = is_name.then(|| find(&self.program, path)).flatten();
+        let found = if is_name {
+            find(&self.program, path).map_err(|source| self.failed("find", source))?
+        } else {
+            None
+        };
         found.ok_or_else(|| Error::Config {
             key: "ipam.type",
             value: format!("{:?}", self.program),
@@ -133,10 +195,28 @@ impl Delegate {
     }
 
     fn broken(&self, verb: &str, reason: String) -> Error {
+        self.failed(verb, io::Error::other(reason))
+    }
+
+    fn failed(&self, verb: &str, source: io::Error) -> Error {
         Error::Delegate {
             program: self.program.clone(),
             verb: verb.to_owned(),
-            source: std::io::Error::other(reason),
+            source,
         }
     }
+}
+
+/// Why a result gives a container no addresses.
+fn unusable(result: &AddResult) -> Option<String> {
+    if result.ips.is_empty() {
+        return Some("its result has no addresses".to_owned());
+    }
+    let is_of_other_family = |ip: &&cni::Ip| {
+        let mut gateway = ip.gateway.iter();
+        gateway.any(|gateway| gateway.is_ipv4() != ip.address.is_ipv4())
+    };
+    let ip = result.ips.iter().find(is_of_other_family)?;
+    let address = ip.address;
+    Some(format!("the gateway of {address} is of the other family"))
 }

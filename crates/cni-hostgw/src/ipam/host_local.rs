@@ -1,15 +1,17 @@
 //! Our own address management: what the configuration says of it, and the reservation.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cni::{
-    Attached, CniArgs, Dns, Ipam, Json, NetConf, NetworkName, RangeConf, RouteConf, Version,
+use cni::{Attached, CniArgs, Dns, Json, NetConf, NetworkName, RangeConf, RouteConf, Version};
+use host_local::{
+    Attachment, Boot, Overlap, Range, RangeSet, RangeSets, RangeSpec, Store, StoreError,
+    unless_absent,
 };
-use host_local::{Attachment, Boot, Range, RangeSet, RangeSets, RangeSpec, Store, StoreError};
 use ipnetwork::IpNetwork;
 use kernel::Rtnl;
 use serde::Deserialize;
@@ -17,12 +19,17 @@ use serde::Deserialize;
 use super::{Address, Allocation, Undo};
 use crate::error::Error;
 use crate::names::Names;
+use crate::routes::masked;
 use crate::source::Source;
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// An ADD in flight has no veth yet; one that takes longer than this is none.
 const IN_FLIGHT: Duration = Duration::from_secs(60);
+
+/// Where stores of this node are that have a `dataDir` of their own: a line each. What is there
+/// goes with the boot, as reservations do.
+const DATA_DIRS: &str = "/run/cni-hostgw/data-dirs";
 
 /// Where addresses come from, and what goes with them.
 #[derive(Debug)]
@@ -35,13 +42,17 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Explicit ranges are taken as they are; without any, the node's subnets are the ranges.
+    /// Explicit ranges are taken as they are; without any, the node's subnets are the ranges. In
+    /// flannel's form they always are, behind the runtime's.
     pub(super) fn read(source: &Source<'_>) -> Result<Self, Error> {
         let Source { conf, args, .. } = source;
-        let mut ranges = explicit_ranges(conf)?;
-        if ranges.is_empty() {
-            let range = |subnet: &IpNetwork| vec![RangeSpec::from(*subnet)];
-            ranges = source.subnets.iter().map(range).collect();
+        let mut ranges = conf
+            .range_sets()?
+            .iter()
+            .map(|set| specs(set))
+            .collect::<Vec<_>>();
+        if ranges.is_empty() || conf.has_delegate {
+            ranges.extend(source.subnets.iter().map(|s| vec![RangeSpec::from(*s)]));
         }
         let ipam = conf.ipam.as_ref();
         let mut routes = ipam.map(|ipam| ipam.routes.clone()).unwrap_or_default();
@@ -50,8 +61,12 @@ impl Pool {
             let mut specs = ranges.iter().flatten();
             specs.any(|range| range.subnet.is_ipv4() == network.is_ipv4())
         };
-        let networks = source.networks.iter().filter(has_range);
-        routes.extend(networks.map(|network| RouteConf::new(*network, None)));
+        for network in source.networks.iter().filter(has_range) {
+            let route = RouteConf::new(*network, None);
+            if !routes.contains(&route) {
+                routes.push(route);
+            }
+        }
         Ok(Self {
             network: source.call.network.clone(),
             ranges: range_sets(&ranges, source.call.version)?,
@@ -72,7 +87,7 @@ impl Pool {
         let attachment = Attachment::new(attached.container_id.as_str(), attached.ifname.as_str());
         let reserve = || store.reserve(&attachment, &self.ranges, &self.requested);
         let reservation = match reserve() {
-            Err(error @ StoreError::Exhausted { .. }) => {
+            Err(error @ (StoreError::Exhausted { .. } | StoreError::Unavailable { .. })) => {
                 let taken_back = reclaim(host, store, &self.network)?;
                 if taken_back == 0 {
                     return Err(error.into());
@@ -94,11 +109,56 @@ impl Pool {
     }
 
     pub(super) fn gateways(&self) -> Vec<IpNetwork> {
-        let ranges = self.ranges.iter().flat_map(RangeSet::ranges);
-        ranges
-            .map(|range| range.with_prefix(range.gateway()))
-            .collect()
+        let gateway = |range: &Range| range.with_prefix(range.gateway());
+        self.ranges().map(gateway).collect()
     }
+
+    /// The subnets that addresses are given out from, each once.
+    pub(crate) fn subnets(&self) -> Vec<IpNetwork> {
+        let mut subnets: Vec<_> = self.ranges().map(Range::subnet).collect();
+        subnets.dedup();
+        subnets
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = &Range> {
+        self.ranges.iter().flat_map(RangeSet::ranges)
+    }
+
+    /// Errors when another network of the node holds addresses of these subnets: both would give
+    /// out the same ones.
+    pub(crate) fn refuse_shared_subnet(
+        &self,
+        host: &Rtnl,
+        store: &Store,
+        network: &NetworkName,
+    ) -> Result<(), Error> {
+        let data_dirs = data_dirs(store)?;
+        let is_gone = is_gone(host);
+        match store.overlap(&data_dirs, &self.ranges, IN_FLIGHT, is_gone)? {
+            None => Ok(()),
+            Some(other) => Err(shared(network, self.subnets(), other)),
+        }
+    }
+
+    /// Errors when a route has a gateway that the container has no way to. The kernel would refuse
+    /// it.
+    pub(crate) fn check_gateways(&self) -> Result<(), Error> {
+        let subnets = self.subnets();
+        let unreachable = |route: &&RouteConf| route.is_unreachable_from(&subnets);
+        match self.routes.iter().find(unreachable) {
+            None => Ok(()),
+            Some(route) => Err(Error::Config {
+                key: "ipam.routes",
+                value: unreachable_route(route),
+                source: "the gw is in none of the subnets".into(),
+            }),
+        }
+    }
+}
+
+fn unreachable_route(route: &RouteConf) -> String {
+    let gw = route.gw.map(|gw| format!(", gw {gw}")).unwrap_or_default();
+    format!("dst {}{gw}", route.dst)
 }
 
 /// Gives back what is reserved for attachments whose veth is gone, and says how many addresses
@@ -137,57 +197,87 @@ pub(crate) fn open_store(data_dir: Option<PathBuf>, network: &NetworkName) -> Re
     Ok(Store::new(data_dir, network.as_str(), boot))
 }
 
-/// Whether the configuration names ranges, so that the node's subnets need not be known.
-pub(crate) fn has_ranges(conf: &NetConf) -> bool {
-    let names_some = |ipam: &Ipam| {
-        let part = ipam.range_start.or(ipam.range_end).or(ipam.gateway);
-        ipam.subnet.is_some() || part.is_some() || !ipam.ranges.is_empty()
-    };
-    !conf.runtime_config.ip_ranges.is_empty() || conf.ipam.as_ref().is_some_and(names_some)
+/// Errors when another network of the node holds one of these addresses.
+pub(super) fn refuse_shared_addresses(
+    host: &Rtnl,
+    store: &Store,
+    network: &NetworkName,
+    addresses: &[Address],
+) -> Result<(), Error> {
+    let data_dirs = data_dirs(store)?;
+    for address in addresses {
+        let ip = address.address.ip();
+        let held = store.held_elsewhere(&data_dirs, ip, IN_FLIGHT, is_gone(host))?;
+        if let Some(other) = held {
+            return Err(shared(network, vec![masked(address.address)], other));
+        }
+    }
+    Ok(())
 }
 
-/// The ranges that the configuration names, in host-local's order: the runtime's, the older
-/// form's single one, the list's.
-fn explicit_ranges(conf: &NetConf) -> Result<Vec<Vec<RangeSpec>>, Error> {
-    let default = Ipam::default();
-    let Ipam {
-        subnet,
-        range_start,
-        range_end,
-        gateway,
-        ref ranges,
-        ..
-    } = *conf.ipam.as_ref().unwrap_or(&default);
-    if let (None, Some(address)) = (subnet, range_start.or(range_end).or(gateway)) {
-        let source = "rangeStart, rangeEnd and gateway belong to a subnet".into();
-        let value = format!("missing, with {address}");
-        return Err(Error::Config {
-            key: "ipam.subnet",
-            value,
-            source,
-        });
+fn shared(network: &NetworkName, subnets: Vec<IpNetwork>, other: Overlap) -> Error {
+    Error::SharedSubnet {
+        network: network.to_string(),
+        subnets,
+        other: Box::new(other),
     }
-    let single = subnet.map(|subnet| {
-        vec![RangeConf {
-            subnet,
-            range_start,
-            range_end,
-            gateway,
-        }]
-    });
+}
+
+/// Whether the interface of another network's attachment is gone for certain.
+fn is_gone(host: &Rtnl) -> impl Fn(&str, &Attachment) -> bool {
+    |network, attachment| {
+        // What cannot be looked up is not known to be gone.
+        let link = |network| host.link(&Names::of_reserved(&network, attachment).veth);
+        NetworkName::new(network).is_ok_and(|network| matches!(link(network), Ok(None)))
+    }
+}
+
+/// The folder that a store lies in.
+fn data_dir(store: &Store) -> &Path {
+    store.dir().parent().unwrap_or(Path::new("/"))
+}
+
+/// The folders that stores of this node lie in.
+fn data_dirs(store: &Store) -> Result<Vec<PathBuf>, Error> {
+    let noted = unless_absent(fs::read_to_string(DATA_DIRS)).map_err(Error::DataDirs)?;
+    let noted = noted.unwrap_or_default();
+    let mut all: Vec<_> = noted.lines().map(PathBuf::from).collect();
+    for known in [Path::new(DEFAULT_DATA_DIR), data_dir(store)] {
+        if !all.iter().any(|dir| dir == known) {
+            all.push(known.to_owned());
+        }
+    }
+    Ok(all)
+}
+
+/// Notes the folder of a store for other networks, where it has one of its own. To be called under
+/// the lock of the node's bridges.
+pub(crate) fn note_data_dir(store: &Store) -> Result<(), Error> {
+    let own = data_dir(store);
+    if own == Path::new(DEFAULT_DATA_DIR) {
+        return Ok(());
+    }
+    let note = || -> io::Result<()> {
+        let noted = unless_absent(fs::read_to_string(DATA_DIRS))?.unwrap_or_default();
+        if noted.lines().any(|line| Path::new(line) == own) {
+            return Ok(());
+        }
+        let path = Path::new(DATA_DIRS);
+        fs::create_dir_all(path.parent().expect("a file lies in a folder"))?;
+        let mut file = File::options().append(true).create(true).open(path)?;
+        file.write_all(format!("{}\n", own.display()).as_bytes())
+    };
+    note().map_err(Error::DataDirs)
+}
+
+fn specs(set: &[RangeConf]) -> Vec<RangeSpec> {
     let spec = |range: &RangeConf| RangeSpec {
         subnet: range.subnet,
         start: range.range_start,
         end: range.range_end,
         gateway: range.gateway,
     };
-    let sets = conf
-        .runtime_config
-        .ip_ranges
-        .iter()
-        .chain(&single)
-        .chain(ranges);
-    Ok(sets.map(|set| set.iter().map(spec).collect()).collect())
+    set.iter().map(spec).collect()
 }
 
 fn range_sets(specs: &[Vec<RangeSpec>], version: Version) -> Result<RangeSets, Error> {
@@ -226,14 +316,16 @@ fn requested(conf: &NetConf, args: &CniArgs) -> Result<Vec<IpAddr>, Error> {
     let mut requested = Vec::new();
     for (key, text) in all {
         // The prefix length is the range's; what is asked for is an address.
-        let address = text.split('/').next().unwrap_or_default();
-        let address = address
-            .parse()
-            .map_err(|source: std::net::AddrParseError| Error::Config {
-                key,
-                value: format!("{text:?}"),
-                source: source.into(),
-            })?;
+        let address = if text.contains('/') {
+            cni::network(text).map(|network| network.ip().to_canonical())
+        } else {
+            cni::address(text)
+        };
+        let address = address.ok_or_else(|| Error::Config {
+            key,
+            value: format!("{text:?}"),
+            source: "is not an IP address, perhaps with a prefix length".into(),
+        })?;
         if seen.insert(address) {
             requested.push(address);
         }
@@ -247,12 +339,13 @@ fn resolver(path: Option<&Path>) -> Result<Dns, Error> {
     let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
         return Ok(dns);
     };
-    let text = fs::read_to_string(path).map_err(|source| Error::Config {
+    let text = fs::read(path).map_err(|source| Error::Config {
         key: "ipam.resolvConf",
         value: path.display().to_string(),
         source: source.into(),
     })?;
-    for line in text.lines() {
+    // A comment may be in any encoding.
+    for line in String::from_utf8_lossy(&text).lines() {
         let line = line.split(['#', ';']).next().unwrap_or_default();
         let mut words = line.split_whitespace().map(str::to_owned);
         match words.next().as_deref() {

@@ -223,17 +223,19 @@ fn what_is_not_valid_is_collected_and_what_names_nobody() {
     dir.write("10.1.1.6", "ancient");
     store.mark("nftables").expect("writable");
     let valid = pod("b");
-    let collected = store.collect(|holder| holder.is(&valid)).expect("readable");
-    let mut freed: Vec<_> = collected.freed.iter().map(|(ip, _)| *ip).collect();
+    let collected = store
+        .collect(|holder| holder.is(&valid), |_| true)
+        .expect("readable");
+    let mut freed: Vec<_> = collected.freed.iter().map(|freed| freed.address).collect();
     freed.sort();
     let wanted = ["10.1.1.2", "10.1.1.4", "10.1.1.5", "10.1.1.6"].map(ip);
     assert_eq!(freed, wanted);
     assert_eq!(collected.held, [ip("10.1.1.3")]);
     assert!(collected.errors.is_empty() && collected.vacant.is_none());
     assert!(!dir.path(".attachments/a:eth0").exists());
-    let collected = store.collect(|_| false).expect("readable");
+    let collected = store.collect(|_| false, |_| true).expect("readable");
     let vacant = collected.vacant.expect("nobody is left, and it is marked");
-    assert_eq!(vacant.marks(), ["nftables"]);
+    assert_eq!(vacant.marks(), ["host-local", "nftables"]);
 }
 
 #[test]
@@ -263,18 +265,6 @@ fn a_store_that_cannot_be_written_is_not_usable() {
     fs::write(dir.0.path().join("cbr0"), "").expect("writes the file");
     let error = dir.store("b").is_usable().expect_err("it is a file");
     assert!(error.to_string().starts_with("look at the store in "));
-}
-
-#[test]
-fn the_holder_of_the_lock_is_named() {
-    let dir = Dir::new();
-    let file = fs::File::create(dir.0.path().join("lock")).expect("makes it");
-    let metadata = file.metadata().expect("is there");
-    assert!(lock::holder(&metadata).starts_with("a process that cannot be seen"));
-    file.lock().expect("nobody holds it");
-    let holder = lock::holder(&metadata);
-    let pid = format!("process {} (", std::process::id());
-    assert!(holder.starts_with(&pid), "{holder}");
 }
 
 #[test]
@@ -333,4 +323,165 @@ fn whoever_waits_for_the_lock_gets_it_when_it_is_let_go() {
         let got = waiting.join().expect("no panic").expect("free");
         assert_eq!(got, [ip("10.1.1.3")]);
     });
+}
+
+#[test]
+fn an_entry_is_trusted_for_what_its_own_add_reserved() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    reserve(&store, "a").expect("free");
+    // host-local gives it back and reserves it again for the same attachment.
+    fs::remove_file(dir.path("10.1.1.2")).expect("is there");
+    dir.write("10.1.1.2", "a\r\neth0");
+    let later = SystemTime::now() + Duration::from_secs(5);
+    let file = fs::File::options().write(true).open(dir.path("10.1.1.2"));
+    file.expect("is there")
+        .set_modified(later)
+        .expect("sets the time");
+    let entry = fs::File::options()
+        .write(true)
+        .open(dir.path(".attachments/a:eth0"));
+    let old = SystemTime::now() - Duration::from_secs(120);
+    entry
+        .expect("is there")
+        .set_modified(old)
+        .expect("sets the time");
+    let reclaimed = store
+        .reclaim(Duration::from_secs(60), |_| true)
+        .expect("readable");
+    assert_eq!(reclaimed, 0);
+    assert!(dir.path("10.1.1.2").exists());
+    assert_eq!(released(&store, "a"), [ip("10.1.1.2")], "a DEL finds it");
+}
+
+#[test]
+fn what_host_local_reserved_is_taken_up_again_and_given_back_with_the_rest() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    reserve(&store, "first").expect("free");
+    dir.write("10.1.1.5", "a\r\neth0");
+    assert_eq!(reserve(&store, "a").expect("held"), [ip("10.1.1.5")]);
+    dir.write("10.1.1.6", "a\r\neth0");
+    assert_eq!(released(&store, "a"), [ip("10.1.1.5"), ip("10.1.1.6")]);
+}
+
+#[test]
+fn a_retried_add_gives_back_what_does_not_fit_any_more_once_it_succeeds() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    reserve(&store, "a").expect("free");
+    let other = sets(&["10.1.2.0/29"]);
+    drop(store.reserve(&pod("a"), &other, &[]).expect("free"));
+    assert_eq!(store.held(&pod("a")).expect("readable"), [ip("10.1.1.2")]);
+    store.reserve(&pod("a"), &other, &[]).expect("free").keep();
+    assert_eq!(store.held(&pod("a")).expect("readable"), [ip("10.1.2.3")]);
+    assert_eq!(released(&store, "a"), [ip("10.1.2.3")]);
+}
+
+#[test]
+fn del_creates_and_writes_nothing() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    assert_eq!(released(&store, "a"), NONE);
+    assert!(!dir.path("").exists());
+    fs::create_dir_all(dir.path("")).expect("makes it");
+    assert_eq!(released(&store, "a"), NONE);
+    let left = fs::read_dir(dir.path("")).expect("readable").count();
+    assert_eq!(left, 0);
+    let long = Store::new(dir.0.path(), &"n".repeat(300), boot("b"));
+    assert_eq!(released(&long, "a"), NONE, "no file could have that name");
+}
+
+#[test]
+fn a_container_id_may_be_as_long_as_it_likes() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    let id = "c".repeat(300);
+    assert_eq!(reserve(&store, &id).expect("free"), [ip("10.1.1.2")]);
+    let reclaimed = store.reclaim(Duration::ZERO, |who| who.container_id() == id);
+    assert_eq!(reclaimed.expect("readable"), 1);
+    assert_eq!(reserve(&store, &id).expect("free"), [ip("10.1.1.3")]);
+    assert_eq!(released(&store, &id), [ip("10.1.1.3")]);
+}
+
+#[test]
+fn a_directory_in_the_place_of_an_address_is_passed_by() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    fs::create_dir_all(dir.path("10.1.1.2")).expect("makes it");
+    assert_eq!(reserve(&store, "a").expect("free"), [ip("10.1.1.3")]);
+    assert_eq!(released(&store, "a"), [ip("10.1.1.3")]);
+}
+
+#[test]
+fn a_subnet_belongs_to_one_network() {
+    let dir = Dir::new();
+    let (one, other) = (dir.store("b"), Store::new(dir.0.path(), "other", boot("b")));
+    let dirs = [dir.0.path().to_owned()];
+    let overlap = |subnet: &str, is_gone: bool| {
+        let age = Duration::ZERO;
+        let found = other.overlap(&dirs, &sets(&[subnet]), age, |_, _| is_gone);
+        found.expect("readable").map(|overlap| overlap.address)
+    };
+    assert_eq!(overlap("10.1.1.0/29", false), None);
+    reserve(&one, "a").expect("free");
+    assert_eq!(overlap("10.1.1.0/29", false), Some(ip("10.1.1.2")));
+    assert_eq!(overlap("10.1.0.0/16", false), Some(ip("10.1.1.2")));
+    assert_eq!(overlap("10.1.2.0/24", false), None);
+    assert_eq!(
+        overlap("10.1.1.0/29", true),
+        None,
+        "its attachment is no more"
+    );
+    // A part of the other's subnet of which it has not given out anything yet.
+    assert_eq!(overlap("10.1.1.4/30", false), None);
+    one.set_settings("subnets 10.1.1.0/29").expect("writes");
+    assert_eq!(overlap("10.1.1.4/30", false), Some(ip("10.1.1.2")));
+    released(&one, "a");
+    assert_eq!(overlap("10.1.1.0/29", false), None);
+}
+
+#[test]
+fn a_reservation_that_was_only_taken_up_stays_somebody_elses() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    reserve(&store, "first").expect("free");
+    dir.write("10.1.1.5", "a\r\neth0");
+    drop(
+        store
+            .reserve(&pod("a"), &sets(&["10.1.1.0/29"]), &[])
+            .expect("held"),
+    );
+    store
+        .reclaim(Duration::ZERO, |who| who.container_id() == "a")
+        .expect("readable");
+    assert!(dir.path("10.1.1.5").exists());
+    let collected = store.collect(|_| false, |_| false).expect("readable");
+    assert_eq!(collected.held, [ip("10.1.1.5")], "its pod has it still");
+}
+
+#[test]
+fn an_index_entry_of_no_time_at_all_is_read() {
+    let dir = Dir::new();
+    let store = dir.store("b");
+    reserve(&store, "a").expect("free");
+    let times = ["18446744073709551615.0", "1.4294967295", "x", "1"];
+    for time in times {
+        dir.write(".attachments/a:eth0", &format!("10.1.1.2 {time}\n"));
+        assert_eq!(store.held(&pod("a")).expect("readable"), [ip("10.1.1.2")]);
+    }
+}
+
+#[test]
+fn another_path_to_a_store_is_no_other_network() {
+    let dir = Dir::new();
+    let one = dir.store("b");
+    reserve(&one, "a").expect("free");
+    let link = dir.0.path().with_extension("link");
+    std::os::unix::fs::symlink(dir.0.path(), &link).expect("makes it");
+    let same = Store::new(&link, "cbr0", boot("b"));
+    let dirs = [dir.0.path().to_owned(), link.clone()];
+    let found = same.overlap(&dirs, &sets(&["10.1.1.0/29"]), Duration::ZERO, |_, _| false);
+    fs::remove_file(link).expect("was made here");
+    assert_eq!(found.expect("readable"), None);
 }

@@ -138,14 +138,20 @@ impl Masquerade<'_> {
     /// is one request; where they are not, they are made anew, in one transaction.
     pub fn ensure(&self) -> Result<(), Error> {
         let failed = |error: io::Error| Error::new(self.doing(), error);
-        let socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
+        let mut unanswered = None;
         for _ in 0..TRIES {
+            // What is left of an exchange without its answer must not be taken for the next one's.
+            let socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
             let is_there = match self.look(&socket).map_err(failed)? {
                 Found::Right => return Ok(()),
                 Found::Wrong => true,
                 Found::Nothing => false,
             };
-            let made = exchange(&socket, &self.batch(is_there)).map_err(failed)?;
+            let made = exchange(&socket, &self.batch(is_there));
+            let Ok(made) = made.inspect_err(|error| unanswered = Some(error.to_string())) else {
+                // Whether it was done, a look says.
+                continue;
+            };
             match made.refusal {
                 None => return Ok(()),
                 // Another process made it, or took it away, in between: look again. Of one
@@ -155,10 +161,8 @@ impl Masquerade<'_> {
                 Some(errno) => return Err(failed(errno.into())),
             }
         }
-        Err(Error::new(
-            self.doing(),
-            "other processes change it all the time",
-        ))
+        let reason = unanswered.unwrap_or("other processes change it all the time".to_owned());
+        Err(Error::new(self.doing(), reason))
     }
 
     /// Whether the rules are there as they should be.

@@ -3,7 +3,10 @@
 use std::io;
 
 use nix::errno::Errno;
+use nix::libc::MSG_DONTWAIT;
 use rtnetlink::sys::{Socket, SocketAddr};
+
+use crate::error::uninterrupted;
 
 pub(super) const SUBSYSTEM: u16 = 10;
 pub(super) const BATCH_BEGIN: u16 = 16;
@@ -77,32 +80,55 @@ pub(super) struct Answer {
 }
 
 /// Sends messages and reads what the kernel says: the first refusal, if any, and all its words.
+///
+/// Errors when the kernel does not acknowledge every message that asks for it.
 pub(super) fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
     const ERROR: u16 = 2;
-    socket.send_to(send, &SocketAddr::new(0, 0), 0)?;
+    const DONE: u16 = 3;
+    uninterrupted(|| socket.send_to(send, &SocketAddr::new(0, 0), 0))?;
     let mut answer = Answer {
         refusal: None,
         text: Vec::new(),
     };
-    // The kernel answers before send(2) returns, so what is there is all there is.
-    socket.set_non_blocking(true)?;
-    loop {
-        match socket.recv_from_full() {
-            Ok((text, _)) => answer.text.extend(text),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+    let asks = |flags: u16| flags & ACK != 0 || flags & DUMP == DUMP;
+    let mut missing = messages(send).filter(|(_, flags, _)| asks(*flags)).count();
+    while missing > 0 {
+        let text = match receive(socket) {
+            Ok(text) => text,
+            // Of a transaction that is refused, the messages behind the refused one have no answer.
+            Err(_) if answer.refusal.is_some() => break,
             Err(error) => return Err(error),
+        };
+        for (kind, _, body) in messages(&text) {
+            let code = body
+                .first_chunk()
+                .map_or(0, |code| i32::from_ne_bytes(*code));
+            if kind == ERROR && code != 0 {
+                answer.refusal = answer.refusal.or(Some(Errno::from_raw(-code)));
+            }
+            missing = missing.saturating_sub(usize::from(matches!(kind, ERROR | DONE)));
         }
-    }
-    for (kind, _, body) in messages(&answer.text) {
-        let code = body
-            .first_chunk()
-            .map_or(0, |code| i32::from_ne_bytes(*code));
-        if kind == ERROR && code != 0 {
-            answer.refusal = answer.refusal.or(Some(Errno::from_raw(-code)));
-        }
+        answer.text.extend(text);
     }
     Ok(answer)
 }
+
+/// Reads the next datagram. The kernel answers before `send(2)` returns, so an empty socket means
+/// that an answer is lost. The first failure does not say so yet: what found no room is reported
+/// once (ENOBUFS), and what did find room is still there.
+fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
+    let receive = || {
+        uninterrupted(|| {
+            let mut text = Vec::with_capacity(PART);
+            socket.recv(&mut text, MSG_DONTWAIT)?;
+            Ok(text)
+        })
+    };
+    receive().or_else(|first| receive().map_err(|_| first))
+}
+
+/// The kernel fills no more than this with one part of a dump.
+const PART: usize = 32 << 10;
 
 /// The kind, the flags and the body of each message.
 pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
