@@ -17,6 +17,7 @@ mod containerd;
 pub mod etcd;
 mod flanneld;
 mod holder;
+pub mod inside;
 pub mod kube;
 pub mod kubelet;
 mod lab;

@@ -1,0 +1,106 @@
+//! The crash test: a request is killed before and after each system call that it makes, and each
+//! call fails in every way that the kernel knows, one at a time. Whatever happens, the outcome is
+//! held against the same rules.
+//!
+//! The calls are those of a real request, as strace lists them: new ones are covered by themselves.
+//! `--tenth` tries a fixed tenth of all points.
+
+mod point;
+mod scenario;
+mod trial;
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Instant;
+
+use conformance::Lab;
+
+use crate::scenario::Scenario;
+use crate::trial::Tally;
+
+/// Most of a point is waiting for the kernel to take links away, so there are more workers than
+/// processors.
+const WORKERS: usize = 6;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["worker", worker, every] => {
+            let number = |text: &str| text.parse().expect("a number");
+            work(number(worker), number(every));
+            ExitCode::SUCCESS
+        }
+        [] => supervise(1),
+        ["--tenth"] => supervise(10),
+        _ => {
+            eprintln!("usage: crash [--tenth]");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tries every `every`th point, each worker in a node of its own.
+fn supervise(every: usize) -> ExitCode {
+    let begin = Instant::now();
+    let lab = Lab::new();
+    lab.install(&conformance::dist().join("cni-hostgw"), "bin/cni-hostgw");
+    // The real host-local, under a name that has us delegate to it. That of Debian does not know the
+    // version that has GC.
+    let host_local = conformance::reference().join("host-local");
+    let script = format!(
+        "#!/bin/sh\ncase $CNI_COMMAND in GC|STATUS) exit 0;; esac\n\
+         sed 's/\"cniVersion\":\"1.1.0\"/\"cniVersion\":\"1.0.0\"/g' | {}\n",
+        host_local.display()
+    );
+    lab.write("bin/other-ipam", script);
+    lab.make_executable("bin/other-ipam");
+    let this = env::current_exe().expect("it runs");
+    let names: Vec<_> = (0..WORKERS).map(|i| format!("n{i}")).collect();
+    let nodes: Vec<_> = names.iter().map(|name| lab.node(name, &[])).collect();
+    let tallies: Vec<_> = thread::scope(|scope| {
+        let start = |(i, node): (usize, &conformance::Node<'_>)| {
+            let arguments = ["worker", &i.to_string(), &every.to_string()].map(str::to_owned);
+            let child = node
+                .command(Path::new(&this))
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("nsenter is part of every Debian");
+            scope.spawn(move || child.wait_with_output().expect("a child can be waited for"))
+        };
+        let running: Vec<_> = nodes.iter().enumerate().map(start).collect();
+        let outputs = running.into_iter().map(thread::ScopedJoinHandle::join);
+        outputs
+            .map(|output| {
+                let output = output.expect("it does not panic");
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(output.status.success(), "a worker failed: {text}");
+                Tally::parse(&text)
+            })
+            .collect()
+    });
+    let total = tallies.into_iter().fold(Tally::default(), Tally::and);
+    total.print(begin.elapsed());
+    if total.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Tries this worker's share, in the node that it runs in.
+fn work(worker: usize, every: usize) {
+    assert!(
+        Command::new("strace").arg("-V").output().is_ok(),
+        "strace is missing: run `make packages` as root first"
+    );
+    let mut tally = Tally::default();
+    for scenario in Scenario::all() {
+        trial::run(&scenario, (worker, WORKERS), every, &mut tally);
+    }
+    tally.write();
+}

@@ -1,0 +1,352 @@
+//! One point tried, and its outcome held against the rules.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use conformance::inside::{Ended, Request, files, inside_pod, links, sh};
+use serde_json::Value;
+
+use crate::point::{Fault, Point};
+use crate::scenario::{Network, Scenario};
+
+const PLUGIN: &str = "/mnt/bin/cni-hostgw";
+const TRACE: &str = "/run/trace";
+
+/// How many points were tried, and which of them broke a rule.
+#[derive(Default)]
+pub(crate) struct Tally {
+    points: usize,
+    broken: Vec<String>,
+}
+
+impl Tally {
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.points += other.points;
+        self.broken.extend(other.broken);
+        self
+    }
+
+    pub(crate) fn is_good(&self) -> bool {
+        self.points > 0 && self.broken.is_empty()
+    }
+
+    /// For people.
+    #[expect(clippy::print_stdout, reason = "it is what the program is for")]
+    pub(crate) fn print(&self, took: Duration) {
+        for broken in &self.broken {
+            println!("{broken}");
+        }
+        let (points, broken) = (self.points, self.broken.len());
+        println!("{points} points, {broken} broken, in {} s", took.as_secs());
+    }
+
+    /// For the supervisor.
+    #[expect(clippy::print_stdout, reason = "the supervisor reads it")]
+    pub(crate) fn write(&self) {
+        println!("{}", self.points);
+        for broken in &self.broken {
+            println!("{}", broken.replace('\n', " "));
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut lines = text.lines();
+        let points = lines.next().and_then(|line| line.parse().ok());
+        Self {
+            points: points.expect("a worker says how many"),
+            broken: lines.map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// Tries the share of a worker, `(which, of how many)`, of every `every`th point of a scenario.
+pub(crate) fn run(
+    scenario: &Scenario,
+    (worker, workers): (usize, usize),
+    every: usize,
+    tally: &mut Tally,
+) {
+    prepare(scenario);
+    let traced = ["strace", "-qq", "-o", TRACE, PLUGIN];
+    let rehearsal = Trial::begin(scenario);
+    let ended = rehearsal.request().run(&traced);
+    assert!(ended.is_success(), "{}: {ended:?}", scenario.name());
+    let points = Point::all(TRACE);
+    assert!(rehearsal.ask("DEL").is_success(), "{}", scenario.name());
+    reset(scenario);
+    for (i, point) in points.iter().enumerate() {
+        // The share of each worker has every kind of fault.
+        if i % every == 0 && (i / every) % workers == worker {
+            let outcome = Trial::begin(scenario).at(point);
+            tally.points += 1;
+            if let Err(reason) = outcome {
+                let what = format!("{}, {}", scenario.name(), point.injection());
+                tally.broken.push(format!("{what}: {reason}"));
+                eprintln!("{}", tally.broken.last().expect("just pushed"));
+            }
+            reset(scenario);
+        }
+    }
+    sh("ip netns delete victim; ip netns delete other");
+}
+
+/// Makes the pods, and the other one's attachment.
+fn prepare(scenario: &Scenario) {
+    sh("rm -rf /var/lib/cni; mkdir -p /run/flannel; \
+        for pod in victim other; do ip netns add $pod && ip -n $pod link set lo up; done");
+    let env = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
+               FLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n";
+    fs::write("/run/flannel/subnet.env", env).expect("the node takes files");
+    reset(scenario);
+}
+
+/// Back to a node without any pod but the other one, and without a trace of a network where there
+/// is none.
+fn reset(scenario: &Scenario) {
+    let conf = scenario.conf();
+    let request = |verb, id| Request {
+        verb,
+        id,
+        conf: &conf,
+    };
+    if scenario.has_other {
+        let (_, links) = inside_pod("other");
+        if !links.contains("eth0") {
+            let added = request("ADD", "other").run(&[PLUGIN]);
+            assert!(added.is_success(), "{added:?}");
+        }
+        return;
+    }
+    if links().contains("cni0") {
+        sh("ip link delete cni0");
+    }
+    if scenario.has_rules() {
+        sh("nft flush ruleset");
+    }
+    drop(fs::remove_dir_all("/var/lib/cni"));
+}
+
+/// Everything that a request could leave, or take from the other pod.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    /// The node's links but for the bridge, which is the node's.
+    links: BTreeSet<String>,
+    /// Reservations, index entries and incomplete files; not what belongs to the network.
+    files: BTreeSet<String>,
+    /// Chains of `nf_tables`.
+    rules: BTreeSet<String>,
+    /// Addresses and links of each pod.
+    pods: Vec<(BTreeSet<String>, BTreeSet<String>)>,
+}
+
+impl State {
+    fn now(scenario: &Scenario) -> Self {
+        let of_network = |path: &String| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            matches!(
+                name,
+                "lock" | "boot_id" | "marks" | "settings" | "hostgw.lock"
+            ) || name.starts_with("last_reserved_ip")
+        };
+        let mut links = links();
+        links.remove("cni0");
+        let mut files = files(Path::new("/var/lib/cni"));
+        files.retain(|path| !of_network(path));
+        let rules = if scenario.has_rules() {
+            let text = sh("nft list chains");
+            text.lines().map(|line| line.trim().to_owned()).collect()
+        } else {
+            BTreeSet::new()
+        };
+        Self {
+            links,
+            files,
+            rules,
+            pods: ["victim", "other"].map(inside_pod).into(),
+        }
+    }
+
+    /// What is there that was not in `before`, or the other way round.
+    fn against(&self, before: &Self) -> Result<(), String> {
+        let mut differences = Vec::new();
+        let mut compare = |now: &BTreeSet<String>, before: &BTreeSet<String>| {
+            differences.extend(now.difference(before).map(|new| format!("+{new}")));
+            differences.extend(before.difference(now).map(|gone| format!("-{gone}")));
+        };
+        compare(&self.links, &before.links);
+        compare(&self.files, &before.files);
+        compare(&self.rules, &before.rules);
+        for (now, before) in self.pods.iter().zip(&before.pods) {
+            compare(&now.0, &before.0);
+            compare(&now.1, &before.1);
+        }
+        if differences.is_empty() {
+            Ok(())
+        } else {
+            Err(differences.join(" "))
+        }
+    }
+}
+
+/// A request that something is about to happen to.
+struct Trial<'a> {
+    scenario: &'a Scenario,
+    conf: Value,
+    /// Before the victim was there.
+    before: State,
+    /// What ADD gave, for a verb that comes after it.
+    result: Option<Value>,
+    /// With the victim, for a verb that comes after ADD.
+    with_victim: Option<State>,
+}
+
+impl<'a> Trial<'a> {
+    fn begin(scenario: &'a Scenario) -> Self {
+        let mut trial = Self {
+            scenario,
+            conf: scenario.conf(),
+            before: State::now(scenario),
+            result: None,
+            with_victim: None,
+        };
+        if scenario.verb != "ADD" {
+            let added = trial.ask("ADD");
+            assert!(added.is_success(), "{}: {added:?}", scenario.name());
+            let result = added.json().expect("ADD has a result");
+            trial.conf["prevResult"] = result.clone();
+            trial.result = Some(result);
+            trial.with_victim = Some(State::now(scenario));
+        }
+        if scenario.verb == "GC" {
+            trial.conf = scenario.conf_with_valid();
+        }
+        trial
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request {
+            verb: self.scenario.verb,
+            id: "victim",
+            conf: &self.conf,
+        }
+    }
+
+    /// An undisturbed request of another verb.
+    fn ask(&self, verb: &str) -> Ended {
+        let mut conf = self.scenario.conf();
+        if let Some(result) = self.result.as_ref().filter(|_| verb != "ADD") {
+            conf["prevResult"] = result.clone();
+        }
+        let conf = if verb == "GC" {
+            self.scenario.conf_with_valid()
+        } else {
+            conf
+        };
+        let request = Request {
+            verb,
+            id: "victim",
+            conf: &conf,
+        };
+        request.run(&[PLUGIN])
+    }
+
+    /// Makes the request with a fault, and holds it against the rules.
+    fn at(mut self, point: &Point) -> Result<(), String> {
+        let inject = point.injection();
+        let traced = ["strace", "-qq", "-o", "/dev/null", "-e", &inject, PLUGIN];
+        let ended = self.request().run(&traced);
+        let was_killed = ended.code.is_none() && point.fault == Fault::Kill;
+        if was_killed && self.scenario.network == Network::Delegated {
+            // What it had started goes on without it.
+            thread::sleep(Duration::from_millis(100));
+        } else if !was_killed {
+            has_one_answer(self.scenario.verb, &ended)?;
+        }
+        if point.must_succeed() && !ended.is_success() {
+            return Err(format!("an interrupted call is made again: {ended:?}"));
+        }
+        let rule = match self.scenario.verb {
+            "ADD" => self.after_add(&ended, was_killed),
+            "DEL" => self.after_removal(&ended, "DEL"),
+            "GC" => self.after_removal(&ended, "GC"),
+            _ => self.after_check(&ended),
+        };
+        rule.map_err(|reason| format!("{reason}; it said {ended:?}"))
+    }
+
+    /// A failed ADD leaves no trace, one that succeeded is complete, and one that was killed can be
+    /// retried. In any case a DEL leaves nothing.
+    fn after_add(&mut self, ended: &Ended, was_killed: bool) -> Result<(), String> {
+        if ended.is_success() {
+            self.result = ended.json();
+            self.must_succeed("CHECK")?;
+        } else if was_killed {
+            let retried = self.ask("ADD");
+            // SPEC: ADD must fail where the interface exists.
+            if !retried.is_success() && retried.error_code() != Some(4) {
+                return Err(format!("a retried ADD: {retried:?}"));
+            }
+            self.result = retried.json().filter(|_| retried.is_success());
+        } else {
+            let now = State::now(self.scenario);
+            let traces = now.against(&self.before);
+            traces.map_err(|left| format!("a failed ADD left a trace: {left}"))?;
+        }
+        self.must_succeed("DEL")?;
+        self.is_as_before("DEL")
+    }
+
+    /// A removal that succeeded has removed everything, and one that did not can be repeated.
+    fn after_removal(&mut self, ended: &Ended, verb: &str) -> Result<(), String> {
+        if ended.is_success() {
+            self.is_as_before(verb)?;
+        }
+        self.must_succeed(verb)?;
+        self.is_as_before(verb)?;
+        self.must_succeed("DEL")
+    }
+
+    /// CHECK changes nothing, and does not find a difference where there is none.
+    fn after_check(&mut self, ended: &Ended) -> Result<(), String> {
+        if ended.error_code() == Some(102) {
+            return Err("a failure was taken for a difference".to_owned());
+        }
+        let with_victim = self.with_victim.as_ref().expect("ADD came before");
+        State::now(self.scenario).against(with_victim)?;
+        self.must_succeed("CHECK")?;
+        self.must_succeed("DEL")?;
+        self.is_as_before("DEL")
+    }
+
+    fn must_succeed(&self, verb: &str) -> Result<(), String> {
+        let ended = self.ask(verb);
+        if ended.is_success() {
+            Ok(())
+        } else {
+            Err(format!("{verb} afterwards: {ended:?}"))
+        }
+    }
+
+    fn is_as_before(&self, verb: &str) -> Result<(), String> {
+        let left = State::now(self.scenario).against(&self.before);
+        left.map_err(|left| format!("{verb} left something: {left}"))
+    }
+}
+
+/// One JSON document with a code that means something, or success: and nothing beside.
+fn has_one_answer(verb: &str, ended: &Ended) -> Result<(), String> {
+    let is_right = match ended.code {
+        None => false,
+        Some(0) if verb == "ADD" => ended.json().is_some_and(|json| json["code"].is_null()),
+        Some(0) => ended.stdout.is_empty(),
+        Some(_) => ended.error_code().is_some_and(|code| code != 999),
+    };
+    if is_right {
+        Ok(())
+    } else {
+        Err(format!("no right answer: {ended:?}"))
+    }
+}

@@ -1,0 +1,35 @@
+//! Numbers by chance, from a seed.
+
+/// `SplitMix64`: small, and good enough to choose operations.
+#[derive(Clone, Debug)]
+pub(crate) struct Chance(u64);
+
+impl Chance {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number less than `end`.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// Whether something happens that happens once in `of` times.
+    pub(crate) fn once_in(&mut self, of: u64) -> bool {
+        self.below(of) == 0
+    }
+
+    /// One of `choices`.
+    pub(crate) fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        let end = u64::try_from(choices.len()).expect("few");
+        choices[usize::try_from(self.below(end)).expect("few")]
+    }
+}
