@@ -105,8 +105,14 @@ impl Cleanup {
             look(remains.map(|remains| remains.into_iter().map(Part::Flannel).collect()));
         }
         let files = [&self.subnet_file, &self.state_file, &self.socket];
-        let files = files.into_iter().filter(|path| path.exists());
-        look(Ok(files.cloned().map(Part::File).collect()));
+        for path in files {
+            let is_there = path.try_exists();
+            look(
+                is_there
+                    .map(|is_there| some(is_there, Part::File(path.clone())))
+                    .map_err(|error| format!("look for {}: {error}", path.display())),
+            );
+        }
         (parts, failed)
     }
 }

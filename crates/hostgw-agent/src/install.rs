@@ -123,11 +123,15 @@ impl Install {
             None => None,
         };
         let flannels = self.conf_dir.join(FLANNELS_NAME);
-        if !self.takes_over_flannel || !flannels.exists() {
+        let said = |reason: String| format!("{}: {reason}", flannels.display());
+        // An error does not say that there is none: two lists would stand there.
+        let is_there = flannels
+            .try_exists()
+            .map_err(|error| said(error.to_string()))?;
+        if !self.takes_over_flannel || !is_there {
             let text = given.map_or_else(|| LIST.to_owned(), |(_, text)| text);
             return Ok((self.conf_dir.join(LIST_NAME), text));
         }
-        let said = |reason: String| format!("{}: {reason}", flannels.display());
         let text = fs::read_to_string(&flannels).map_err(|error| said(error.to_string()))?;
         let theirs = check::list_of(&text).map_err(said)?;
         let Some((path, text)) = given else {
