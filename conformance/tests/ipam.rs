@@ -805,3 +805,20 @@ fn another_ipam_plugin_gets_what_it_got_when_the_subnet_file_is_gone() {
         );
     }
 }
+
+#[test]
+fn a_route_with_the_scope_of_the_link_has_no_gateway() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let conf = json!({
+        "cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "isGateway": true,
+        "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}]], "routes": [
+            {"dst": "10.10.9.1/32", "scope": 253}, {"dst": "0.0.0.0/0", "gw": "10.10.1.1"},
+        ]},
+    });
+    let pod = node.pod("a");
+    plugin.add(&pod, &conf).ok();
+    let routes = pod.sh("ip route").ok();
+    assert!(routes.contains("10.10.9.1 dev eth0 scope link"), "{routes}");
+}

@@ -829,3 +829,49 @@ fn a_migrated_attachment_that_is_added_again_keeps_its_address() {
     let held = node.sh("ls /var/lib/cni/networks/cbr0 | grep ^10").ok();
     assert_eq!(held, "10.10.1.2\n");
 }
+
+#[test]
+fn a_host_veth_that_was_renamed_is_the_attachments_still() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let plugin = Plugin::ours(&lab);
+    let conf = bridge_form("cni-hostgw");
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let asks = |pod: &str| Attachment::named(pod).with_args("IgnoreUnknown=1;IP=10.10.1.50");
+    plugin.call(&node, "ADD", &asks("a"), &conf).ok();
+    node.sh(
+        "veth=$(ip -o link show type bridge_slave | sed 's/.*: \\(veth[^@]*\\)@.*/\\1/'); \
+         ip link set $veth down && ip link set $veth name renamed && ip link set renamed up; \
+         touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/a:eth0",
+    )
+    .ok();
+    assert_eq!(plugin.call(&node, "ADD", &asks("b"), &conf).error().0, 7);
+    assert!(a.pings("10.10.1.1"));
+    plugin
+        .call(&node, "DEL", &Attachment::named("a").in_netns(""), &conf)
+        .ok();
+    assert!(node.ports().is_empty());
+    plugin.call(&node, "ADD", &asks("b"), &conf).ok();
+    assert!(b.pings("10.10.1.1"));
+}
+
+#[test]
+fn a_live_pod_of_another_plugins_does_not_share_its_address_with_a_second_add() {
+    let lab = Lab::new();
+    let node = node(&lab);
+    let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
+    let conf = bridge_form("cni-hostgw");
+    let (a, _b) = (node.pod("a"), node.pod("b"));
+    reference.add(&a, &bridge_form("bridge")).ok();
+    let elsewhere = Attachment::named("a").in_netns("/run/netns/b");
+    let (code, text) = ours.call(&node, "ADD", &elsewhere, &conf).error();
+    assert_eq!(code, 4, "{text}");
+    // The oldest host-local wrote the container's id alone.
+    node.sh("printf a > /var/lib/cni/networks/cbr0/10.10.1.2")
+        .ok();
+    let mut second = Attachment::named("a");
+    "eth1".clone_into(&mut second.ifname);
+    assert_eq!(ours.call(&node, "ADD", &second, &conf).error().0, 4);
+    assert_eq!(node.ports().len(), 1);
+    assert!(a.pings("10.10.1.1"));
+}

@@ -28,6 +28,7 @@ pub(crate) fn del(call: &Call, attached: &Attached, steps: &mut Steps) -> Result
     steps.done("netns");
     // Only where the link is not one of ours does it matter what is in the namespace.
     if !host.delete_link(&names.veth)?
+        && !delete_renamed(&host, &names)?
         && let Some(netns) = netns?
     {
         delete_foreign(&host, &home, &netns, attached.ifname.as_str())?;
@@ -63,6 +64,15 @@ pub(crate) fn del(call: &Call, attached: &Attached, steps: &mut Steps) -> Result
         steps.done("delegate");
     }
     Ok(())
+}
+
+/// Deletes the attachment's host veth where somebody renamed it, and says whether there was one.
+fn delete_renamed(host: &Rtnl, names: &Names) -> Result<bool, Error> {
+    let links = host.links()?;
+    match links.iter().find(|link| names.is_of(link)) {
+        Some(link) => Ok(host.delete_link(&link.name)?),
+        None => Ok(false),
+    }
 }
 
 /// Opens the container's namespace; nothing where there is none. Any other failure does not say that

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     if let Err(error) = print(&error.to_json(version)) {
-        eprintln!("cni-hostgw: write the answer: {error}");
+        say(format_args!("cni-hostgw: write the answer: {error}"));
     }
     ExitCode::FAILURE
 }
@@ -60,7 +60,7 @@ fn answer_a_panic(panic: &PanicHookInfo<'_>) {
     let error = cni::Error::new(Code::INTERNAL, "stopped by an internal error");
     let error = error.with_details(panic.to_string());
     if print(&error.to_json(Version::LATEST)).is_err() {
-        eprintln!("cni-hostgw: {panic}");
+        say(format_args!("cni-hostgw: {panic}"));
     }
     std::process::exit(1);
 }
@@ -73,7 +73,7 @@ fn serve() -> Result<(), Refused> {
     let mut network = None;
     let answer = match request {
         Ok(Request::About) => {
-            eprintln!("{}", about());
+            say(format_args!("{}", about()));
             return Ok(());
         }
         Ok(Request::Version) => {
@@ -103,7 +103,10 @@ fn serve() -> Result<(), Refused> {
         };
         let outcome = answer.as_ref().map(drop).map_err(|refused| &refused.error);
         if let Err(error) = log::append(&path, subject, outcome, &steps) {
-            eprintln!("cni-hostgw: write the log {}: {error}", path.display());
+            say(format_args!(
+                "cni-hostgw: write the log {}: {error}",
+                path.display()
+            ));
         }
     }
     answer
@@ -153,7 +156,9 @@ fn for_a_person(argument: &str) -> ExitCode {
         "--help" | "-h" => format!("{}\n\n{HELP}\n", about()),
         "--version" | "-V" => format!("{}\n", about()),
         other => {
-            eprintln!("cni-hostgw: unknown argument {other:?}; --help says what there is");
+            say(format_args!(
+                "cni-hostgw: unknown argument {other:?}; --help says what there is"
+            ));
             return ExitCode::FAILURE;
         }
     };
@@ -161,6 +166,11 @@ fn for_a_person(argument: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// Says something on standard error, where anybody listens there.
+fn say(text: std::fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
 fn about() -> String {

@@ -47,6 +47,14 @@ impl Names {
         }
     }
 
+    /// Whether a link is the attachment's host veth: by its name, or by its alias where somebody
+    /// renamed it.
+    pub(crate) fn is_of(&self, link: &Link) -> bool {
+        let alias = link.alias.as_deref().unwrap_or_default();
+        let rest = alias.strip_prefix(&self.alias(None));
+        link.name == self.veth || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    }
+
     /// The host veth's alias: network, container id and interface, and the pod where its name is
     /// known, for the people who read `ip link`.
     pub(crate) fn alias(&self, pod: Option<&str>) -> String {

@@ -52,7 +52,10 @@ pub(crate) fn for_kernel(link: &Link, addresses: &[Address], routes: &[RouteConf
         }
         let of_family = |a: &&Address| a.address.is_ipv4() == to.is_ipv4();
         let address = addresses.iter().find(of_family);
-        let via = route.gw.or(address.and_then(|address| address.gateway));
+        // A scope as narrow as the link's has no gateway.
+        let is_on_link = route.scope.is_some_and(|scope| scope >= LINK_SCOPE);
+        let gateway = address.and_then(|address| address.gateway);
+        let via = route.gw.or(gateway.filter(|_| !is_on_link));
         let mut kernels = Route::new(to, via, link.index, Protocol::BOOT);
         if let Some(priority) = not_zero(route.priority) {
             kernels.metric = priority;
@@ -74,6 +77,9 @@ pub(crate) fn for_kernel(link: &Link, addresses: &[Address], routes: &[RouteConf
     }
     all
 }
+
+/// The kernel's `RT_SCOPE_LINK`.
+const LINK_SCOPE: u8 = 253;
 
 /// A destination without host bits, which the kernel drops in IPv6.
 pub(crate) fn masked(dst: IpNetwork) -> IpNetwork {

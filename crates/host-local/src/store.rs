@@ -408,6 +408,15 @@ impl Reservation<'_> {
         &self.addresses
     }
 
+    /// Those of its addresses that the attachment held before.
+    #[must_use]
+    pub fn taken_up(&self) -> Vec<IpAddr> {
+        let addresses = self.addresses.iter().map(|(address, _)| *address);
+        addresses
+            .filter(|address| !self.fresh.contains(address))
+            .collect()
+    }
+
     /// Makes the reservation outlive this process.
     pub fn keep(mut self) {
         self.fresh.clear();

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::{Address, Allocation, Undo};
 use crate::error::Error;
-use crate::names::Names;
+use crate::names::{Names, Owner};
 use crate::routes::masked;
 use crate::source::Source;
 
@@ -96,6 +96,7 @@ impl Pool {
             }
             other => other?,
         };
+        refuse_live(host, &reservation.taken_up())?;
         let address = |(address, range): &(IpAddr, Range)| Address {
             address: range.with_prefix(*address),
             gateway: Some(range.gateway()),
@@ -165,10 +166,9 @@ fn unreachable_route(route: &RouteConf) -> String {
 /// that were.
 pub(crate) fn reclaim(host: &Rtnl, store: &Store, network: &NetworkName) -> Result<usize, Error> {
     let links = host.links()?;
-    let names: BTreeSet<_> = links.iter().map(|link| link.name.as_str()).collect();
     let is_gone = |attachment: &Attachment| {
-        let veth = Names::of_reserved(network, attachment).veth;
-        !names.contains(veth.as_str())
+        let names = Names::of_reserved(network, attachment);
+        !links.iter().any(|link| names.is_of(link))
     };
     Ok(store.reclaim(IN_FLIGHT, is_gone)?)
 }
@@ -195,6 +195,24 @@ pub(crate) fn open_store(data_dir: Option<PathBuf>, network: &NetworkName) -> Re
     let data_dir = data_dir.as_deref().unwrap_or(Path::new(DEFAULT_DATA_DIR));
     let boot = Boot::current().map_err(Error::Boot)?;
     Ok(Store::new(data_dir, network.as_str(), boot))
+}
+
+/// Errors when a pod of another plugin's has one of the addresses that an ADD takes up again: the
+/// attachment lives, in another namespace or under another interface's name.
+fn refuse_live(host: &Rtnl, taken_up: &[IpAddr]) -> Result<(), Error> {
+    if taken_up.is_empty() {
+        return Ok(());
+    }
+    for link in host.links()? {
+        let is_others = link.leads_elsewhere() && Owner::of(&link).is_none();
+        if is_others {
+            let has = host.addresses_of_peer(&link)?;
+            if taken_up.iter().any(|address| has.contains(address)) {
+                return Err(Error::Live(link.name));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Errors when another network of the node holds one of these addresses.
@@ -239,9 +257,11 @@ fn data_dir(store: &Store) -> &Path {
 
 /// The folders that stores of this node lie in.
 fn data_dirs(store: &Store) -> Result<Vec<PathBuf>, Error> {
-    let noted = unless_absent(fs::read_to_string(DATA_DIRS)).map_err(Error::DataDirs)?;
-    let noted = noted.unwrap_or_default();
-    let mut all: Vec<_> = noted.lines().map(PathBuf::from).collect();
+    let noted = unless_absent(fs::read(DATA_DIRS)).map_err(Error::DataDirs)?;
+    let noted = String::from_utf8_lossy(&noted.unwrap_or_default()).into_owned();
+    // What is no path is not one that we noted.
+    let paths = noted.lines().filter(|line| !line.contains('\0'));
+    let mut all: Vec<_> = paths.map(PathBuf::from).collect();
     for known in [Path::new(DEFAULT_DATA_DIR), data_dir(store)] {
         if !all.iter().any(|dir| dir == known) {
             all.push(known.to_owned());
@@ -258,7 +278,8 @@ pub(crate) fn note_data_dir(store: &Store) -> Result<(), Error> {
         return Ok(());
     }
     let note = || -> io::Result<()> {
-        let noted = unless_absent(fs::read_to_string(DATA_DIRS))?.unwrap_or_default();
+        let noted = unless_absent(fs::read(DATA_DIRS))?.unwrap_or_default();
+        let noted = String::from_utf8_lossy(&noted);
         if noted.lines().any(|line| Path::new(line) == own) {
             return Ok(());
         }
