@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-/// What happens at a call.
+/// A fault at a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The process is killed, and the call not made.
@@ -115,7 +115,7 @@ impl Point {
         format!("inject={}:{what}:when={}", self.call, self.nth)
     }
 
-    /// Whether the request must succeed all the same.
+    /// Whether the request must succeed in spite of the fault.
     pub(crate) fn must_succeed(&self) -> bool {
         // A signal may interrupt every call that waits.
         let waits = [

@@ -1,4 +1,4 @@
-//! What is tried: a verb, in a kind of network, with or without another pod beside.
+//! Scenarios: a verb, a kind of network, and whether another pod is attached to it.
 
 use serde_json::{Value, json};
 
@@ -13,12 +13,12 @@ pub(crate) enum Network {
     Layer2,
 }
 
-/// What is tried.
+/// A request of one verb in one kind of network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scenario {
     pub(crate) verb: &'static str,
     pub(crate) network: Network,
-    /// Whether another pod of the network is there all the time.
+    /// Whether the network has another pod, which must not be affected.
     pub(crate) has_other: bool,
 }
 
@@ -84,7 +84,7 @@ impl Scenario {
         conf
     }
 
-    /// The same with the attachments that GC is told of.
+    /// The network configuration for GC, with the list of valid attachments.
     pub(crate) fn conf_with_valid(&self) -> Value {
         let mut conf = self.conf();
         let valid = if self.has_other {
@@ -96,7 +96,7 @@ impl Scenario {
         conf
     }
 
-    /// Whether the network has rules in `nf_tables`.
+    /// Whether the plugin adds `nf_tables` rules for the network.
     pub(crate) fn has_rules(&self) -> bool {
         matches!(self.network, Network::Masquerade | Network::Flannel)
     }

@@ -15,7 +15,7 @@ use crate::scenario::{Network, Scenario};
 const PLUGIN: &str = "/mnt/bin/cni-hostgw";
 const TRACE: &str = "/run/trace";
 
-/// How many points were tried, and which of them broke a rule.
+/// The number of points tried, and a description of each that broke a rule.
 #[derive(Default)]
 pub(crate) struct Tally {
     points: usize,
@@ -169,7 +169,7 @@ impl State {
         }
     }
 
-    /// What is there that was not in `before`, or the other way round.
+    /// Compares with an earlier state; the error lists what was added (`+`) and removed (`-`).
     fn against(&self, before: &Self) -> Result<(), String> {
         let mut differences = Vec::new();
         let mut compare = |now: &BTreeSet<String>, before: &BTreeSet<String>| {
@@ -197,7 +197,7 @@ struct Trial<'a> {
     conf: Value,
     /// Before the victim was there.
     before: State,
-    /// What ADD gave, for a verb that comes after it.
+    /// The result of ADD, for the verbs that follow it.
     result: Option<Value>,
     /// With the victim, for a verb that comes after ADD.
     with_victim: Option<State>,

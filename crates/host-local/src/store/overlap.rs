@@ -38,24 +38,10 @@ impl Store {
         age: Duration,
         is_gone: impl Fn(&str, &Attachment) -> bool,
     ) -> Result<Option<Overlap>, StoreError> {
-        let failed = || self.io("look at the stores of other networks");
-        let own = identity(&self.dir).map_err(failed())?;
-        for data_dir in data_dirs {
-            for network in names(data_dir).map_err(failed())? {
-                let dir = data_dir.join(&network);
-                if dir == self.dir || identity(&dir).map_err(failed())? == own {
-                    continue;
-                }
-                let is_gone = |attachment: &Attachment| is_gone(&network, attachment);
-                let held = Files::new(&dir).held_for_certain(address, &self.boot, age, is_gone);
-                if let Some(holder) = held.map_err(failed())? {
-                    return Ok(Some(Overlap {
-                        network,
-                        dir,
-                        address,
-                        holder,
-                    }));
-                }
+        for (network, dir) in self.others(data_dirs)? {
+            let found = self.held_in(&network, &dir, &[address], age, &is_gone)?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
@@ -74,38 +60,64 @@ impl Store {
         is_gone: impl Fn(&str, &Attachment) -> bool,
     ) -> Result<Option<Overlap>, StoreError> {
         let failed = || self.io("look at the stores of other networks");
-        let own = identity(&self.dir).map_err(failed())?;
         let ours: Vec<_> = sets.iter().flat_map(RangeSet::ranges).collect();
+        for (network, dir) in self.others(data_dirs)? {
+            let files = Files::new(&dir);
+            let mut addresses = files.addresses().map_err(failed())?;
+            if addresses.is_empty() {
+                continue;
+            }
+            let settings = files.settings().map_err(failed())?;
+            let shares = subnets(&settings)
+                .any(|theirs| ours.iter().any(|range| meet(range.subnet(), theirs)));
+            addresses.retain(|address| {
+                shares || ours.iter().any(|range| range.subnet().contains(*address))
+            });
+            let found = self.held_in(&network, &dir, &addresses, age, &is_gone)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The other networks under `data_dirs`, each with its directory. Our own is none of them,
+    /// whatever path leads to it.
+    fn others(&self, data_dirs: &[PathBuf]) -> Result<Vec<(String, PathBuf)>, StoreError> {
+        let failed = || self.io("look at the stores of other networks");
+        let own = identity(&self.dir).map_err(failed())?;
+        let mut others = Vec::new();
         for data_dir in data_dirs {
             for network in names(data_dir).map_err(failed())? {
                 let dir = data_dir.join(&network);
-                if dir == self.dir {
-                    continue;
+                if dir != self.dir && identity(&dir).map_err(failed())? != own {
+                    others.push((network, dir));
                 }
-                let files = Files::new(&dir);
-                let addresses = files.addresses().map_err(failed())?;
-                // Another path may lead to our own.
-                if addresses.is_empty() || identity(&dir).map_err(failed())? == own {
-                    continue;
-                }
-                let settings = files.settings().map_err(failed())?;
-                let shares = subnets(&settings)
-                    .any(|theirs| ours.iter().any(|range| meet(range.subnet(), theirs)));
-                let is_ours = |address: &IpAddr| {
-                    shares || ours.iter().any(|range| range.subnet().contains(*address))
-                };
-                for address in addresses.into_iter().filter(is_ours) {
-                    let is_gone = |attachment: &Attachment| is_gone(&network, attachment);
-                    let held = files.held_for_certain(address, &self.boot, age, is_gone);
-                    if let Some(holder) = held.map_err(failed())? {
-                        return Ok(Some(Overlap {
-                            network,
-                            dir,
-                            address,
-                            holder,
-                        }));
-                    }
-                }
+            }
+        }
+        Ok(others)
+    }
+
+    /// The first of `addresses` that another network's store holds for certain.
+    fn held_in(
+        &self,
+        network: &str,
+        dir: &Path,
+        addresses: &[IpAddr],
+        age: Duration,
+        is_gone: impl Fn(&str, &Attachment) -> bool,
+    ) -> Result<Option<Overlap>, StoreError> {
+        let is_gone = |attachment: &Attachment| is_gone(network, attachment);
+        for address in addresses {
+            let held = Files::new(dir).held_for_certain(*address, &self.boot, age, is_gone);
+            let held = held.map_err(self.io("look at the stores of other networks"))?;
+            if let Some(holder) = held {
+                return Ok(Some(Overlap {
+                    network: network.to_owned(),
+                    dir: dir.to_owned(),
+                    address: *address,
+                    holder,
+                }));
             }
         }
         Ok(None)
