@@ -32,7 +32,7 @@ build: build-packages
 BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
 IMAGE_PACKAGES := buildah mmdebstrap
 PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc \
-            etcd-server etcd-client prometheus curl openssl radvd strace
+            etcd-server etcd-client prometheus curl openssl radvd strace tinyproxy
 
 packages build-packages image-packages:
 	@missing=$$(for p in $(or $(if $(filter build-%,$@),$(BUILD_PACKAGES)),$(if $(filter image-%,$@),$(IMAGE_PACKAGES)),$(PACKAGES)); do \
@@ -50,7 +50,7 @@ test: lint build packages
 
 # Everything that takes Go, or the image: the real clients, flanneld, kube-apiserver, kubelet.
 test-clients: build packages tools image
-	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test manifest
+	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test kube_clusters --test manifest
 	$(CARGO) test --locked -p conformance --features clients --test kubernetes
 
 # Everything, however long.

@@ -39,7 +39,8 @@ impl<'a> Kube<'a> {
     /// Starts both on `node`, which has this address.
     #[must_use]
     pub fn start(node: &'a Node<'a>, address: &str) -> Self {
-        Self::begin(node, address, Some(Etcd::start(node, address)), 6443, false)
+        let etcd = Etcd::start(node, &in_url(address));
+        Self::begin(node, address, Some(etcd), 6443, false)
     }
 
     /// The same, but once it is left it outlives this program.
@@ -115,7 +116,9 @@ impl<'a> Kube<'a> {
             .arg(inner.get_program())
             .args(inner.get_args())
             .args([
-                &format!("--etcd-servers=http://{address}:2379"),
+                &format!("--etcd-servers=http://{}:2379", in_url(address)),
+                // Both families.
+                "--bind-address=::",
                 &format!("--advertise-address={address}"),
                 &format!("--secure-port={port}"),
                 &format!("--tls-cert-file={KEYS}/server.crt"),
@@ -126,7 +129,11 @@ impl<'a> Kube<'a> {
             ])
             .args([
                 "--service-account-issuer=https://kubernetes.default.svc",
-                "--service-cluster-ip-range=10.96.0.0/16",
+                if address.contains(':') {
+                    "--service-cluster-ip-range=fd00:10:96::/112"
+                } else {
+                    "--service-cluster-ip-range=10.96.0.0/16"
+                },
                 "--authorization-mode=Node,RBAC",
                 "--enable-admission-plugins=NodeRestriction",
                 "--allow-privileged=true",
@@ -164,7 +171,7 @@ impl<'a> Kube<'a> {
     /// Where clients find it.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("https://{}:{}", self.address, self.port)
+        format!("https://{}:{}", in_url(&self.address), self.port)
     }
 
     /// Its process.
@@ -393,6 +400,20 @@ impl<'a> Kube<'a> {
         self.wait();
     }
 
+    /// Ends both, as a crash would, and starts them again when that is done.
+    ///
+    /// # Panics
+    ///
+    /// When it is a second one, which has no etcd of its own.
+    pub fn stopped(&mut self, doing: impl FnOnce()) {
+        self.kill();
+        let etcd = self.etcd.as_mut().expect("a first one has one");
+        etcd.kill();
+        doing();
+        etcd.restart();
+        self.restart();
+    }
+
     /// Stops it without ending it, as a machine does that hangs; or lets it go on.
     pub fn freeze(&self, is_frozen: bool) {
         let signal = if is_frozen {
@@ -402,6 +423,15 @@ impl<'a> Kube<'a> {
         };
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         kill_process(pid.expect("a child has an id"), signal).ok();
+    }
+}
+
+/// An address as a URL has it.
+fn in_url(address: &str) -> String {
+    if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
     }
 }
 

@@ -346,3 +346,269 @@ fn what_an_earlier_run_made_and_this_one_does_not_want_goes() {
         },
     );
 }
+
+/// The rules of ours in the FORWARD chain.
+fn ours(node: &Node<'_>, program: &str) -> usize {
+    let rules = node.sh(&format!("{program} -S FORWARD")).ok();
+    rules
+        .lines()
+        .filter(|line| line.contains("hostgw-agent"))
+        .count()
+}
+
+#[test]
+fn our_rules_are_known_in_whatever_form_they_come_back() {
+    for program in ["iptables-nft", "iptables-legacy"] {
+        let lab = Lab::new();
+        let nodes = nodes(&lab, Family::Ipv4);
+        let worker1 = &nodes[1];
+        lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+        worker1.sh(&format!("{program} -P FORWARD DROP")).ok();
+        let args = ["--cluster=/mnt/cluster.json", "--iptables-resync=1"];
+        let agent = Agent::start(worker1, &args);
+        wait_for(&format!("{program}: {}", agent.log()), || {
+            ours(worker1, program) == 2
+        });
+        for again in [
+            format!("{program}-save >/run/rules; {program}-restore </run/rules"),
+            format!("{program}-save -c >/run/rules; {program}-restore -c </run/rules"),
+            format!("{program}-save >/run/rules; {program}-restore --noflush </run/rules"),
+        ] {
+            worker1.sh(&again).ok();
+            sleep(Duration::from_millis(1500));
+            wait_for(&format!("{again}: there are two"), || {
+                ours(worker1, program) == 2
+            });
+        }
+        assert!(agent.stop());
+        worker1
+            .sh(&format!(
+                "{program}-save >/run/rules; {program}-restore </run/rules"
+            ))
+            .ok();
+        let said = worker1.sh("/mnt/bin/hostgw-agent cleanup").ok();
+        assert!(said.contains("removed 2 rule(s) of ours"), "{said}");
+        assert_eq!(ours(worker1, program), 0);
+    }
+}
+
+#[test]
+fn an_accept_stands_before_what_refuses_whatever_comes() {
+    for program in ["iptables-nft", "iptables-legacy"] {
+        for refusing in [
+            "-A FORWARD -j REJECT --reject-with icmp-host-prohibited",
+            "-A FORWARD -m comment --comment 'no one' -j DROP",
+            "-N refuse; $P -A refuse -j REJECT; $P -A FORWARD -j refuse",
+        ] {
+            let lab = Lab::new();
+            let nodes = nodes(&lab, Family::Ipv4);
+            lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+            let worker1 = &nodes[1];
+            worker1
+                .sh(&format!(
+                    "P={program}; $P -A FORWARD -d 198.51.100.0/24 -j DROP; $P {refusing}"
+                ))
+                .ok();
+            let agents = agents(&nodes, |node, args| {
+                Agent::start(node, &[args, &["--iptables-resync=1"]].concat())
+            });
+            let drawn = pods(&lab, &nodes, Family::Ipv4);
+            let to = &drawn[3];
+            wait_for(
+                &format!("{program} {refusing}: {}", agents[1].log()),
+                || drawn[1].pod.pings(&to.addresses[0]),
+            );
+            // What somebody forbids for some addresses stays forbidden, before ours.
+            let rules = worker1.sh(&format!("{program} -S FORWARD")).ok();
+            let place = |text: &str| rules.lines().position(|line| line.contains(text));
+            assert!(place("198.51.100.0/24") < place("hostgw-agent"), "{rules}");
+            assert_eq!(ours(worker1, program), 2, "{rules}");
+            // Where it goes, so do ours.
+            worker1.sh(&format!("{program} -F FORWARD")).ok();
+            sleep(Duration::from_millis(1500));
+            assert_eq!(ours(worker1, program), 0);
+        }
+    }
+}
+
+#[test]
+fn chains_of_others_that_refuse_pods_are_said_with_what_opens_them() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let worker1 = &nodes[1];
+    worker1
+        .sh("nft 'add table inet mine; add chain inet mine through { type filter hook forward priority 5; policy drop; }; \
+             add rule inet mine through ct state established,related accept; add rule inet mine through iifname lo accept'")
+        .ok();
+    let agents = agents(&nodes, Agent::start);
+    let drawn = pods(&lab, &nodes, Family::Ipv4);
+    let status = || worker1.sh("/mnt/bin/hostgw-agent status --json").stdout;
+    let command = "nft insert rule inet mine through ip saddr 10.10.0.0/16 accept; nft insert rule inet mine through ip daddr 10.10.0.0/16 accept";
+    wait_for(&format!("it is said: {}", status()), || {
+        status().contains(command)
+    });
+    assert!(
+        agents[1]
+            .log()
+            .contains("the nf_tables chain inet mine through refuses")
+    );
+    let to = &drawn[3].addresses[0];
+    assert!(
+        !drawn[1]
+            .pod
+            .sh(&format!("busybox ping -c 1 -W 1 {to}"))
+            .success
+    );
+    worker1.sh(command).ok();
+    assert!(drawn[1].pod.pings(to), "the command opens it");
+    wait_for("nothing is said any more", || {
+        !status().contains("inet mine through")
+    });
+    // A rule of iptables that forbids what pods send, for their addresses: not ready, and said.
+    worker1
+        .sh("iptables-nft -P FORWARD ACCEPT; iptables-nft -I FORWARD -s 10.10.0.0/16 -j DROP")
+        .ok();
+    wait_for(&status(), || {
+        status().contains("iptables refuses what goes from 10.10.1.0/24")
+            && status().contains("\"ready\":false")
+    });
+    worker1
+        .sh("iptables-nft -D FORWARD -s 10.10.0.0/16 -j DROP")
+        .ok();
+    wait_for("readiness", || status().contains("\"ready\":true"));
+    // As firewalld has it: the refusal is at the end of a chain that another leads to.
+    worker1
+        .sh("nft 'add table inet firewalld; add chain inet firewalld filter_FWD_public; \
+             add rule inet firewalld filter_FWD_public reject with icmpx admin-prohibited; \
+             add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy accept; }; \
+             add rule inet firewalld filter_FORWARD ct state { established, related } accept; \
+             add rule inet firewalld filter_FORWARD ct status dnat accept; \
+             add rule inet firewalld filter_FORWARD ct state invalid drop; \
+             add rule inet firewalld filter_FORWARD jump filter_FWD_public'")
+        .ok();
+    wait_for(&status(), || {
+        status().contains("firewall-cmd --permanent --zone=trusted --add-source=10.10.0.0/16")
+    });
+}
+
+#[test]
+fn flannels_blackholes_go_with_its_rules() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Dual);
+    lab.write("cluster.json", cluster(Family::Dual, &[]));
+    let worker1 = &nodes[1];
+    // As flanneld's --ip-blackhole-route leaves them: of this node's subnet, and of one that it had before.
+    let put = "ip route add blackhole 10.10.1.0/24; ip route add blackhole 10.10.77.0/24; \
+               ip -6 route add blackhole fd00:10:10:77::/64; ip route add blackhole 198.51.100.0/24";
+    let blackholes = || {
+        let all = worker1
+            .sh("ip route show type blackhole; ip -6 route show type blackhole")
+            .ok();
+        let all: Vec<_> = all
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .map(str::to_owned)
+            .collect();
+        all
+    };
+    worker1
+        .sh(&format!("nft add table ip flannel-ipv4; {put}"))
+        .ok();
+    let agent = Agent::start(worker1, &["--cluster=/mnt/cluster.json"]);
+    wait_for(&format!("they go: {}", agent.log()), || {
+        blackholes() == ["198.51.100.0/24"]
+    });
+    // Without its rules nobody knows that it was here; cleanup is told.
+    worker1
+        .sh("ip route add blackhole 10.10.77.0/24; ip -6 route add blackhole fd00:10:10:77::/64")
+        .ok();
+    sleep(Duration::from_millis(500));
+    assert_eq!(blackholes().len(), 3);
+    assert!(agent.stop());
+    let said = worker1.sh("/mnt/bin/hostgw-agent cleanup --flannel").ok();
+    assert_eq!(blackholes(), ["198.51.100.0/24"], "{said}");
+}
+
+#[test]
+fn what_does_not_keep_pods_from_one_another_is_left_alone() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let worker1 = &nodes[1];
+    let _agents = agents(&nodes, Agent::start);
+    let drawn = pods(&lab, &nodes, Family::Ipv4);
+    let to = &drawn[3].addresses[0];
+    let status = || worker1.sh("/mnt/bin/hostgw-agent status --json").stdout;
+    let nft = |rules: &str| {
+        format!(
+            "nft 'add table inet mine; add chain inet mine through {{ type filter hook forward priority 5; policy drop; }}; \
+             add rule inet mine through ct state {{ established, related }} accept; {}'",
+            rules.replace("add ", "add rule inet mine through ")
+        )
+    };
+    let undo = "nft delete table inet mine 2>/dev/null; iptables-nft -F; iptables-nft -X; iptables-nft -P FORWARD ACCEPT";
+    for (rules, pings) in [
+        // Somebody's wish about one pod.
+        ("iptables-nft -A FORWARD -s 10.10.1.77/32 -j DROP; iptables-nft -A FORWARD -d 10.10.0.2/32 -j DROP".to_owned(), true),
+        ("iptables-nft -A FORWARD -s 10.10.1.2/32 -j DROP".to_owned(), true),
+        // Pods are let through before what refuses.
+        (
+            "iptables-nft -N A; iptables-nft -A A -s 10.10.0.0/16 -j RETURN; iptables-nft -A A -d 10.10.0.0/16 -j RETURN; \
+             iptables-nft -A A -j DROP; iptables-nft -A FORWARD -j A; iptables-nft -A FORWARD -d 192.168.2.1 -j DROP"
+                .to_owned(),
+            true,
+        ),
+        (
+            "iptables-nft -A FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT; iptables-nft -A FORWARD -s 10.0.0.0/8 -j DROP"
+                .to_owned(),
+            true,
+        ),
+        (nft("add iifname { \"cni0\", \"enp0s5\" } accept"), true),
+        (nft("add iif \"cni0\" accept; add oif \"cni0\" accept"), true),
+        (nft("add ip saddr { 10.0.0.0/8, 192.168.0.0/16 } accept"), true),
+        (nft("add ip saddr 10.0.0.0-10.255.255.255 accept"), true),
+        (nft("add iifname vmap { \"cni0\" : accept, \"enp0s5\" : accept }"), true),
+        (nft("add ct state { new, untracked } limit rate 100000/second accept"), true),
+        (nft("add fib daddr type unicast accept"), true),
+    ] {
+        worker1.sh(&rules).ok();
+        sleep(Duration::from_millis(1200));
+        assert_eq!(drawn[1].pod.pings(to), pings, "{rules}");
+        let said = status();
+        assert!(said.contains("\"ready\":true") && said.contains("\"warnings\":[]"), "{rules}: {said}");
+        assert_eq!(ours(worker1, "iptables-nft"), 0, "{rules}");
+        worker1.sh(undo).ok();
+    }
+    // What does is said, in whatever words.
+    for rules in [
+        nft("add iifname { \"docker0\" } accept"),
+        nft("add ip saddr { 172.16.0.0/12, 192.168.0.0/16 } accept"),
+        nft("add ct state vmap { new : drop, untracked : accept }"),
+        nft("add iif \"cni0\" drop; add accept"),
+    ] {
+        worker1.sh(&rules).ok();
+        wait_for(&format!("{rules}: {}", status()), || {
+            status().contains("inet mine through refuses")
+        });
+        assert!(
+            !drawn[1]
+                .pod
+                .sh(&format!("busybox ping -c 1 -W 1 {to}"))
+                .success,
+            "{rules}"
+        );
+        worker1.sh(undo).ok();
+        wait_for("nothing is said any more", || {
+            status().contains("\"warnings\":[]")
+        });
+    }
+    // One peer of several, by its addresses.
+    worker1
+        .sh("iptables-nft -A FORWARD -d 10.10.2.0/24 -j DROP")
+        .ok();
+    wait_for(&status(), || {
+        status().contains("iptables refuses what goes from 10.10.1.0/24 to 10.10.2.0/24")
+    });
+    assert!(status().contains("\"ready\":true"));
+}

@@ -43,7 +43,10 @@ fn it_is_told_in_flannels_order() {
         for (args, address) in [
             (&[][..], "192.168.2.16"),
             (&["--iface=ens7"], "172.16.5.16"),
-            (&["-iface", "172.16.5.17"], "172.16.5.16"),
+            (&["-iface", "172.16.5.17"], "172.16.5.17"),
+            (&["--iface-regex=^172\\.16\\.5\\.17$"], "172.16.5.17"),
+            (&["--iface=", "--iface=ens7"], "192.168.2.16"),
+            (&["--iface=eth9", "--iface-regex="], "192.168.2.16"),
             (&["--iface=eth9", "--iface=ens7"], "172.16.5.16"),
             (&["--iface-regex=^172\\.16\\."], "172.16.5.16"),
             (
@@ -167,6 +170,374 @@ fn what_happens_to_it_is_followed() {
                 .expect("always there")
                 .contains("FLANNEL_MTU=1400\n")
         });
+    });
+}
+
+fn status(node: &Node<'_>) -> Value {
+    let text = node.sh("/mnt/bin/hostgw-agent status --json");
+    serde_json::from_str(&text.stdout).unwrap_or_default()
+}
+
+fn because(node: &Node<'_>) -> String {
+    status(node)["node"]["because"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Forgets everything but what etcd has, and that too.
+fn forget(node: &Node<'_>, etcd: &Etcd<'_>) {
+    etcd.ctl("del --prefix /coreos.com/network/subnets/10.10.1.0-24")
+        .ok();
+    node.sh("rm -rf /run/hostgw-agent.log /var/lib/hostgw /run/flannel")
+        .ok();
+}
+
+#[test]
+fn what_is_chosen_by_address_is_announced_by_that_address() {
+    in_lab(|_lab, node, etcd| {
+        node.sh("ip addr add 10.64.3.16/24 dev enp0s5; ip addr add fd00:64::16/64 dev enp0s5 nodad; ip -6 route del default")
+            .ok();
+        for (arg, address, why) in [
+            (
+                "--iface=10.64.3.16",
+                "10.64.3.16",
+                "it has 10.64.3.16 (--iface)",
+            ),
+            (
+                "--iface-regex=10\\.64\\..*",
+                "10.64.3.16",
+                "10.64.3.16 matches",
+            ),
+            (
+                "--iface-can-reach=10.64.3.9",
+                "10.64.3.16",
+                "packets to 10.64.3.9 leave by it",
+            ),
+            (
+                "--iface=enp0s5",
+                "192.168.2.16",
+                "it is named \"enp0s5\" (--iface)",
+            ),
+            ("--iface-regex=^enp", "192.168.2.16", "its name matches"),
+        ] {
+            forget(node, etcd);
+            let agent = start(node, etcd, &[arg]);
+            wait_for(arg, || public(etcd) == address);
+            wait_for(&format!("{arg}: {}", because(node)), || {
+                because(node).contains(why)
+            });
+            assert!(agent.stop());
+        }
+        // The same in IPv6.
+        etcd.ctl("del --prefix /coreos.com/network/subnets/").ok();
+        etcd.configure(&json!({
+            "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:10::/48",
+        }));
+        for arg in [
+            "--iface=fd00:64::16",
+            "--iface-regex=^fd00:64:",
+            "--iface-can-reach=fd00:64::9",
+        ] {
+            etcd.ctl("del --prefix /coreos.com/network/subnets/").ok();
+            node.sh("rm -rf /run/hostgw-agent.log /var/lib/hostgw /run/flannel")
+                .ok();
+            let agent = start(node, etcd, &[arg]);
+            wait_for(&format!("{arg}: {}", agent.log()), || {
+                etcd.leases()
+                    .iter()
+                    .any(|(_, value)| value.contains("\"fd00:64::16\""))
+            });
+            assert!(agent.stop());
+        }
+    });
+}
+
+#[test]
+fn the_identity_does_not_follow_the_kernels_order() {
+    in_lab(|_lab, node, etcd| {
+        let again = "ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.16/24 dev enp0s5; \
+                     ip route replace default via 192.168.2.1";
+        // A virtual address on the interface, and the main one added again, while it runs and while it
+        // does not.
+        node.sh("ip addr add 192.168.2.77/32 dev enp0s5").ok();
+        let agent = start(node, etcd, &[]);
+        wait_for("the lease", || public(etcd) == "192.168.2.16");
+        node.sh(again).ok();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        assert_eq!(public(etcd), "192.168.2.16", "{}", agent.log());
+        assert!(agent.stop());
+        let agent = start(node, etcd, &[]);
+        wait_for("the route", || {
+            has_route(node, "10.10.2.0/24 via 192.168.2.15 dev enp0s5")
+        });
+        assert_eq!(public(etcd), "192.168.2.16");
+        assert!(agent.stop());
+        // With nothing remembered, a virtual address is the last choice, and so is every other that does
+        // not last or is not this node's alone.
+        for other in [
+            "192.168.2.77/32",
+            "169.254.7.7/16",
+            "192.168.2.78/24 preferred_lft 0 valid_lft 600",
+        ] {
+            forget(node, etcd);
+            node.sh(&format!(
+                "ip addr flush dev enp0s5 scope global; ip addr add {other} dev enp0s5; \
+                 ip addr add 192.168.2.16/24 dev enp0s5; ip route replace default via 192.168.2.1"
+            ))
+            .ok();
+            let agent = start(node, etcd, &[]);
+            wait_for(other, || public(etcd) == "192.168.2.16");
+            assert!(agent.stop());
+        }
+        // One that is alone is the one: clouds give a /32.
+        forget(node, etcd);
+        node.sh(
+            "ip addr flush dev enp0s5 scope global; ip addr add 192.168.2.77/32 dev enp0s5; \
+                 ip route add 192.168.2.0/24 dev enp0s5; ip route replace default via 192.168.2.1",
+        )
+        .ok();
+        let agent = start(node, etcd, &[]);
+        wait_for("the lease", || public(etcd) == "192.168.2.77");
+        // It stays while the interface has it, whatever better one comes.
+        node.sh("ip addr add 192.168.2.16/24 dev enp0s5").ok();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        assert_eq!(public(etcd), "192.168.2.77");
+        node.sh("ip addr del 192.168.2.77/32 dev enp0s5; ip route replace default via 192.168.2.1")
+            .ok();
+        wait_for("the lease follows", || public(etcd) == "192.168.2.16");
+        assert!(agent.stop());
+    });
+}
+
+#[test]
+fn in_ipv6_the_first_address_stays_too() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["fd00:192:168:2::16/64"]);
+    let store = lab.node("etcd", &["fd00:192:168:2::20/64"]);
+    let etcd = Etcd::start(&store, "[fd00:192:168:2::20]");
+    etcd.configure(&json!({
+        "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:10::/48",
+    }));
+    let public = || {
+        etcd.leases()
+            .first()
+            .map(|(_, value)| value.clone())
+            .unwrap_or_default()
+    };
+    let agent = start(&node, &etcd, &[]);
+    wait_for("the lease", || public().contains("\"fd00:192:168:2::16\""));
+    for other in [
+        "fd00:192:168:2::77/128",
+        "fd00:192:168:2::78/64",
+        "fd00:192:168:2::/64",
+    ] {
+        node.sh(&format!("ip addr add {other} dev enp0s5 nodad"))
+            .ok();
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        assert!(
+            public().contains("\"fd00:192:168:2::16\""),
+            "{other}: {}",
+            public()
+        );
+    }
+    assert!(agent.stop());
+    // The kernel lists the newest first. Of those that are as good, that one is announced; a virtual one, an
+    // anycast one and those of the link are not.
+    etcd.ctl("del --prefix /coreos.com/network/subnets/").ok();
+    node.sh("rm -rf /var/lib/hostgw /run/flannel /run/hostgw-agent.log; ip addr del fd00:192:168:2::78/64 dev enp0s5")
+        .ok();
+    let agent = start(&node, &etcd, &[]);
+    wait_for("the lease", || public().contains("\"fd00:192:168:2::16\""));
+    assert!(agent.stop());
+    // With an address of the link alone there is nothing to announce.
+    etcd.ctl("del --prefix /coreos.com/network/subnets/").ok();
+    node.sh("rm -rf /var/lib/hostgw /run/flannel /run/hostgw-agent.log; ip -6 addr flush dev enp0s5 scope global; \
+             ip -6 route replace fd00:192:168:2::/64 dev enp0s5; ip -6 route replace default via fd00:192:168:2::1 dev enp0s5")
+        .ok();
+    let agent = start(&node, &etcd, &["--iface=enp0s5"]);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(etcd.leases(), [], "{}", agent.log());
+}
+
+#[test]
+fn lo_is_never_the_interface() {
+    in_lab(|_lab, node, etcd| {
+        node.sh("ip addr add 10.255.0.1/32 dev lo").ok();
+        for (args, said) in [
+            (
+                &["--iface=10.255.0.1"][..],
+                "lo is not the interface to the other nodes, although it has 10.255.0.1 (--iface)",
+            ),
+            (
+                &["--iface=lo"],
+                "lo is not the interface to the other nodes",
+            ),
+            (
+                &["--iface-regex=^10\\.255\\."],
+                "lo is not the interface to the other nodes",
+            ),
+            (
+                &["--public-ip=10.255.0.1"],
+                "lo is not the interface to the other nodes",
+            ),
+            (
+                &["--iface-can-reach=10.255.0.1"],
+                "lo is not the interface to the other nodes",
+            ),
+        ] {
+            forget(node, etcd);
+            let agent = start(node, etcd, args);
+            agent.wait_for_log(said);
+            wait_for("the default route's", || public(etcd) == "192.168.2.16");
+            let file = fs::read_to_string(node.path("/run/flannel/subnet.env"));
+            wait_for("its MTU", || {
+                file.as_ref().is_ok_and(|file| file.contains("MTU=1500"))
+            });
+            assert!(
+                status(node)["warnings"].to_string().contains("lo is not"),
+                "{}",
+                status(node)
+            );
+            assert!(agent.stop());
+        }
+    });
+}
+
+#[test]
+fn a_default_route_in_parts_by_one_interface_is_one() {
+    in_lab(|_lab, node, etcd| {
+        for routes in [
+            "default nexthop via 192.168.2.1 nexthop via 192.168.2.2",
+            "0.0.0.0/1 via 192.168.2.1; ip route add 128.0.0.0/1 via 192.168.2.1",
+        ] {
+            forget(node, etcd);
+            node.sh(&format!(
+                "ip route flush root 0.0.0.0/1; ip route del default; ip route add {routes}"
+            ))
+            .ok();
+            let agent = start(node, etcd, &[]);
+            wait_for(&format!("{routes}: {}", agent.log()), || {
+                public(etcd) == "192.168.2.16"
+            });
+            assert!(agent.stop());
+        }
+        forget(node, etcd);
+        node.sh("ip route del 0.0.0.0/1; ip route del 128.0.0.0/1; \
+                 ip route add default nexthop via 192.168.2.1 nexthop via 172.16.5.1 dev ens7")
+            .ok();
+        let agent = start(node, etcd, &[]);
+        agent.wait_for_log("the default route has several interfaces (enp0s5, ens7)");
+        assert!(agent.stop());
+    });
+}
+
+/// Pings from a neighbour of the node's, with one each twentieth of a second; says how many were lost
+/// while `doing` was done.
+fn lost(lab: &Lab, node: &Node<'_>, doing: &str) -> usize {
+    let neighbour = lab.node("neighbour", &["192.168.2.15/24"]);
+    neighbour.sh("ip addr add 10.10.2.1/24 dev lo").ok();
+    node.sh("ip addr add 10.10.1.1/24 dev lo").ok();
+    let ping = "busybox ping -A -c 60 -W 1 -I 10.10.1.1 10.10.2.1 >/run/ping.log 2>&1 &";
+    neighbour
+        .sh("ip route add 10.10.1.0/24 via 192.168.2.16")
+        .ok();
+    node.sh(&format!("{ping} sleep 0.3; {doing}; wait")).ok();
+    let log = fs::read_to_string(node.path("/run/ping.log")).unwrap_or_default();
+    let received = log
+        .split(" packets received")
+        .next()
+        .and_then(|head| head.rsplit(' ').next());
+    60 - received
+        .and_then(|count| count.parse::<usize>().ok())
+        .unwrap_or_else(|| panic!("{log}"))
+}
+
+#[test]
+fn an_interface_that_becomes_another_is_followed_where_its_address_stays() {
+    in_lab(|lab, node, etcd| {
+        let agent = start(node, etcd, &["--iface=enp0s5"]);
+        wait_for("the route", || {
+            has_route(node, "10.10.2.0/24 via 192.168.2.15 dev enp0s5")
+        });
+        // Renamed while it is up.
+        let count = lost(lab, node, "ip link set enp0s5 name lan0");
+        assert_eq!(count, 0, "lost while renamed");
+        wait_for("it is followed", || {
+            status(node)["node"]["interface"] == "lan0"
+        });
+        assert!(
+            because(node).contains("it is the interface so far"),
+            "{}",
+            because(node)
+        );
+        assert!(
+            status(node)["warnings"]
+                .to_string()
+                .contains("no interface is named")
+        );
+        assert!(status(node)["ready"] == true, "{}", status(node));
+        // And after a restart.
+        assert!(agent.stop());
+        let agent = start(node, etcd, &["--iface=enp0s5"]);
+        wait_for("readiness", || status(node)["ready"] == true);
+        assert_eq!(status(node)["node"]["interface"], "lan0");
+        node.sh("ip link set lan0 name enp0s5").ok();
+        wait_for("it has its name again", || {
+            status(node)["node"]["interface"] == "enp0s5"
+        });
+        // Into a bridge, and its address after it.
+        node.sh("ip link add br0 type bridge; ip link set br0 address $(cat /sys/class/net/enp0s5/address 2>/dev/null || \
+                 ip -br link show enp0s5 | awk '{print $3}'); ip link set br0 up; ip link set enp0s5 master br0; \
+                 ip addr add 192.168.2.16/24 dev br0; ip addr del 192.168.2.16/24 dev enp0s5; ip route replace default via 192.168.2.1 dev br0")
+            .ok();
+        wait_for(&format!("the bridge is followed: {}", agent.log()), || {
+            has_route(node, "10.10.2.0/24 via 192.168.2.15 dev br0")
+        });
+        assert_eq!(public(etcd), "192.168.2.16");
+        wait_for("its reason", || {
+            because(node).starts_with("enp0s5 is a part of it: it is named")
+        });
+        assert!(agent.stop());
+        // After a restart, too.
+        node.sh("rm /run/hostgw-agent.log").ok();
+        let agent = start(node, etcd, &["--iface-regex=^(enp0s5|br0)$"]);
+        agent.wait_for_log("10.10.1.0/24 on br0");
+        assert!(agent.stop());
+    });
+}
+
+#[test]
+fn of_two_interfaces_on_one_segment_the_chosen_one_is_used() {
+    in_lab(|_lab, node, etcd| {
+        node.plug("ens8", &["192.168.2.116/24"]);
+        for (args, address, dev) in [
+            (&["--iface=enp0s5"][..], "192.168.2.16", "enp0s5"),
+            (&["--iface=ens8"], "192.168.2.116", "ens8"),
+            (&["--iface=192.168.2.116"], "192.168.2.116", "ens8"),
+        ] {
+            forget(node, etcd);
+            let agent = start(node, etcd, args);
+            wait_for(&format!("{args:?}"), || public(etcd) == address);
+            let route = format!("10.10.2.0/24 via 192.168.2.15 dev {dev}");
+            wait_for(&route, || has_route(node, &route));
+            assert!(agent.stop());
+        }
+        // The default route changes to another candidate: the node stays where its address is.
+        forget(node, etcd);
+        node.sh("ip route replace default via 192.168.2.1 dev enp0s5; ip route add default via 192.168.2.1 dev ens8 metric 50")
+            .ok();
+        let agent = start(node, etcd, &[]);
+        wait_for("the lease", || public(etcd) == "192.168.2.16");
+        node.sh("ip route del default via 192.168.2.1 dev enp0s5")
+            .ok();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        assert_eq!(public(etcd), "192.168.2.16", "{}", agent.log());
+        assert!(
+            because(node).contains("this node's address so far, 192.168.2.16"),
+            "{}",
+            because(node)
+        );
     });
 }
 

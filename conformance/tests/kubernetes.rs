@@ -215,6 +215,69 @@ fn an_empty_node_becomes_one_that_runs_pods_and_goes_on_whatever_is_restarted() 
     }
 }
 
+/// For so long the agent's probes are watched: kubelet ends what does not answer after a minute and a half.
+const PROBED: Duration = Duration::from_secs(300);
+
+#[test]
+fn in_ipv6_only_the_agent_answers_its_probes() {
+    let lab = Lab::new();
+    let master = lab.node("master", &["fd00:192:168:2::17/64"]);
+    let worker = lab.node("worker1", &["fd00:192:168:2::16/64"]);
+    let kube = Kube::start(&master, "fd00:192:168:2::17");
+    kube.prepare("default");
+    manifest::apply(&kube, |document| {
+        document
+            .replace(
+                "\"Network\": \"10.244.0.0/16\"",
+                "\"EnableIPv4\": false, \"EnableIPv6\": true, \"IPv6Network\": \"fd00:10:10::/48\"",
+            )
+            // There is no kube-proxy.
+            .replace("# - --kube-api-url", "- --kube-api-url")
+            .replace(
+                "https://192.168.2.17:6443",
+                "https://[fd00:192:168:2::17]:6443",
+            )
+    });
+    kube.prepare(manifest::NAME);
+    let kubelet = Kubelet::start(&worker, Release::Newest, "fd00:192:168:2::16", Some(&kube));
+    wait_for("kubelet registers", || {
+        kube.call("GET", "/api/v1/nodes/worker1", "").code == 200
+    });
+    assign(&kube, "worker1", "fd00:10:10:1::/64");
+    run_agent(&kube, &kubelet, "worker1", |_| {});
+    wait_for_ready(&kube, &kubelet, "worker1");
+    let path = format!("/api/v1/namespaces/{}/pods/{0}-worker1", manifest::NAME);
+    let container = || kube.get(&path)["status"]["containerStatuses"][0].clone();
+    wait_long("the agent's probe is answered", 60, || {
+        container()["ready"] == true
+    });
+    // The container's own settings are read-only; the node's are given to it.
+    assert_eq!(
+        worker
+            .sh("cat /proc/sys/net/ipv6/conf/all/forwarding")
+            .ok()
+            .trim(),
+        "1"
+    );
+    worker
+        .sh("echo 0 >/proc/sys/net/ipv6/conf/all/forwarding")
+        .ok();
+    wait_for("it forwards again", || {
+        worker
+            .sh("cat /proc/sys/net/ipv6/conf/all/forwarding")
+            .ok()
+            .trim()
+            == "1"
+    });
+    kube.create(PODS, &pod("a", "worker1", "sleep 1000", &json!({})));
+    let addresses = wait_for_pods(&kube, "a", 1);
+    assert!(addresses[0].starts_with("fd00:10:10:1:"), "{addresses:?}");
+    sleep(PROBED);
+    let status = container();
+    assert_eq!(status["restartCount"], 0, "{status:#}");
+    assert_eq!(status["ready"], true, "{status:#}");
+}
+
 impl Cluster<'_> {
     /// Kubelet registers; the agent comes before the subnet, and the node waits for both.
     fn becomes_ready(&self) {

@@ -76,7 +76,7 @@ fn is_admitted(kube: &Kube<'_>) {
     let of_its_nature = "non-default capabilities (container \"agent\" must not include \
         \"NET_ADMIN\", \"NET_RAW\" in securityContext.capabilities.add), \
         host namespaces (hostNetwork=true), \
-        hostPath volumes (volumes \"subnet-file\", \"socket\", \"state\", \"plugins\", \"lists\")";
+        hostPath volumes (volumes \"subnet-file\", \"socket\", \"state\", \"plugins\", \"lists\", \"settings\")";
     assert!(
         said.ends_with(&format!("\"baseline:latest\": {of_its_nature}")),
         "{said}"

@@ -197,6 +197,7 @@ fn status_is_a_table_for_people_and_json_for_programs() {
             "node worker1",
             "subnet 10.10.1.0/24",
             "interface enp0s5 mtu 1500 192.168.2.16",
+            "because it has the default route",
             "store file /mnt/cluster.json",
             "firewall nftables",
             "peers 2 of 3 routed",
@@ -216,6 +217,68 @@ fn status_is_a_table_for_people_and_json_for_programs() {
         "device": "enp0s5", "state": "installed", "reason": null,
     });
     assert_eq!(status["peers"][1], worker2);
+}
+
+#[test]
+fn health_is_answered_in_both_families() {
+    const IPV4: [&str; 2] = ["127.0.0.1", "192.168.2.16"];
+    const IPV6: [&str; 2] = ["[::1]", "[fd00:192:168:2::16]"];
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Dual);
+    let worker1 = &nodes[1];
+    lab.write("cluster.json", cluster(Family::Dual, &[]));
+    let answers = |address: &str| {
+        let url = format!("http://{address}:8080/healthz");
+        worker1.sh(&format!("busybox wget -q -O - '{url}'")).success
+    };
+    let cluster = "--cluster=/mnt/cluster.json";
+    let port = "--healthz-port=8080";
+    for (setup, args, families) in [
+        ("true", &[cluster, port][..], (true, true)),
+        // Whatever the node says of sockets for both.
+        (
+            "echo 1 >/proc/sys/net/ipv6/bindv6only",
+            &[cluster, port],
+            (true, true),
+        ),
+        ("true", &[cluster, port, "--healthz-ip="], (true, true)),
+        (
+            "true",
+            &[cluster, port, "--healthz-ip=0.0.0.0"],
+            (true, false),
+        ),
+        (
+            "true",
+            &[cluster, port, "--healthz-ip=fd00:192:168:2::16"],
+            (false, true),
+        ),
+        (
+            "true",
+            &[cluster, port, "--healthz-ip=localhost"],
+            (true, false),
+        ),
+    ] {
+        worker1.sh(setup).ok();
+        let agent = Agent::start(worker1, args);
+        agent.wait_for_log("ready: ");
+        let is_all = !args
+            .iter()
+            .any(|arg| arg.ends_with("::16") || arg.ends_with("localhost"));
+        let address = |family: [&'static str; 2]| if is_all { family[1] } else { family[0] };
+        let ipv6 = if args.iter().any(|arg| arg.ends_with("::16")) {
+            IPV6[1]
+        } else {
+            address(IPV6)
+        };
+        let seen = (answers(address(IPV4)), answers(ipv6));
+        if args.iter().any(|arg| arg.ends_with("localhost")) {
+            assert!(seen.0 || seen.1, "{args:?}");
+        } else {
+            assert_eq!(seen, families, "{args:?}");
+        }
+        assert!(agent.stop());
+        worker1.sh("rm /run/hostgw-agent.log").ok();
+    }
 }
 
 #[test]

@@ -324,8 +324,9 @@ fn the_node_is_found_by_name_by_interface_and_by_address() {
         agent.wait_for_log(said);
         worker1.sh("rm /run/hostgw-agent.log").ok();
     };
+    worker1.sh("ip link add bare type bridge").ok();
     lost(
-        &["--iface", "lo"],
+        &["--iface", "bare"],
         "no node has one of this node's addresses (none)",
     );
     lost(&["--node-name", "worker9"], r#"no node is named "worker9""#);
@@ -379,5 +380,167 @@ fn what_is_damaged_beside_the_routes_is_mended_too() {
         worker1.sh("ip addr add 127.1.1.1/32 dev lo").ok();
         wait_for("the file is back", || file.exists());
         assert_eq!(worker1.sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
+    });
+}
+
+fn status(node: &Node<'_>) -> serde_json::Value {
+    let text = node.sh("/mnt/bin/hostgw-agent status --json");
+    serde_json::from_str(&text.stdout).unwrap_or_default()
+}
+
+/// What status says of worker2's subnet: its state, and the reason.
+fn of_worker2(node: &Node<'_>) -> (String, String) {
+    let status = status(node);
+    let peers = status["peers"].as_array().cloned().unwrap_or_default();
+    let peer = peers
+        .into_iter()
+        .find(|peer| peer["node"] == "worker2")
+        .unwrap_or_default();
+    let text = |key: &str| peer[key].as_str().unwrap_or_default().to_owned();
+    (text("state"), text("reason"))
+}
+
+#[test]
+fn what_leads_a_peers_packets_elsewhere_is_shown_at_that_peer() {
+    in_cluster(Family::Dual, |lab, nodes, agents| {
+        let worker1 = &nodes[1];
+        wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
+        let conf = json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw"});
+        conformance::Plugin::ours(lab)
+            .add(&worker1.pod("a"), &conf)
+            .ok();
+        for (put, take, said) in [
+            (
+                "ip route add blackhole 10.10.2.64/26 proto static",
+                "ip route del blackhole 10.10.2.64/26",
+                "a part of it goes elsewhere: route 10.10.2.64/26",
+            ),
+            (
+                "ip route add 10.10.2.7/32 via 192.168.2.1",
+                "ip route del 10.10.2.7/32",
+                "a part of it goes elsewhere: route 10.10.2.7/32 via 192.168.2.1",
+            ),
+            (
+                "ip rule add from 192.168.2.16 lookup 100; ip route add default via 192.168.2.1 table 100",
+                "ip rule del from 192.168.2.16; ip route flush table 100",
+                "what the node from 192.168.2.16 sends goes elsewhere via 192.168.2.1 by table 100",
+            ),
+            (
+                "ip rule add from 10.10.1.0/24 lookup 100; ip route add default via 192.168.2.1 table 100",
+                "ip rule del from 10.10.1.0/24; ip route flush table 100",
+                "what a pod sends goes elsewhere via 192.168.2.1 by table 100",
+            ),
+            (
+                "ip rule add to 10.10.2.0/24 unreachable",
+                "ip rule del to 10.10.2.0/24",
+                "what the node sends goes nowhere",
+            ),
+        ] {
+            worker1.sh(put).ok();
+            wait_for(&format!("{put}: {:?}", of_worker2(worker1)), || {
+                let (state, reason) = of_worker2(worker1);
+                state == "diverted" && reason.contains(said)
+            });
+            worker1.sh(take).ok();
+            wait_for("it is as before", || {
+                of_worker2(worker1) == ("installed".to_owned(), String::new())
+            });
+        }
+        // In IPv6, too.
+        let said = || status(worker1)["peers"].to_string();
+        worker1.sh("ip -6 rule add from fd00:10:10:1::/64 lookup 100; ip -6 route add default via fd00:192:168:2::1 table 100").ok();
+        wait_for(&said(), || {
+            said().contains("what a pod sends goes elsewhere via fd00:192:168:2::1")
+        });
+        worker1.sh("ip -6 rule del from fd00:10:10:1::/64; ip -6 route add blackhole fd00:10:10:2:8::/80").ok();
+        wait_for(&said(), || said().contains("route fd00:10:10:2:8::/80"));
+        drop(agents);
+    });
+}
+
+#[test]
+fn what_is_for_no_node_goes_nowhere_where_that_is_asked_for() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Dual);
+    lab.write("cluster.json", cluster(Family::Dual, &[]));
+    let worker1 = &nodes[1];
+    let args = ["--cluster=/mnt/cluster.json"];
+    let agent = Agent::start(worker1, &[&args[..], &["--ip-blackhole-route"]].concat());
+    agent.wait_for_log("ready: ");
+    let blackholes = |family: &str| {
+        let all = worker1
+            .sh(&format!("ip {family} route show type blackhole proto 104"))
+            .ok();
+        all.lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    wait_for("both", || {
+        blackholes("-4") == ["10.10.0.0/16", "10.10.1.0/24"]
+    });
+    wait_for("both of IPv6", || {
+        blackholes("-6") == ["fd00:10:10:1::/64", "fd00:10:10::/48"]
+    });
+    assert!(!worker1.sh("ip route get 10.10.77.1").success);
+    assert!(
+        worker1
+            .sh("ip route get 10.10.2.5")
+            .ok()
+            .contains("via 192.168.2.15")
+    );
+    // The bridge comes, and its own route counts.
+    let conf = json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw"});
+    let pod = worker1.pod("a");
+    conformance::Plugin::ours(&lab).add(&pod, &conf).ok();
+    assert!(
+        worker1
+            .sh("ip route get 10.10.1.2")
+            .ok()
+            .contains("dev cni0")
+    );
+    assert!(
+        worker1
+            .sh("ip -6 route get fd00:10:10:1::2")
+            .ok()
+            .contains("dev cni0")
+    );
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(blackholes("-4"), ["10.10.0.0/16", "10.10.1.0/24"]);
+    worker1
+        .sh("ip route del blackhole 10.10.0.0/16 proto 104")
+        .ok();
+    wait_for("it is mended", || blackholes("-4").len() == 2);
+    // Nothing is written again and again.
+    let written = || status(worker1)["routes"]["written"].clone();
+    let before = written();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(written(), before);
+    assert!(agent.stop());
+    worker1.sh("rm /run/hostgw-agent.log").ok();
+    let agent = Agent::start(worker1, &args);
+    agent.wait_for_log("ready: ");
+    wait_for("they go with the flag", || {
+        blackholes("-4").is_empty() && blackholes("-6").is_empty()
+    });
+}
+
+#[test]
+fn a_daemon_that_puts_a_route_back_again_and_again_is_told_a_few_times() {
+    in_cluster(Family::Ipv4, |_, nodes, agents| {
+        let worker1 = &nodes[1];
+        wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
+        worker1
+            .sh("for i in $(seq 200); do ip route replace 10.10.2.0/24 via 192.168.2.1; busybox usleep 50000; done")
+            .ok();
+        wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
+        let log = agents[1].log();
+        let told = log
+            .lines()
+            .filter(|line| line.contains("replace route 10.10.2.0/24"))
+            .count();
+        assert!((1..=15).contains(&told), "{told} lines: {log}");
+        agents[1].wait_for_log("times more in the last");
     });
 }

@@ -8,16 +8,19 @@ use std::time::{Duration, SystemTime};
 use kernel::{Monitor, Notice, Route, Rtnl};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
-use tracing::{error, info, warn};
+use tracing::{debug, info, warn};
 
-use crate::apply::{apply, sweep, take_over};
-use crate::cache::{Cache, Kept};
+use crate::apply::{How, apply, sweep, take_over};
+use crate::cache::{Cache, Memory};
+use crate::diverted::Diversions;
 use crate::error::chain;
-use crate::firewall::{self, Firewall};
+use crate::firewall::{self, Firewall, Place};
 use crate::install::{self, Install};
-use crate::node::{Node, protect_from_routers};
+use crate::node::{Node, bridges_of_pods, protect_from_routers};
 use crate::pace::Pace;
 use crate::peers::Peer;
+use crate::plan::Change;
+use crate::repeats::Repeats;
 use crate::serve;
 use crate::state::{Shared, State, StoreState, lock};
 use crate::store::kube::Verdict;
@@ -37,8 +40,7 @@ const SHORT_REST: Duration = Duration::from_millis(25);
 pub(crate) struct Settings {
     pub(crate) store: store::Settings,
     pub(crate) selection: Selection,
-    /// Whether a next hop counts as on the link whatever addresses say.
-    pub(crate) is_onlink: bool,
+    pub(crate) how: How,
     pub(crate) subnet_file: PathBuf,
     pub(crate) state_file: PathBuf,
     pub(crate) firewall: firewall::Settings,
@@ -55,7 +57,7 @@ pub(crate) struct Agent {
     firewall: Firewall,
     cache: Cache,
     /// The last good state of an earlier run.
-    kept: Option<Kept>,
+    kept: Memory,
     /// The last good state.
     node: Option<Node>,
     /// Whether this node itself is another since that was written to disk.
@@ -66,6 +68,12 @@ pub(crate) struct Agent {
     /// them since.
     present: Option<Vec<Route>>,
     told: Told,
+    /// What happens again and again.
+    repeats: Repeats,
+    /// What leads packets to other nodes elsewhere.
+    diversions: Diversions,
+    /// Whether this node forwarded as it should when we looked last.
+    is_settled: bool,
     shared: Shared,
 }
 
@@ -76,7 +84,9 @@ struct Told {
     is_ready: bool,
     /// What is wrong with this node.
     troubles: BTreeSet<String>,
-    /// What is wrong with the store that does not keep this node from working.
+    /// What is to be put right, and does not keep pods from having their network.
+    warnings: BTreeSet<String>,
+    /// The same of the store.
     warning: Option<String>,
     /// Which subnets are not routed.
     refusals: BTreeSet<String>,
@@ -120,12 +130,15 @@ impl Agent {
             kernel,
             settings,
             cache,
-            kept,
+            kept: Memory::new(kept),
             node: None,
             is_new: false,
             is_listed: false,
             present: None,
             told: Told::default(),
+            repeats: Repeats::default(),
+            diversions: Diversions::default(),
+            is_settled: false,
             shared,
         })
     }
@@ -209,8 +222,9 @@ impl Agent {
     fn reconcile(&mut self, wake: Wake) -> Duration {
         let begin = Instant::now();
         let mut troubles = BTreeSet::new();
+        let mut warnings = BTreeSet::new();
         let mut peers = Vec::new();
-        let store = match self.route(wake, &mut peers, &mut troubles) {
+        let store = match self.route(wake, &mut peers, &mut troubles, &mut warnings) {
             Ok(store) => store,
             Err(reason) => {
                 troubles.insert(reason);
@@ -236,29 +250,57 @@ impl Agent {
                 self.is_listed = listed.is_ok();
                 troubles.extend(listed.err());
             }
-            troubles.extend(
-                node.forward(&self.kernel)
-                    .err()
-                    .into_iter()
-                    .chain(written.err()),
-            );
+            troubles.extend(written.err());
+            let bridges = bridges_of_pods(&self.kernel).unwrap_or_else(|reason| {
+                troubles.insert(reason);
+                Vec::new()
+            });
+            let settled = node.forward(&self.kernel, &bridges);
+            for mended in &settled.mended {
+                self.repeats.info("set forwarding", mended);
+            }
+            if self.is_settled {
+                let count = u64::try_from(settled.mended.len()).unwrap_or_default();
+                lock(&self.shared).forwarding_mended += count;
+            }
+            self.is_settled = settled.troubles.is_empty();
+            troubles.extend(settled.troubles);
             if wake.notice.network || wake.is_slow {
-                troubles.extend(protect_from_routers(&self.kernel).err());
+                troubles.extend(protect_from_routers(&self.kernel, &bridges).err());
             }
             if !node.uplink.link.is_up {
                 troubles.insert(format!("interface {} is down", node.uplink.link.name));
             }
             let rules = firewall::Rules::new(&node.snapshot.network, &node.own);
             if wake.notice.firewall || wake.is_slow || !self.firewall.is_for(&rules) {
-                self.firewall.ensure(&rules, wake.is_slow);
+                let peers = peers.iter().filter_map(Peer::wanted);
+                let peers: Vec<_> = peers.map(|hop| hop.subnet).collect();
+                let place = Place {
+                    uplink: &node.uplink.link,
+                    bridge: bridges.first(),
+                    peers: &peers,
+                };
+                self.firewall
+                    .ensure(&rules, wake.is_slow, place, &mut self.repeats);
             }
+            warnings.extend(self.firewall.warnings().cloned());
+            warnings.extend(node.uplink.warning.clone());
             troubles.extend(self.firewall.troubles().iter().cloned());
             if self.firewall.found_flannel() {
                 troubles.extend(take_over(&self.kernel, node, &peers).err());
                 self.present = None;
             }
         }
-        self.told.tell(troubles, store.warning.as_ref(), &peers);
+        if wake.is_slow {
+            self.repeats.sum_up();
+        }
+        self.told.tell(
+            troubles,
+            warnings,
+            store.warning.as_ref(),
+            &peers,
+            &mut self.repeats,
+        );
         self.show(begin.elapsed(), store, peers);
         took
     }
@@ -269,6 +311,7 @@ impl Agent {
         wake: Wake,
         peers: &mut Vec<Peer>,
         troubles: &mut BTreeSet<String>,
+        warnings: &mut BTreeSet<String>,
     ) -> Result<StoreState, String> {
         let known = self.present.take();
         let known = known.filter(|_| !wake.notice.network && !wake.is_slow);
@@ -276,15 +319,22 @@ impl Agent {
             Some(present) => present,
             None => self.kernel.routes().map_err(|error| chain(&error))?,
         };
+        if wake.notice.network {
+            let compared = self.kept.compare(&self.kernel);
+            compared.map_err(|error| chain(&error))?;
+        }
         let view = self.store.view(Surroundings {
             kernel: &self.kernel,
             routes: &present,
             selection: &self.settings.selection,
-            kept: self.kept.as_ref(),
+            kept: self.kept.get(),
+            before: self.node.as_ref().map(|node| &node.uplink),
+            own: self.node.as_ref().map(|node| node.own.addresses()),
             has_moved: wake.notice.network,
             is_slow: wake.is_slow,
         });
         troubles.extend(view.troubles);
+        warnings.extend(view.warnings);
         match view.node {
             Some(Ok(node)) => self.adopt(node),
             Some(Err(reason)) => {
@@ -299,15 +349,37 @@ impl Agent {
             None => {}
         }
         if let Some(node) = &self.node {
-            let is_onlink = self.settings.is_onlink;
-            *peers = node.peers(is_onlink);
-            let done = apply(&self.kernel, node, is_onlink, peers, &mut present)?;
+            let how = self.settings.how;
+            *peers = node.peers(how.is_onlink);
             let is_mending = wake.notice.network && !wake.is_slow;
+            let repeats = &mut self.repeats;
+            let mut tell = |change: &Change, are_many: bool| {
+                if change.is_against_foreign() {
+                    repeats.warn(change.kind(), &change.to_string());
+                } else if are_many {
+                    debug!("{change}");
+                } else if is_mending {
+                    repeats.info(change.kind(), &change.to_string());
+                } else {
+                    info!("{change}");
+                }
+            };
+            let done = apply(&self.kernel, node, how, peers, &mut present, &mut tell)?;
             lock(&self.shared).count_routes(done.written, done.deleted, is_mending);
             troubles.extend(done.troubles);
             if wake.is_slow && kernel::has_nexthops() {
                 sweep(&self.kernel)?;
             }
+            if wake.is_slow || wake.notice.network {
+                let own: Vec<_> = node.own.subnets().collect();
+                let bridges = bridges_of_pods(&self.kernel)?;
+                let bridge = bridges.first();
+                let diversions = &mut self.diversions;
+                let bridge = bridge.filter(|_| self.is_settled);
+                let looked = diversions.look(&self.kernel, peers, &node.uplink, &own, bridge);
+                warnings.extend(looked.err());
+            }
+            self.diversions.tell(peers, &present, &node.uplink);
         }
         self.present = Some(present);
         Ok(view.state)
@@ -317,16 +389,25 @@ impl Agent {
     fn adopt(&mut self, node: Node) {
         let old = self.node.as_ref();
         let is_same_node = old.is_some_and(|old| old.is_as(&node));
-        let count = node.snapshot.leases.len();
-        if !is_same_node || old.is_some_and(|old| old.snapshot.leases.len() != count) {
+        let others = |node: &Node| {
+            let leases = node.snapshot.leases.iter();
+            leases.filter(|lease| lease.node != node.own.node).count()
+        };
+        let count = others(&node);
+        if !is_same_node {
             let subnets: Vec<_> = node
                 .own
                 .subnets()
                 .map(|subnet| subnet.to_string())
                 .collect();
-            let (name, link) = (&node.own.node, &node.uplink.link.name);
             let subnets = subnets.join(", ");
-            info!("the cluster has {count} node(s); this is {name} with {subnets} on {link}");
+            let (name, uplink) = (&node.own.node, &node.uplink);
+            let (link, because) = (&uplink.link.name, &uplink.because);
+            let text = format!("this is {name} with {subnets} on {link}, because {because}");
+            self.repeats.info("changes of this node", &text);
+        }
+        if !is_same_node || old.is_some_and(|old| others(old) != count) {
+            info!("the cluster has {count} other node(s)");
         }
         let is_same = |old: &Node| old.snapshot == node.snapshot && old.held == node.held;
         if !is_same_node || !old.is_some_and(is_same) {
@@ -335,7 +416,7 @@ impl Agent {
         self.is_new |= !is_same_node;
         if !node.is_kept {
             // What is known now is newer, whatever the store says next.
-            self.kept = None;
+            self.kept.forget();
         }
         self.node = Some(node);
     }
@@ -345,6 +426,7 @@ impl Agent {
         let mut state = lock(&self.shared);
         state.took(duration, SystemTime::now());
         state.troubles = self.told.troubles.iter().cloned().collect();
+        state.warnings = self.told.warnings.iter().cloned().collect();
         state.firewall = self.firewall.backend();
         state.firewall_mended = self.firewall.mended();
         state.peers = peers;
@@ -357,7 +439,8 @@ impl Agent {
         let (wanted, routed) = state.counts();
         drop(state);
         if is_ready && !self.told.is_ready {
-            info!("ready: {routed} of {wanted} subnets of other nodes are routed");
+            let text = format!("ready: {routed} of {wanted} subnets of other nodes are routed");
+            self.repeats.info("ready", &text);
         }
         self.told.is_ready = is_ready;
         self.store.tell(self.told.verdict());
@@ -395,9 +478,20 @@ impl Told {
     }
 
     /// Says what is wrong that was not before.
-    fn tell(&mut self, troubles: BTreeSet<String>, warning: Option<&String>, peers: &[Peer]) {
+    fn tell(
+        &mut self,
+        troubles: BTreeSet<String>,
+        warnings: BTreeSet<String>,
+        warning: Option<&String>,
+        peers: &[Peer],
+        repeats: &mut Repeats,
+    ) {
+        for new in warnings.difference(&self.warnings) {
+            repeats.warn(new, new);
+        }
+        self.warnings = warnings;
         for trouble in troubles.difference(&self.troubles) {
-            error!("{trouble}");
+            repeats.error(trouble, trouble);
         }
         self.troubles = troubles;
         match warning {
@@ -409,11 +503,13 @@ impl Told {
         let refused = peers
             .iter()
             .filter_map(|peer| Some((peer, peer.refused.as_ref()?)));
-        let refusals: BTreeSet<_> = refused
-            .map(|(peer, reason)| format!("{peer} is not routed: {reason}"))
-            .collect();
+        let refused = refused.map(|(peer, reason)| format!("{peer} is not routed: {reason}"));
+        let diverted = peers
+            .iter()
+            .filter_map(|peer| Some(format!("{peer}: {}", peer.diverted.as_ref()?)));
+        let refusals: BTreeSet<_> = refused.chain(diverted).collect();
         for refusal in refusals.difference(&self.refusals) {
-            warn!("{refusal}");
+            repeats.warn(refusal, refusal);
         }
         self.refusals = refusals;
     }

@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 
 use kernel::{Protocol, Route, RouteChange, Rtnl};
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::error::chain;
 use crate::node::Node;
 use crate::peers::{Peer, Refusal};
 use crate::plan::{Change, is_of_flannel, plan, record};
+use crate::uplink::Uplink;
 
 /// More changes than this at once are told as a number.
 const TOLD: usize = 20;
@@ -17,6 +18,15 @@ const TOLD: usize = 20;
 /// With more IPv4 routes than this, next hops are objects of their own: there the kernel would
 /// compare each new route with all others.
 const PLAIN: usize = 500;
+
+/// What routes are to be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Whether a next hop counts as on the link whatever addresses say.
+    pub(crate) is_onlink: bool,
+    /// Whether what is for the network and for no node goes nowhere, instead of by the default route.
+    pub(crate) blackholes: bool,
+}
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -28,24 +38,36 @@ pub(crate) struct Done {
 }
 
 /// Compares wanted routes with the `present` ones and changes what differs, in one batch; `present` is
-/// then what there is. A route that the kernel refuses is its peer's trouble.
+/// then what there is. A route that the kernel refuses is its peer's trouble. `tell` is told of each
+/// change, and whether there are many.
 pub(crate) fn apply(
     kernel: &Rtnl,
     node: &Node,
-    is_onlink: bool,
+    how: How,
     peers: &mut [Peer],
     present: &mut Vec<Route>,
+    tell: &mut impl FnMut(&Change, bool),
 ) -> Result<Done, String> {
     let uplink = &node.uplink;
     let hops = peers.iter().filter_map(Peer::wanted);
     let mut wanted: Vec<_> = hops
-        .map(|hop| uplink.route(hop.subnet, hop.via, is_onlink && !uplink.reaches(hop.via)))
+        .map(|hop| {
+            uplink.route(
+                hop.subnet,
+                hop.via,
+                how.is_onlink && !uplink.reaches(hop.via),
+            )
+        })
         .collect();
     let count = wanted.iter().filter(|route| route.to.is_ipv4()).count();
     if count > PLAIN && kernel::has_nexthops() {
         wanted = wanted.into_iter().map(Route::by_nexthop).collect();
     }
     let own: Vec<_> = node.own.subnets().collect();
+    if how.blackholes {
+        let networks = node.snapshot.network.networks();
+        wanted.extend(own.iter().copied().chain(networks).map(Uplink::blackhole));
+    }
     let mut changes = plan(&wanted, present, &own);
     if node.is_kept {
         // Who joined since then is missing there.
@@ -84,6 +106,8 @@ pub(crate) fn apply(
             peer.refused = Some(Refusal::Kernel(reason));
         }
     }
+    // What is for no peer is this node's.
+    done.troubles.extend(refused.into_values());
     if changes.len() > TOLD {
         let Done {
             written, deleted, ..
@@ -120,7 +144,7 @@ pub(crate) fn take_over(kernel: &Rtnl, node: &Node, peers: &[Peer]) -> Result<()
     let hops = || peers.iter().filter_map(|peer| peer.hop);
     let gone = routes.into_iter().filter(|route| {
         is_of_flannel(route, &networks)
-            && route.dev == node.uplink.link.index
+            && (route.dev == node.uplink.link.index || !route.is_unicast)
             && !hops().any(|hop| hop.subnet == route.to)
     });
     let changes: Vec<_> = gone.map(RouteChange::Delete).collect();
@@ -130,7 +154,7 @@ pub(crate) fn take_over(kernel: &Rtnl, node: &Node, peers: &[Peer]) -> Result<()
     for (outcome, change) in outcomes.into_iter().zip(&changes) {
         outcome.map_err(|error| chain(&error))?;
         if let RouteChange::Delete(route) = change {
-            warn!("deleted flannel's route {route}: no node has this subnet");
+            warn!("deleted flannel's route {route}: none of ours is in its place");
         }
     }
     Ok(())
@@ -140,15 +164,5 @@ fn request(change: &Change) -> RouteChange {
     match change {
         Change::Replace { route, .. } => RouteChange::Replace(route.clone()),
         Change::Delete { route, .. } => RouteChange::Delete(route.clone()),
-    }
-}
-
-fn tell(change: &Change, are_many: bool) {
-    if change.is_against_foreign() {
-        warn!("{change}");
-    } else if are_many {
-        debug!("{change}");
-    } else {
-        info!("{change}");
     }
 }

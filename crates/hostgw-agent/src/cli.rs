@@ -4,7 +4,7 @@ mod flanneld;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,9 +12,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use regex::Regex;
 
-pub(crate) use flanneld::arguments;
+use flanneld::{number, yes_or_no};
+
+pub(crate) use flanneld::{Arguments, arguments};
 
 use crate::agent::Settings;
+use crate::apply::How;
 use crate::firewall::{self, Backend};
 use crate::install;
 use crate::store;
@@ -68,6 +71,8 @@ pub(crate) enum Command {
     Cleanup(Cleanup),
 }
 
+/// Below which key flanneld's network lies.
+const PREFIX: &str = "/coreos.com/network";
 /// Where what was installed is written down.
 const RECORD: &str = "/var/lib/hostgw/installed.json";
 const SOCKET: &str = "/run/hostgw/agent.sock";
@@ -98,12 +103,12 @@ pub(crate) struct Run {
     /// it, or the pod `POD_NAME` in `POD_NAMESPACE`, or else the host's own name.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
-    /// Where /healthz, /readyz and /metrics are answered.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    /// Where /healthz, /readyz and /metrics are answered; `::` is every address of both families.
+    #[arg(long, value_name = "ADDRESS", default_value = "::", value_parser = address)]
     healthz_ip: IpAddr,
     /// On which port; 0: nowhere.
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    healthz_port: u16,
+    #[arg(long, value_name = "PORT", default_value = "0", value_parser = number)]
+    healthz_port: i64,
 }
 
 /// The `etcd` store.
@@ -111,45 +116,35 @@ pub(crate) struct Run {
 #[derive(Args, Debug)]
 struct Etcd {
     /// The `etcd` store: its servers, with commas in between.
-    #[arg(long, value_name = "URL,…", value_delimiter = ',')]
-    etcd_endpoints: Vec<String>,
+    #[arg(long, value_name = "URL,…")]
+    etcd_endpoints: Option<String>,
     /// The `etcd` store: below which key the network lies.
-    #[arg(
-        long,
-        value_name = "KEY",
-        default_value = "/coreos.com/network",
-        requires = "etcd_endpoints"
-    )]
+    #[arg(long, value_name = "KEY", default_value = PREFIX)]
     etcd_prefix: String,
     /// Who signed the servers' certificates; enough by itself for TLS.
-    #[arg(long, value_name = "FILE", requires = "etcd_endpoints")]
+    #[arg(long, value_name = "FILE")]
     etcd_cafile: Option<PathBuf>,
     /// This node's certificate.
-    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
+    #[arg(long, value_name = "FILE")]
     etcd_certfile: Option<PathBuf>,
     /// The key of that certificate.
-    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    #[arg(long, value_name = "FILE")]
     etcd_keyfile: Option<PathBuf>,
     /// The user to log in to etcd.
-    #[arg(long, value_name = "NAME", requires = "etcd_endpoints")]
+    #[arg(long, value_name = "NAME")]
     etcd_username: Option<String>,
     /// His password. Everybody on the node sees it here: rather write it into a file.
-    #[arg(long, value_name = "TEXT", requires = "etcd_username")]
+    #[arg(long, value_name = "TEXT")]
     etcd_password: Option<String>,
     /// The file that has his password.
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "etcd_username",
-        conflicts_with = "etcd_password"
-    )]
+    #[arg(long, value_name = "FILE", conflicts_with = "etcd_password")]
     etcd_password_file: Option<PathBuf>,
     /// For how long a lease holds without being renewed.
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
     subnet_lease_ttl: Duration,
     /// How many minutes before its end a lease is renewed; at most half its time.
-    #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1439))]
-    subnet_lease_renew_margin: u64,
+    #[arg(long, value_name = "MINUTES", default_value = "60", value_parser = number)]
+    subnet_lease_renew_margin: i64,
 }
 
 /// The `kube` store.
@@ -157,19 +152,14 @@ struct Etcd {
 #[derive(Args, Debug)]
 struct Kube {
     /// The `kube` store: the subnets are the Nodes' podCIDRs.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     kube_subnet_mgr: bool,
     /// Where the API server is, instead of where the kubeconfig file or the pod's environment says:
     /// such as one that needs no kube-proxy.
-    #[arg(long, value_name = "URL", requires = "kube_subnet_mgr")]
-    kube_api_url: Option<http::Uri>,
+    #[arg(long, value_name = "URL")]
+    kube_api_url: Option<String>,
     /// Who we are to the API server, and where it is. Without it, what a pod is given.
-    #[arg(
-        long,
-        alias = "kubeconfig",
-        value_name = "FILE",
-        requires = "kube_subnet_mgr"
-    )]
+    #[arg(long, alias = "kubeconfig", value_name = "FILE")]
     kubeconfig_file: Option<PathBuf>,
     /// What the annotations' names begin with.
     #[arg(
@@ -182,15 +172,14 @@ struct Kube {
     #[arg(
         long,
         value_name = "FILE",
-        default_value = "/etc/kube-flannel/net-conf.json",
-        requires = "kube_subnet_mgr"
+        default_value = "/etc/kube-flannel/net-conf.json"
     )]
     net_config_path: PathBuf,
     /// Keep the Node's condition `NetworkUnavailable`.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, requires = "kube_subnet_mgr")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     set_node_network_unavailable: bool,
     /// Route to Nodes without annotations, too, by their `InternalIP`.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, requires = "kube_subnet_mgr")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     peers_without_annotations: bool,
 }
 
@@ -216,8 +205,12 @@ struct Interface {
     public_ipv6: Option<Ipv6Addr>,
     /// Route by next hops, too, that are not on the interface's link by its addresses: for
     /// fabrics that carry them all the same.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     onlink: bool,
+    /// Have what is for the network and for no node go nowhere, instead of by the default route, and the
+    /// same of this node's subnet while it has no bridge.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
+    ip_blackhole_route: bool,
 }
 
 #[derive(Args, Debug)]
@@ -231,21 +224,21 @@ struct Firewall {
     )]
     backend: Backend,
     /// Masquerade what pods send out of the cluster's network.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     ip_masq: bool,
     /// Do not choose ports at random when masquerading.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     ip_masq_fully_random_disable: bool,
     /// Do not masquerade what pods send there, either.
     #[arg(long, value_name = "NETWORK", value_parser = network)]
     non_masquerade_cidr: Vec<IpNetwork>,
     /// Accept what is forwarded from and to pods.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     iptables_forward_rules: bool,
-    /// How often rules are compared that make no notice: those of the old iptables. All others
-    /// are watched.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    iptables_resync: u64,
+    /// How often rules are compared that make no notice: those of the old iptables; each second at most.
+    /// All others are watched.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = number)]
+    iptables_resync: i64,
 }
 
 #[derive(Args, Debug)]
@@ -285,7 +278,7 @@ struct Install {
     cni_bin_dir: PathBuf,
     /// Replace kube-flannel's 10-flannel.conflist, where there is one, in one step: pods that it
     /// attached go on, and are detached by ours.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = yes_or_no)]
     take_over_flannel: bool,
     /// Where what was done is written down, to be undone.
     #[arg(long, value_name = "FILE", default_value = RECORD)]
@@ -334,10 +327,12 @@ pub(crate) struct Log {
         short,
         long = "v",
         value_name = "LEVEL",
-        default_value_t = 0,
+        default_value = "0",
+        value_parser = clap::value_parser!(i32),
+        allow_negative_numbers = true,
         global = true
     )]
-    pub(crate) verbosity: u8,
+    pub(crate) verbosity: i32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -389,6 +384,32 @@ pub(crate) struct Serving {
 }
 
 impl Cli {
+    /// Reads a command line. The error is for people, and names the variable where a value came from one.
+    pub(crate) fn read(arguments: &Arguments) -> Result<Self, clap::Error> {
+        Self::try_parse_from(&arguments.all).map_err(|error| {
+            if !error.use_stderr() {
+                // Help, or the version.
+                return error;
+            }
+            let text = error.to_string();
+            let mut variables = arguments.variables.iter();
+            let names = |flag: &str| {
+                let behind = text.split_once(&format!("--{flag}")).map(|(_, rest)| rest);
+                behind.is_some_and(|rest| {
+                    !rest.starts_with(|c: char| c.is_alphanumeric() || c == '-')
+                })
+            };
+            match variables.find(|(flag, _)| names(flag)) {
+                Some((flag, variable)) => {
+                    let text = text.trim_start_matches("error: ");
+                    let text = format!("{text}(--{flag} is set by the variable {variable})\n");
+                    clap::Error::raw(error.kind(), text)
+                }
+                None => error,
+            }
+        })
+    }
+
     /// What is to be done. Errors name the flag. `env` gives variables.
     pub(crate) fn task(self, env: impl Fn(&str) -> Option<String>) -> Result<Task, String> {
         Ok(match self.command {
@@ -436,17 +457,25 @@ impl Run {
         env: &impl Fn(&str) -> Option<String>,
     ) -> Result<(Box<Settings>, Serving), String> {
         self.refused.check()?;
-        let address = SocketAddr::new(self.healthz_ip, self.healthz_port);
+        // As in flanneld, one below nothing is none.
+        let port = u16::try_from(self.healthz_port.max(0))
+            .map_err(|_| format!("--healthz-port: {} is not a port", self.healthz_port))?;
+        let address = SocketAddr::new(self.healthz_ip, port);
         let serving = Serving {
             socket: self.files.socket,
             address: Some(address).filter(|address| address.port() != 0),
         };
+        let is_kube = self.kube.kube_subnet_mgr;
+        if !is_kube && self.etcd.etcd_endpoints.is_none() {
+            self.etcd.check_unused()?;
+            self.kube.check_unused()?;
+        }
         let public_ip = self.interface.public_ip.map(IpAddr::V4);
         let public = public_ip
             .into_iter()
             .chain(self.interface.public_ipv6.map(IpAddr::V6));
         let settings = Settings {
-            store: match (self.kube.kube_subnet_mgr, self.etcd.options()?) {
+            store: match (is_kube, self.etcd.options(is_kube)?) {
                 (true, None) => {
                     store::Settings::Kube(Box::new(self.kube.options(self.node_name, env)?))
                 }
@@ -467,7 +496,10 @@ impl Run {
                 can_reach: self.interface.iface_can_reach,
                 public: public.collect(),
             },
-            is_onlink: self.interface.onlink,
+            how: How {
+                is_onlink: self.interface.onlink,
+                blackholes: self.interface.ip_blackhole_route,
+            },
             subnet_file: self.files.subnet_file,
             state_file: self.files.state_file,
             firewall: firewall::Settings {
@@ -481,7 +513,8 @@ impl Run {
                     .map(masked)
                     .collect(),
                 forward: self.firewall.iptables_forward_rules,
-                poll: Duration::from_secs(self.firewall.iptables_resync),
+                // Without a pause, flanneld does nothing else any more.
+                poll: Duration::from_secs(self.firewall.iptables_resync.max(1).unsigned_abs()),
             },
             install: (self.install.cni_conf.is_some() || self.install.take_over_flannel)
                 .then(|| self.install.into()),
@@ -491,49 +524,84 @@ impl Run {
 }
 
 impl Etcd {
-    /// Nothing where etcd is not asked for.
-    fn options(self) -> Result<Option<etcd::Options>, String> {
-        let endpoints: Vec<_> = self
-            .etcd_endpoints
-            .iter()
-            .map(|url| url.trim().to_owned())
-            .collect();
-        if endpoints.is_empty() {
-            return Ok(None);
-        }
-        for url in &endpoints {
-            let rest = url
-                .strip_prefix("http://")
-                .or_else(|| url.strip_prefix("https://"));
-            if rest.is_none_or(str::is_empty) {
+    /// Refuses what says nothing without servers.
+    fn check_unused(&self) -> Result<(), String> {
+        for (is_given, flag) in [
+            (self.etcd_prefix != PREFIX, "etcd-prefix"),
+            (self.etcd_cafile.is_some(), "etcd-cafile"),
+            (self.etcd_certfile.is_some(), "etcd-certfile"),
+            (self.etcd_keyfile.is_some(), "etcd-keyfile"),
+            (self.etcd_username.is_some(), "etcd-username"),
+        ] {
+            if is_given {
                 return Err(format!(
-                    "--etcd-endpoints: {url:?} is not such as http://192.168.2.17:2379"
+                    "--{flag} is given, and no server: --etcd-endpoints names them, and without it there is no etcd"
                 ));
             }
         }
-        let prefix = self.etcd_prefix.trim_end_matches('/').to_owned();
-        if !prefix.starts_with('/') {
-            return Err(format!(
-                "--etcd-prefix: {:?} must begin with a slash",
-                self.etcd_prefix
-            ));
+        Ok(())
+    }
+
+    /// Nothing where etcd is not asked for. Beside Kubernetes what is said of etcd means nothing, but for
+    /// its servers.
+    fn options(self, is_kube: bool) -> Result<Option<etcd::Options>, String> {
+        let is_tls = self.etcd_cafile.is_some() || self.etcd_certfile.is_some();
+        let Some(text) = &self.etcd_endpoints else {
+            return Ok(None);
+        };
+        let endpoints = endpoints(text, is_tls)?;
+        if is_kube {
+            return Err("--kube-subnet-mgr and --etcd-endpoints: there is one store".to_owned());
         }
+        let prefix = folder(&self.etcd_prefix);
+        let identity = match (self.etcd_certfile, self.etcd_keyfile) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err("--etcd-certfile is given without --etcd-keyfile".to_owned());
+            }
+            (None, Some(_)) => {
+                return Err("--etcd-keyfile is given without --etcd-certfile".to_owned());
+            }
+        };
         let ttl = self.subnet_lease_ttl;
         if ttl < Duration::from_secs(5) {
             return Err("--subnet-lease-ttl: a lease holds 5 seconds at least".to_owned());
         }
         let password = match (self.etcd_password, self.etcd_password_file) {
-            (Some(password), _) => Password::Said(password),
-            (None, Some(file)) => Password::File(file),
-            (None, None) => Password::Said(String::new()),
+            (Some(password), _) => Some(Password::Said(password)),
+            (None, Some(file)) => Some(Password::File(file)),
+            (None, None) => None,
         };
-        let margin = Duration::from_secs(self.subnet_lease_renew_margin * 60);
+        let user = match (self.etcd_username, password) {
+            (Some(user), Some(password)) => Some((user, password)),
+            (None, None) => None,
+            (Some(user), None) => {
+                return Err(format!(
+                    "--etcd-username: {user:?} has no password (--etcd-password-file, --etcd-password)"
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(
+                    "a password for etcd is given, and no user (--etcd-username)".to_owned(),
+                );
+            }
+        };
+        let margin = self.subnet_lease_renew_margin;
+        let margin = match u64::try_from(margin) {
+            Ok(minutes @ 1..=1439) => Duration::from_secs(minutes * 60),
+            _ => {
+                return Err(format!(
+                    "--subnet-lease-renew-margin: {margin} minutes are not between 1 and 1439"
+                ));
+            }
+        };
         Ok(Some(etcd::Options {
             access: Access {
                 endpoints,
                 ca: self.etcd_cafile,
-                identity: self.etcd_certfile.zip(self.etcd_keyfile),
-                user: self.etcd_username.map(|name| (name, password)),
+                identity,
+                user,
             },
             prefix,
             ttl,
@@ -543,6 +611,19 @@ impl Etcd {
 }
 
 impl Kube {
+    /// Refuses what says nothing without Kubernetes.
+    fn check_unused(&self) -> Result<(), String> {
+        for (is_given, flag) in [
+            (self.kube_api_url.is_some(), "kube-api-url"),
+            (self.kubeconfig_file.is_some(), "kubeconfig-file"),
+        ] {
+            if is_given {
+                return Err(format!("--{flag} is given without --kube-subnet-mgr"));
+            }
+        }
+        Ok(())
+    }
+
     fn options(
         self,
         node_name: Option<String>,
@@ -564,16 +645,24 @@ impl Kube {
             Some(node) => node,
             None => of_host()?,
         };
-        if let Some(url) = &self.kube_api_url
-            && !matches!(url.scheme_str(), Some("http" | "https"))
-        {
-            return Err(format!(
-                "--kube-api-url: {url} is not such as https://192.168.2.17:6443"
-            ));
-        }
+        let url = self.kube_api_url.map(|text| {
+            // As Go's client takes it.
+            let whole = if text.contains("://") {
+                text.clone()
+            } else {
+                format!("http://{text}")
+            };
+            let url: Option<http::Uri> = whole.parse().ok();
+            let is_right = |url: &http::Uri| {
+                matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
+            };
+            url.filter(is_right).ok_or_else(|| {
+                format!("--kube-api-url: {text:?} is not such as https://192.168.2.17:6443")
+            })
+        });
         Ok(kube::Options {
             access: kube::Access {
-                url: self.kube_api_url,
+                url: url.transpose()?,
                 kubeconfig: self.kubeconfig_file,
             },
             node,
@@ -585,7 +674,62 @@ impl Kube {
     }
 }
 
-/// Without host bits.
+/// etcd's servers. One without a scheme has that of the first that has one, and else TLS where a
+/// certificate is given.
+fn endpoints(text: &str, is_tls: bool) -> Result<Vec<String>, String> {
+    let all = text.split(',').map(str::trim).filter(|one| !one.is_empty());
+    let all: Vec<_> = all.collect();
+    let scheme_of = |one: &&str| {
+        one.split_once("://")
+            .map(|(scheme, _)| scheme.to_lowercase())
+    };
+    let usual = if is_tls { "https" } else { "http" };
+    let usual = all.iter().find_map(scheme_of).unwrap_or(usual.to_owned());
+    let mut endpoints = Vec::new();
+    for one in all {
+        let rest = one.split_once("://").map_or(one, |(_, rest)| rest);
+        let scheme = scheme_of(&one).unwrap_or(usual.clone());
+        let url = format!("{scheme}://{}", rest.trim_end_matches('/'));
+        let parsed: Option<http::Uri> = url.parse().ok();
+        let has_port = parsed.is_some_and(|url| url.port_u16().is_some());
+        if !has_port || !matches!(scheme.as_str(), "http" | "https") {
+            return Err(format!(
+                "--etcd-endpoints: {one:?} is not such as http://192.168.2.17:2379"
+            ));
+        }
+        endpoints.push(url);
+    }
+    if endpoints.is_empty() {
+        return Err(format!("--etcd-endpoints: {text:?} names no server"));
+    }
+    Ok(endpoints)
+}
+
+/// The folder of a prefix, as flanneld has it (`path.Clean`): one slash between parts, none in front where
+/// none is written, one behind.
+fn folder(prefix: &str) -> String {
+    let is_absolute = prefix.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in prefix.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+            ".." if is_absolute => {}
+            part => parts.push(part),
+        }
+    }
+    let begin = if is_absolute { "/" } else { "" };
+    let end = if parts.is_empty() { "" } else { "/" };
+    format!("{begin}{}{end}", parts.join("/"))
+}
+
+/// An address, or the name of one on this node, such as `localhost`.
+fn address(text: &str) -> Result<IpAddr, String> {
+    let named = || (text, 0).to_socket_addrs().ok()?.next();
+    let address = text.parse().ok().or_else(|| Some(named()?.ip()));
+    address.ok_or_else(|| "is not an address of this node, such as ::".to_owned())
+}
+
 /// A network, or an address alone for a network of one.
 fn network(text: &str) -> Result<IpNetwork, String> {
     let address = || text.parse::<IpAddr>().ok().map(IpNetwork::from);
@@ -593,6 +737,7 @@ fn network(text: &str) -> Result<IpNetwork, String> {
     network.ok_or_else(|| "is not a network such as 10.10.0.0/16".to_owned())
 }
 
+/// Without host bits.
 fn masked(network: IpNetwork) -> IpNetwork {
     IpNetwork::new(network.network(), network.prefix()).expect("its own prefix length")
 }

@@ -2,17 +2,21 @@
 //! forwarded from and to pods is accepted.
 //!
 //! All of ours is one `nf_tables` table. An accept there does not help against a FORWARD chain of
-//! `iptables` that drops by default (Docker), so there it stands in that chain, too.
+//! `iptables` that refuses (Docker), so there it stands in that chain, too; and against others it is
+//! said what opens them.
 
 mod flannel;
 mod forward;
 mod iptables;
 mod legacy;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use kernel::nftables::{self, Chain, Family, Hook, Rule, Transaction};
+use kernel::Link;
+use kernel::nftables::{self, Chain, Family, Hook, Packet, Rule, Transaction};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub(crate) use flannel::{Remain, remains as flannels_remains};
@@ -22,6 +26,8 @@ pub(crate) use iptables::remove as remove_iptables;
 use crate::error::chain;
 use crate::lease::Lease;
 use crate::net_conf::NetConf;
+use crate::node::BRIDGE;
+use crate::repeats::Repeats;
 
 /// Our table, and its chains.
 pub(crate) const TABLE: &str = "hostgw";
@@ -75,10 +81,106 @@ impl Rules {
         Self(own.subnets().filter_map(pair).collect())
     }
 
+    /// What goes between pods of this node and of others, in both directions: of some of `peers`, since a
+    /// rule for all shows with those. Where there are none, somewhere else in the network.
+    fn flows(&self, uplink: &Link, bridge: Option<&Link>, peers: &[IpNetwork]) -> Vec<Flow> {
+        const SOME: usize = 8;
+        let inner = bridge.map_or(BRIDGE, |bridge| &bridge.name);
+        let (outer_link, inner_link) = (uplink.index, bridge.map_or(0, |bridge| bridge.index));
+        let mut flows = Vec::new();
+        for (cluster, own) in &self.0 {
+            let is_of_family = |peer: &IpNetwork| peer.is_ipv4() == own.is_ipv4();
+            let mut others: Vec<_> = peers
+                .iter()
+                .copied()
+                .filter(is_of_family)
+                .take(SOME)
+                .collect();
+            if others.is_empty() {
+                let ends = [address(*cluster, 2), address(*cluster, u128::MAX)];
+                let end = ends.into_iter().find(|end| !own.contains(*end));
+                others.extend(end.map(IpNetwork::from));
+            }
+            for other in others {
+                let ends = pods(*own)
+                    .into_iter()
+                    .flat_map(|pod| pods(other).map(|far| (pod, far)));
+                let (mut out, mut back) = (Vec::new(), Vec::new());
+                for (pod, far) in ends {
+                    let packet = |from: &str, to: &str, links, source, destination| Packet {
+                        from: from.to_owned(),
+                        to: to.to_owned(),
+                        links,
+                        source,
+                        destination,
+                    };
+                    let outer = &uplink.name;
+                    out.push(packet(inner, outer, [inner_link, outer_link], pod, far));
+                    back.push(packet(outer, inner, [outer_link, inner_link], far, pod));
+                }
+                let flow = |from, to, is_out, packets| Flow {
+                    from,
+                    to,
+                    is_out,
+                    packets,
+                };
+                flows.push(flow(*own, other, true, out));
+                flows.push(flow(other, *own, false, back));
+            }
+        }
+        flows
+    }
+
     /// The cluster's networks.
     fn networks(&self) -> impl Iterator<Item = IpNetwork> {
         self.0.iter().map(|(cluster, _)| *cluster)
     }
+}
+
+/// What goes one way between two subnets: the first packets of some pods to some others. What forbids one pod
+/// something is not about the subnet.
+struct Flow {
+    from: IpNetwork,
+    to: IpNetwork,
+    /// Whether it comes from pods of this node.
+    is_out: bool,
+    packets: Vec<Packet>,
+}
+
+/// Two addresses that pods of a subnet may have.
+fn pods(subnet: IpNetwork) -> [IpAddr; 2] {
+    let bits = if subnet.is_ipv4() { 32 } else { 128 };
+    let half = 1u128.checked_shl(u32::from(bits - subnet.prefix()).saturating_sub(1));
+    let half = half.filter(|_| subnet.prefix() < bits).unwrap_or_default();
+    [address(subnet, 2), address(subnet, half + 1)]
+}
+
+/// An address of a network, counted from its first one, at most to its last.
+fn address(network: IpNetwork, place: u128) -> IpAddr {
+    match network {
+        IpNetwork::V4(v4) => {
+            let last = u128::from(u32::from(v4.broadcast()));
+            let address = (u128::from(u32::from(v4.network())).saturating_add(place)).min(last);
+            u32::try_from(address)
+                .map_or(v4.network(), Into::into)
+                .into()
+        }
+        IpNetwork::V6(v6) => {
+            let last = u128::from(v6.broadcast());
+            let address = u128::from(v6.network()).saturating_add(place).min(last);
+            std::net::Ipv6Addr::from(address).into()
+        }
+    }
+}
+
+/// Between which interfaces packets go, and to whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) uplink: &'a Link,
+    /// Nothing before the first pod.
+    pub(crate) bridge: Option<&'a Link>,
+    /// The subnets of other nodes.
+    pub(crate) peers: &'a [IpNetwork],
 }
 
 /// The rules, kept as they should be.
@@ -88,6 +190,12 @@ pub(crate) struct Firewall {
     /// For what they were made, and what the kernel says of our table since.
     made: Option<(Rules, Option<Vec<u8>>)>,
     troubles: Vec<String>,
+    /// What is refused between pods of this node and of some others.
+    partly: Vec<String>,
+    /// Which chains of others refuse what pods send and get.
+    foreign: Vec<String>,
+    /// When they were looked at.
+    looked: Option<Instant>,
     /// The same of what is looked at only now and then.
     legacy_trouble: Option<String>,
     mended: u64,
@@ -102,6 +210,9 @@ impl Firewall {
             backend: None,
             made: None,
             troubles: Vec::new(),
+            partly: Vec::new(),
+            foreign: Vec::new(),
+            looked: None,
             legacy_trouble: None,
             mended: 0,
             has_taken_over: false,
@@ -129,6 +240,11 @@ impl Firewall {
         &self.troubles
     }
 
+    /// What is to be put right by people: chains of others that refuse.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.partly.iter().chain(&self.foreign)
+    }
+
     /// How often rules were put right.
     pub(crate) fn mended(&self) -> u64 {
         self.mended
@@ -151,7 +267,13 @@ impl Firewall {
 
     /// Puts right what is not as it should be. `is_slow` says that a while has passed, and that
     /// what makes no notice is worth a look.
-    pub(crate) fn ensure(&mut self, rules: &Rules, is_slow: bool) {
+    pub(crate) fn ensure(
+        &mut self,
+        rules: &Rules,
+        is_slow: bool,
+        place: Place<'_>,
+        repeats: &mut Repeats,
+    ) {
         self.troubles.clear();
         let is_first = self.backend.is_none();
         let backend = *self
@@ -161,22 +283,41 @@ impl Firewall {
             self.troubles.extend(self.clear(backend).err());
         }
         let done = match backend {
-            Backend::Nftables | Backend::Auto => self.ensure_table(rules),
-            Backend::Iptables => self.ensure_iptables(rules, is_slow),
+            Backend::Nftables | Backend::Auto => self.ensure_table(rules, repeats),
+            Backend::Iptables => self.ensure_iptables(rules, is_slow, repeats),
             Backend::None => Ok(()),
         };
         self.troubles.extend(done.err());
+        let flows = rules.flows(place.uplink, place.bridge, place.peers);
+        self.partly.clear();
         if self.accepts(backend) {
-            let told = |added| {
+            let mut told = |added| {
                 if added > 0 {
-                    info!("accepted what pods forward: {added} rule(s) in FORWARD");
+                    let text = format!("accepted what pods forward: {added} rule(s) in FORWARD");
+                    repeats.info("accepted what pods forward", &text);
                 }
             };
-            self.troubles.extend(forward::ensure(rules).map(told).err());
+            match forward::ensure(rules, &flows) {
+                Ok(outcome) => {
+                    told(outcome.added);
+                    self.troubles.extend(outcome.troubles);
+                    self.partly = outcome.warnings;
+                }
+                Err(reason) => self.troubles.push(reason),
+            }
             if is_slow {
                 self.legacy_trouble = legacy::ensure_forward(rules).map(told).err();
             }
             self.troubles.extend(self.legacy_trouble.clone());
+        }
+        // Whoever makes the rules, and whether anybody does.
+        let is_old = |looked: Instant| looked.elapsed() > Duration::from_secs(1);
+        if nftables::is_available().is_ok() && (is_slow || self.looked.is_none_or(is_old)) {
+            self.looked = Some(Instant::now());
+            match forward::foreign(rules, &flows) {
+                Ok(foreign) => self.foreign = foreign,
+                Err(reason) => self.troubles.push(reason),
+            }
         }
         if self.troubles.is_empty() && !self.has_taken_over && backend != Backend::None {
             self.take_over();
@@ -210,7 +351,7 @@ impl Firewall {
 
     /// Our table as it should be, in one transaction. Whatever was there before is replaced once;
     /// afterwards the kernel's own words of it tell whether somebody changed it.
-    fn ensure_table(&mut self, rules: &Rules) -> Result<(), String> {
+    fn ensure_table(&mut self, rules: &Rules, repeats: &mut Repeats) -> Result<(), String> {
         let look = || nftables::look(Family::Inet, TABLE, &CHAINS).map_err(|error| chain(&error));
         let is_made = self.made.as_ref().is_some_and(|(made, _)| made == rules);
         if let Some((_, words)) = self.made.as_ref().filter(|_| is_made)
@@ -225,7 +366,8 @@ impl Firewall {
             .map_err(|error| chain(&error))?;
         if is_made {
             self.mended += 1;
-            warn!("somebody changed the table inet {TABLE}; put it right");
+            let text = format!("somebody changed the table inet {TABLE}; put it right");
+            repeats.warn("put our firewall table right", &text);
         } else {
             info!("wrote the table inet {TABLE}");
         }
@@ -233,14 +375,20 @@ impl Firewall {
         Ok(())
     }
 
-    fn ensure_iptables(&mut self, rules: &Rules, is_slow: bool) -> Result<(), String> {
+    fn ensure_iptables(
+        &mut self,
+        rules: &Rules,
+        is_slow: bool,
+        repeats: &mut Repeats,
+    ) -> Result<(), String> {
         let is_made = self.made.as_ref().is_some_and(|(made, _)| made == rules);
         if is_made && !is_slow {
             return Ok(());
         }
         if iptables::ensure(rules, &self.settings)? && is_made {
             self.mended += 1;
-            warn!("somebody changed the iptables rules; put them right");
+            let text = "somebody changed the iptables rules; put them right";
+            repeats.warn("put our iptables rules right", text);
         }
         self.made = Some((rules.clone(), None));
         Ok(())

@@ -53,6 +53,9 @@ pub(crate) struct Held {
     pub(crate) addresses: Addresses,
     /// The number of etcd's own lease; 0 for a reservation.
     pub(crate) etcd_lease: i64,
+    /// When it ends, in seconds since 1970; nothing for a reservation.
+    #[serde(default)]
+    pub(crate) expires: Option<u64>,
 }
 
 impl Addresses {

@@ -7,6 +7,7 @@ mod cache;
 mod check;
 mod cleanup;
 mod cli;
+mod diverted;
 mod error;
 mod files;
 mod firewall;
@@ -20,6 +21,7 @@ mod peers;
 mod plan;
 mod programs;
 mod release;
+mod repeats;
 mod serve;
 mod state;
 mod status;
@@ -29,7 +31,6 @@ mod uplink;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
@@ -39,7 +40,8 @@ use crate::cli::{Cli, Log, LogFormat, Serving, Task};
 
 fn main() -> ExitCode {
     let env = |name: &str| std::env::var(name).ok();
-    let cli = Cli::parse_from(cli::arguments(std::env::args_os(), env));
+    let arguments = cli::arguments(std::env::args_os(), env);
+    let cli = Cli::read(&arguments).unwrap_or_else(|error| error.exit());
     log(&cli.log());
     let outcome = cli.task(env).and_then(|task| {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -67,7 +69,9 @@ async fn perform(task: Task) -> Result<String, String> {
         Task::Run(settings, serving) => run(*settings, serving).await.map(|()| String::new()),
         Task::Status(asked) => status::show(&asked.socket, asked.json).await,
         Task::Check(files) => check::check(&files),
-        Task::Release(settings, serving) => release::release(*settings, &serving.socket).await,
+        Task::Release(settings, serving) => {
+            Box::pin(release::release(*settings, &serving.socket)).await
+        }
         Task::Install(install, subnet_file, wait) => install.run(&subnet_file, wait).await,
         Task::Uninstall(record, socket) => install::uninstall(&record, &socket).await,
         Task::Cleanup(cleanup) => cleanup.run().await,
@@ -85,7 +89,7 @@ async fn run(settings: Settings, serving: Serving) -> Result<(), String> {
 fn log(how: &Log) {
     let is_terminal = std::io::stderr().is_terminal();
     let level = match how.verbosity {
-        0 => LevelFilter::INFO,
+        ..=0 => LevelFilter::INFO,
         1..=4 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::peers::Refusal;
+use crate::peers::{Peer, Refusal};
 use crate::state::{Shared, State, lock, seconds};
 
 /// All metrics, as text.
@@ -105,6 +105,23 @@ fn write(state: &State, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         "Times that firewall rules were put right",
         state.firewall_mended,
     )?;
+    counter(
+        to,
+        "hostgw_forwarding_mended",
+        "Settings of forwarding that were put right",
+        state.forwarding_mended,
+    )?;
+    gauge(
+        to,
+        "hostgw_warnings",
+        "What is to be put right, and does not keep pods from having their network",
+        count(state.warnings.len()),
+    )?;
+    of_store(state, to)
+}
+
+/// How it stands with the store.
+fn of_store(state: &State, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
     gauge(
         to,
         "hostgw_store_reached",
@@ -157,15 +174,35 @@ fn refused(state: &State, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         gauge.encode(family.encode_family(&[("reason", reason)])?)?;
     }
     let help = "A subnet of another node that is not routed, and why";
-    let mut family = to.encode_descriptor("hostgw_peer_refused", help, None, MetricType::Gauge)?;
-    for (peer, reason) in refused() {
+    let refused = refused().map(|(peer, reason)| (peer, reason.label()));
+    named(to, "hostgw_peer_refused", help, refused)?;
+    let help =
+        "A subnet of another node that is routed, and whose packets go elsewhere all the same";
+    let diverted = state.peers.iter().filter(|peer| peer.diverted.is_some());
+    named(
+        to,
+        "hostgw_peer_diverted",
+        help,
+        diverted.map(|peer| (peer, "diverted")),
+    )
+}
+
+/// One of a kind for each of these peers.
+fn named<'a>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    peers: impl Iterator<Item = (&'a Peer, &'static str)>,
+) -> fmt::Result {
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (peer, reason) in peers {
         let subnet = peer.hop.map_or(String::new(), |hop| hop.subnet.to_string());
         let via = peer.hop.map_or(String::new(), |hop| hop.via.to_string());
         let labels = [
             ("node", peer.lease.node.as_str()),
             ("subnet", &subnet),
             ("next_hop", &via),
-            ("reason", reason.label()),
+            ("reason", reason),
         ];
         ConstGauge::new(1.0).encode(family.encode_family(&labels)?)?;
     }

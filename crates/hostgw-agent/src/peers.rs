@@ -18,6 +18,8 @@ pub(crate) struct Peer {
     pub(crate) hop: Option<Hop>,
     /// Why it is not routed.
     pub(crate) refused: Option<Refusal>,
+    /// What leads packets elsewhere although it is routed.
+    pub(crate) diverted: Option<String>,
 }
 
 /// Why a subnet is not routed.
@@ -67,6 +69,7 @@ pub(crate) fn judge(snapshot: &Snapshot, own: Own<'_>) -> Vec<Peer> {
             lease: Arc::clone(lease),
             hop,
             refused,
+            diverted: None,
         };
         if lease.hops.is_empty() {
             let reason = lease

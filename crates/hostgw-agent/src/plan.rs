@@ -57,8 +57,10 @@ pub(crate) fn plan(wanted: &[Route], present: &[Route], own: &[IpNetwork]) -> Ve
     for route in present {
         let is_ours = route.protocol == Protocol::HOSTGW;
         let why = match wanted.get(&route.to) {
-            _ if own.iter().any(|own| hijacks(route, *own)) => Why::Hijacks,
             Some(wanted) if *wanted == route => continue,
+            _ if own.iter().any(|own| hijacks(route, *own)) => Why::Hijacks,
+            // It is there for what no other route leads anywhere.
+            Some(wanted) if !wanted.is_unicast && !is_ours => continue,
             // Where ours is not there yet, it takes this one's place.
             Some(wanted) if route.metric == wanted.metric && !is_present.contains(wanted) => {
                 continue;
@@ -111,13 +113,15 @@ fn hijacks(route: &Route, own: IpNetwork) -> bool {
     is_within && leads_away && route.protocol != Protocol::KERNEL
 }
 
-/// flanneld's routes bear no mark: they are by a next hop, to a part of the cluster's network,
-/// and nobody in particular put them there.
+/// flanneld's routes bear no mark: they are by a next hop, or lead nowhere (`--ip-blackhole-route`), to a
+/// part of the cluster's network, and nobody in particular put them there.
 pub(crate) fn is_of_flannel(route: &Route, networks: &[IpNetwork]) -> bool {
     let mut around = networks
         .iter()
         .filter(|network| network.prefix() < route.to.prefix() && network.contains(route.to.ip()));
-    route.protocol == Protocol::BOOT && route.via.is_some() && around.next().is_some()
+    route.protocol == Protocol::BOOT
+        && (route.via.is_some() || !route.is_unicast)
+        && around.next().is_some()
 }
 
 impl fmt::Display for Change {
@@ -137,7 +141,10 @@ impl fmt::Display for Change {
                 route,
                 why: Why::Stale,
             } => {
-                write!(f, "delete route {route}: no node has this subnet")
+                write!(
+                    f,
+                    "delete route {route}: it is not wanted any more, or cannot be for now"
+                )
             }
             Self::Delete {
                 route,
@@ -168,6 +175,25 @@ impl Change {
                 ..
             }
         )
+    }
+
+    /// What it is, in few words.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Replace {
+                displaced: None, ..
+            } => "add route",
+            Self::Replace { .. } => "replace route",
+            Self::Delete {
+                why: Why::Stale, ..
+            } => "delete route",
+            Self::Delete {
+                why: Why::Shadows, ..
+            } => "delete foreign route",
+            Self::Delete {
+                why: Why::Hijacks, ..
+            } => "delete route of this node's own subnet",
+        }
     }
 
     /// Whether somebody else's route goes.
@@ -242,7 +268,7 @@ mod tests {
             ),
             [
                 "add route 10.10.2.0/24 via 192.168.2.15 proto 104",
-                "delete route 10.10.3.0/24 via 192.168.2.18 proto 104: no node has this subnet",
+                "delete route 10.10.3.0/24 via 192.168.2.18 proto 104: it is not wanted any more, or cannot be for now",
             ]
         );
     }

@@ -30,11 +30,18 @@ pub(crate) async fn release(settings: Settings, socket: &Path) -> Result<String,
     let kernel = Rtnl::connect().map_err(|error| chain(&error))?;
     let routes = kernel.routes().map_err(|error| chain(&error))?;
     let interfaces = Interfaces::list(&kernel, &routes).map_err(|error| chain(&error))?;
+    // What is not this node's memory gives nothing back, and neither does one that cannot be read.
+    let mut kept = cache::read(&settings.state_file, &name)?;
+    if let Some(memory) = &kept
+        && !memory.is_here(&kernel).map_err(|error| chain(&error))?
+    {
+        kept = None;
+    }
+    let known = kept.as_ref().map(|kept| kept.knowledge());
     let uplink = settings
         .selection
-        .uplink(&interfaces, None, None)
+        .uplink(&interfaces, known.unwrap_or_default())
         .map_err(|error| chain(&error))?;
-    let kept = cache::read(&settings.state_file, &name).unwrap_or_default();
     let held = kept.and_then(|kept| kept.held);
     let said = etcd::release(*options, held, uplink.public(None)).await?;
     for file in [&settings.subnet_file, &settings.state_file] {

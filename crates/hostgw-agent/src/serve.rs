@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use axum::Router;
@@ -11,6 +11,8 @@ use axum::extract::State as Extract;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use sd_notify::NotifyState;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{error, warn};
@@ -39,9 +41,8 @@ pub(crate) async fn start(
         ));
     }
     if let Some(address) = address {
-        let listener = TcpListener::bind(address).await;
-        let listener =
-            listener.map_err(|error| format!("listen on {address} (--healthz-port): {error}"))?;
+        let listener = listen_on(address)
+            .map_err(|error| format!("listen on {address} (--healthz-port): {error}"))?;
         tokio::spawn(serve(
             axum::serve(listener, router.with_state(shared.clone())).into_future(),
         ));
@@ -62,6 +63,43 @@ async fn serve(server: impl Future<Output = io::Result<()>>) {
     if let Err(error) = server.await {
         error!("answer over HTTP: {error}");
     }
+}
+
+/// Listens on an address; on that of all addresses, in both families, whatever the node's settings say of
+/// that. Where there is no IPv6, IPv4 alone is left.
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let bind = |address: SocketAddr| {
+        let is_all = address.ip().is_unspecified();
+        let (domain, socket) = match address {
+            SocketAddr::V4(_) => (AddressFamily::INET, None),
+            SocketAddr::V6(_) => (AddressFamily::INET6, Some(false).filter(|_| is_all)),
+        };
+        let listener = net::socket_with(
+            domain,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )?;
+        net::sockopt::set_socket_reuseaddr(&listener, true)?;
+        if let Some(is_only) = socket {
+            net::sockopt::set_ipv6_v6only(&listener, is_only)?;
+        }
+        net::bind(&listener, &address)?;
+        net::listen(&listener, 128)?;
+        Ok::<_, Errno>(std::net::TcpListener::from(listener))
+    };
+    let listener = match bind(address) {
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL)
+            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) =>
+        {
+            bind(SocketAddr::new(
+                Ipv4Addr::UNSPECIFIED.into(),
+                address.port(),
+            ))
+        }
+        other => other,
+    };
+    TcpListener::from_std(listener?)
 }
 
 /// A socket that is left from an earlier run makes way.

@@ -27,10 +27,13 @@ pub(crate) struct State {
     pub(crate) node: Option<Node>,
     /// What is wrong with this node; one of them is enough not to be ready.
     pub(crate) troubles: Vec<String>,
+    /// What is to be put right, and does not keep pods from having their network.
+    pub(crate) warnings: Vec<String>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) store: StoreState,
     pub(crate) firewall: &'static str,
     pub(crate) firewall_mended: u64,
+    pub(crate) forwarding_mended: u64,
     pub(crate) reconciles: u64,
     pub(crate) reconciled: Option<SystemTime>,
     pub(crate) duration: Duration,
@@ -45,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) subnets: Vec<IpNetwork>,
     pub(crate) interface: String,
+    /// Why it is that one, in words that follow "because".
+    pub(crate) because: String,
     pub(crate) index: u32,
     pub(crate) mtu: u32,
     pub(crate) public_ip: Option<Ipv4Addr>,
@@ -95,6 +100,7 @@ impl State {
             name: own.node.clone(),
             subnets: own.subnets().collect(),
             interface: uplink.link.name.clone(),
+            because: uplink.because.clone(),
             index: uplink.link.index,
             mtu: uplink.link.mtu,
             public_ip: public.ipv4,
@@ -118,16 +124,22 @@ impl State {
                 "subnet": peer.hop.map(|hop| hop.subnet),
                 "nextHop": peer.hop.map(|hop| hop.via),
                 "device": device.filter(|_| is_installed),
-                "state": if is_installed { "installed" } else { "refused" },
-                "reason": peer.refused.as_ref().map(ToString::to_string),
+                "state": match (is_installed, &peer.diverted) {
+                    (false, _) => "refused",
+                    (true, Some(_)) => "diverted",
+                    (true, None) => "installed",
+                },
+                "reason": peer.refused.as_ref().map(ToString::to_string).or(peer.diverted.clone()),
             })
         };
         json!({
             "ready": self.is_ready(),
             "reasons": self.troubles,
+            "warnings": self.warnings,
             "node": self.node.as_ref().map(Node::json),
             "store": self.store.json(),
             "firewall": {"backend": self.firewall, "mended": self.firewall_mended},
+            "forwarding": {"mended": self.forwarding_mended},
             "reconcile": {
                 "count": self.reconciles,
                 "last": self.reconciled.map(seconds),
@@ -150,6 +162,7 @@ impl Node {
             "network": self.network,
             "subnets": self.subnets,
             "interface": self.interface,
+            "because": self.because,
             "index": self.index,
             "mtu": self.mtu,
             "publicIP": self.public_ip,

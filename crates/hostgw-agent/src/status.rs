@@ -55,6 +55,9 @@ fn table(said: &Value) -> String {
     for reason in said["reasons"].as_array().into_iter().flatten() {
         line("", word(reason));
     }
+    for warning in said["warnings"].as_array().into_iter().flatten() {
+        line("warning", word(warning));
+    }
     let node = &said["node"];
     if node.is_object() {
         let subnets = node["subnets"].as_array().into_iter().flatten();
@@ -69,6 +72,7 @@ fn table(said: &Value) -> String {
                 .trim_end()
                 .to_owned(),
         );
+        line("", format!("because {}", word(&node["because"])));
     }
     let store = &said["store"];
     let reached = if store["reached"] == true {
@@ -85,7 +89,7 @@ fn table(said: &Value) -> String {
     let peers: Vec<_> = said["peers"].as_array().into_iter().flatten().collect();
     let installed = peers
         .iter()
-        .filter(|peer| peer["state"] == "installed")
+        .filter(|peer| peer["state"] != "refused")
         .count();
     line("peers", format!("{installed} of {} routed", peers.len()));
     if !peers.is_empty() {

@@ -16,11 +16,11 @@ pub(crate) use cluster::parse as parse_cluster;
 
 use crate::cache::Kept;
 use crate::error::chain;
-use crate::lease::Snapshot;
+use crate::lease::{Addresses, Snapshot};
 use crate::node::Node;
 use crate::state::StoreState;
-use crate::uplink::{Interfaces, Selection, Uplink};
-use etcd::{EtcdStore, Options, Subnets};
+use crate::uplink::{Interfaces, Knowledge, Selection, Uplink};
+use etcd::{EtcdStore, Options, Place, Subnets};
 use file::Watched;
 use kube::{Kube, Verdict};
 
@@ -56,8 +56,12 @@ pub(crate) struct Surroundings<'a> {
     /// Those of the main table.
     pub(crate) routes: &'a [Route],
     pub(crate) selection: &'a Selection,
-    /// The last good state of an earlier run.
+    /// The last good state of an earlier run of this node.
     pub(crate) kept: Option<&'a Kept>,
+    /// The interface so far.
+    pub(crate) before: Option<&'a Uplink>,
+    /// The addresses by which the others reach this node so far.
+    pub(crate) own: Option<Addresses>,
     /// Whether links, addresses or routes may have changed since the last time.
     pub(crate) has_moved: bool,
     /// Whether what makes no notice is worth a look.
@@ -65,6 +69,16 @@ pub(crate) struct Surroundings<'a> {
 }
 
 impl<'a> Surroundings<'a> {
+    /// The interface to the other nodes, by what is known of it beside the last one.
+    fn uplink(self, selection: &Selection, known: Knowledge<'_>) -> Result<Uplink, String> {
+        let known = Knowledge {
+            before: self.before,
+            ..known
+        };
+        let found = selection.uplink(&self.interfaces()?, known);
+        found.map_err(|error| chain(&error))
+    }
+
     /// The node's interfaces, asked for anew.
     fn interfaces(self) -> Result<Interfaces<'a>, String> {
         Interfaces::list(self.kernel, self.routes).map_err(|error| chain(&error))
@@ -77,6 +91,8 @@ pub(crate) struct View {
     pub(crate) node: Option<Result<Node, String>>,
     /// What is wrong with this node's lease.
     pub(crate) troubles: Vec<String>,
+    /// What is to be put right, and does not keep pods from having their network.
+    pub(crate) warnings: Vec<String>,
     pub(crate) state: StoreState,
 }
 
@@ -85,7 +101,7 @@ impl Settings {
     pub(crate) fn name(&self) -> String {
         match self {
             Self::File { path, .. } => format!("file {}", path.display()),
-            Self::Etcd(options) => format!("etcd {}", options.prefix),
+            Self::Etcd(options) => format!("etcd {}", options.prefix.trim_end_matches('/')),
             Self::Kube(options) => options.name(),
         }
     }
@@ -105,17 +121,20 @@ impl Store {
                 node_name: node_name.clone(),
             },
             Settings::Etcd(options) => {
-                let held = kept.and_then(|kept| kept.held.clone());
+                let held = kept.and_then(|kept| kept.held.as_ref());
                 let file = SubnetEnv::read(subnet_file).ok();
                 let before = file.iter().map(Subnets::of_file);
                 let cached = held.iter().filter_map(|held| held.name.parse().ok());
                 let previous = before.chain(cached).collect();
                 Self::Etcd {
-                    store: EtcdStore::start((**options).clone(), held, previous),
+                    store: EtcdStore::start((**options).clone(), previous),
                     uplink: None,
                 }
             }
-            Settings::Kube(options) => Self::Kube(Box::new(Kube::start((**options).clone())?)),
+            Settings::Kube(options) => {
+                let version = kept.and_then(|kept| kept.version.clone());
+                Self::Kube(Box::new(Kube::start((**options).clone(), version)?))
+            }
         })
     }
 
@@ -157,13 +176,24 @@ fn view_file(
     let is_reached = !matches!(latest, Err(file::Error::Read { .. }));
     let find = |snapshot: &Snapshot| {
         let interfaces = around.interfaces()?;
-        let found = around.selection.find(node_name, &interfaces, snapshot);
+        let known = Knowledge {
+            announced: around
+                .own
+                .or(around.kept.map(Kept::addresses))
+                .unwrap_or_default(),
+            before: around.before,
+            ..Knowledge::default()
+        };
+        let found = around
+            .selection
+            .find(node_name, &interfaces, snapshot, known);
         let (own, uplink) = found.map_err(|error| chain(&error))?;
         Ok(Node {
             snapshot: snapshot.clone(),
             own,
             uplink,
             held: None,
+            version: None,
             is_kept: false,
         })
     };
@@ -172,11 +202,7 @@ fn view_file(
         // A node that starts while the file is broken has what it had.
         (Err(error), Some(kept)) => {
             troubles.push(chain(error));
-            let found = around.interfaces().and_then(|interfaces| {
-                let its = Some(kept.addresses());
-                let found = around.selection.uplink(&interfaces, None, its);
-                found.map_err(|error| chain(&error))
-            });
+            let found = around.uplink(around.selection, kept.knowledge());
             found.map(|uplink| kept.node(uplink))
         }
         (latest, _) => latest.as_ref().map_err(|error| chain(error)).and_then(find),
@@ -184,6 +210,7 @@ fn view_file(
     View {
         node: Some(node),
         troubles,
+        warnings: Vec::new(),
         state: StoreState {
             is_reached,
             ..StoreState::default()
@@ -205,18 +232,22 @@ fn view_etcd(
     if around.has_moved {
         *uplink = None;
     }
+    let memory = around.kept.and_then(|kept| kept.held.as_ref());
     let find = || {
-        let held = report.own.as_ref().map(|(_, held)| held);
-        let before = || around.kept.and_then(|kept| kept.held.as_ref());
-        let held = held.or_else(before).map(|held| held.addresses);
-        let found = around
-            .selection
-            .uplink(&around.interfaces()?, network, held);
-        found.map_err(|error| chain(&error))
+        let held = report.own.as_ref().map(|(_, held)| held).or(memory);
+        let known = Knowledge {
+            network,
+            announced: held.map(|held| held.addresses).unwrap_or_default(),
+            ..Knowledge::default()
+        };
+        around.uplink(around.selection, known)
     };
     let uplink = uplink.get_or_insert_with(find).clone();
     if let Ok(uplink) = &uplink {
-        store.set_addresses(uplink.public(None));
+        store.set_place(Place {
+            addresses: uplink.public(None),
+            memory: memory.cloned(),
+        });
     }
     let mut state = StoreState {
         name: String::new(),
@@ -240,6 +271,7 @@ fn view_etcd(
             own: (*own).clone(),
             uplink,
             held: Some(held),
+            version: None,
             is_kept: false,
         })),
         // A node that starts while the configuration is broken has what it had.
@@ -262,6 +294,7 @@ fn view_etcd(
     View {
         node,
         troubles,
+        warnings: report.warning.into_iter().collect(),
         state,
     }
 }

@@ -44,12 +44,12 @@ pub struct Address {
     pub link: u32,
     /// The address, with its prefix length.
     pub network: IpNetwork,
-    /// Whether it is valid beyond the link.
-    pub is_global: bool,
     /// Whether it stays until somebody takes it away.
     pub is_permanent: bool,
     /// Whether it is one of those that IPv6 changes for privacy.
     pub is_temporary: bool,
+    /// Whether new connections are not to come from it any more.
+    pub is_deprecated: bool,
 }
 
 /// One change of a furnishing.
@@ -68,20 +68,20 @@ impl Rtnl {
         Ok(found.map(|found| found.address).collect())
     }
 
-    /// Those of every link that are valid beyond the node itself and not about to go.
+    /// Those of every link that others may be told, whatever scope somebody gave them, and that nobody
+    /// else was found to have; in the kernel's order.
     pub fn all_addresses(&self) -> Result<Vec<Address>, Error> {
         let found = self.dump_addresses(0)?.into_iter();
         let usable = found.filter(|found| {
-            let link_local = found.scope == AddressScope::Link;
-            let no = AddressFlags::Deprecated | AddressFlags::Dadfailed;
-            (link_local || found.scope == AddressScope::Universe) && !found.flags.intersects(no)
+            let is_elsewhere = found.flags.contains(AddressFlags::Dadfailed);
+            !found.address.ip().is_loopback() && !is_elsewhere
         });
         let address = |found: Found| Address {
             link: found.index,
             network: found.address,
-            is_global: found.scope == AddressScope::Universe,
             is_permanent: found.flags.contains(AddressFlags::Permanent),
             is_temporary: found.address.is_ipv6() && found.flags.contains(AddressFlags::Secondary),
+            is_deprecated: found.flags.contains(AddressFlags::Deprecated),
         };
         Ok(usable.map(address).collect())
     }

@@ -78,8 +78,8 @@ impl Error {
         self.may_remain
     }
 
-    /// Whether the kernel has no way to take such a route: no address of its family, no way to its
-    /// gateway, IPv6 turned off.
+    /// Whether the kernel has no way to take such a route, or packets there: no address of its family,
+    /// no way to its gateway, a blackhole, IPv6 turned off.
     pub(crate) fn is_unroutable(&self) -> bool {
         matches!(
             self.errno,

@@ -33,6 +33,9 @@ pub struct Link {
     pub is_promiscuous: bool,
     /// The number of the bridge that it is a port of.
     pub bridge: Option<u32>,
+    /// The number of the link that it is a part of, and that has the addresses for both: a bridge,
+    /// a bond, a team.
+    pub controller: Option<u32>,
     /// How the bridge treats it, where it is a port of one.
     pub port: Option<Port>,
     /// The number of its peer, in the peer's namespace.
@@ -52,6 +55,8 @@ pub enum Kind {
     Bridge,
     /// One end of a veth pair.
     Veth,
+    /// What leads nowhere but to this namespace itself: `lo`, or a dummy.
+    DeadEnd,
     /// Anything else.
     Other,
 }
@@ -516,13 +521,18 @@ impl Link {
         let mut link = Self {
             index: number(&head[4..]),
             name: String::new(),
-            kind: Kind::Other,
+            kind: if flags.contains(LinkFlags::Loopback) {
+                Kind::DeadEnd
+            } else {
+                Kind::Other
+            },
             mac: None,
             mtu: 0,
             is_up: flags.contains(LinkFlags::Up),
             is_passing: false,
             is_promiscuous: flags.contains(LinkFlags::Promisc),
             bridge: None,
+            controller: None,
             port: None,
             peer: None,
             peer_netns: None,
@@ -558,10 +568,16 @@ impl Link {
                     self.kind = match &*text(value) {
                         "bridge" => Kind::Bridge,
                         "veth" => Kind::Veth,
+                        "dummy" => Kind::DeadEnd,
                         _ => Kind::Other,
                     };
                 }
-                SLAVE_KIND => is_port = text(value) == "bridge",
+                SLAVE_KIND => {
+                    let kind = text(value);
+                    is_port = kind == "bridge";
+                    // What is in a VRF keeps its addresses.
+                    self.controller = self.bridge.filter(|_| kind != "vrf");
+                }
                 SLAVE_DATA if is_port => self.port = Some(Port::read(value)),
                 _ => {}
             }

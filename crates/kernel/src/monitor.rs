@@ -11,7 +11,8 @@ use rtnetlink::sys::{
 use crate::rtnl::number;
 use crate::{Error, Rtnl};
 
-/// Sockets on which the kernel tells of changes to links, addresses, routes and `nf_tables`.
+/// Sockets on which the kernel tells of changes to links, their settings, addresses, routes, rules and
+/// `nf_tables`.
 ///
 /// They say that something changed and not what: whoever listens compares with the kernel
 /// anyway, and a notice that got lost in a full socket is a notice too.
@@ -24,7 +25,7 @@ pub struct Monitor {
 /// What changed, of what we did not change ourselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notice {
-    /// A link, an address or a route.
+    /// A link, an address, a route, a rule that chooses routes, or whether a link forwards.
     pub network: bool,
     /// A table, a chain or a rule of `nf_tables`, by whomever.
     pub firewall: bool,
@@ -34,9 +35,11 @@ impl Monitor {
     /// Listens in the namespace of this thread. Routes that `ours` changes make no notice. Needs
     /// a tokio runtime.
     pub fn open(ours: &Rtnl) -> Result<Self, Error> {
-        /// The kernel's `NFNLGRP_NFTABLES` and `RTNLGRP_NEXTHOP`.
+        /// The kernel's `NFNLGRP_NFTABLES`, `RTNLGRP_NEXTHOP`, and those for settings of links.
         const NFTABLES: u32 = 7;
         const NEXTHOP: u32 = 32;
+        const IPV4_SETTINGS: u32 = 24;
+        const IPV6_SETTINGS: u32 = 25;
         let failed = |error| Error::new("listen for network changes", error);
         // A conversation has its number from the first request on.
         ours.link("lo")?;
@@ -46,6 +49,10 @@ impl Monitor {
             MulticastGroup::Ipv6Ifaddr as u32,
             MulticastGroup::Ipv4Route as u32,
             MulticastGroup::Ipv6Route as u32,
+            MulticastGroup::Ipv4Rule as u32,
+            MulticastGroup::Ipv6Rule as u32,
+            IPV4_SETTINGS,
+            IPV6_SETTINGS,
             NEXTHOP,
         ];
         Ok(Self {

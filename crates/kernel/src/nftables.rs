@@ -10,6 +10,7 @@ mod masquerade;
 mod message;
 mod rule;
 mod transaction;
+mod verdict;
 
 use std::io;
 
@@ -17,9 +18,8 @@ use rtnetlink::sys::{Socket, protocols::NETLINK_NETFILTER};
 
 pub use masquerade::{Masquerade, retain_masquerade};
 pub use rule::Rule;
-pub use transaction::{
-    Chain, Family, Hook, Listed, Transaction, drops_by_default, has_table, look, rules,
-};
+pub use transaction::{Chain, Family, Hook, Listed, Transaction, has_table, look, rules};
+pub use verdict::{BaseChain, Fate, Packet, Reading, forward_chains};
 
 use crate::Error;
 use message::{ACK, GET_GENERATION, exchange, message};

@@ -41,11 +41,14 @@ pub struct Route {
     pub via: Option<IpAddr>,
     /// The number of the link; 0 where there is none, or several.
     pub dev: u32,
+    /// The number of the link of each next hop, where there are several.
+    pub legs: Vec<u32>,
     /// Who put it there.
     pub protocol: Protocol,
     /// Of two routes with one destination, the one with the smaller metric counts.
     pub metric: u32,
-    /// Whether it leads somewhere: not so for `blackhole` and its like.
+    /// Whether it leads somewhere: not so for `blackhole` and its like. One that is made and does not is a
+    /// `blackhole`.
     pub is_unicast: bool,
     /// Whether the next hop counts as on the link although no address of ours says so.
     pub is_onlink: bool,
@@ -65,18 +68,20 @@ impl Route {
     }
 
     /// What makes it the route that it is.
-    fn identity(&self) -> impl PartialEq + Hash {
+    fn identity(&self) -> impl PartialEq + Hash + '_ {
         let Self {
             to,
             via,
             dev,
+            legs,
             protocol,
             metric,
             is_unicast,
             is_onlink,
             nexthop: _,
         } = self;
-        (*to, *via, *dev, *protocol, *metric, *is_unicast, *is_onlink)
+        let way = (*via, *dev, legs);
+        (*to, way, *protocol, *metric, *is_unicast, *is_onlink)
     }
 
     /// A route to `to` by next hop `via` on link `dev`, or to the link itself, with the
@@ -88,6 +93,7 @@ impl Route {
             to,
             via,
             dev,
+            legs: Vec::new(),
             protocol,
             metric,
             is_unicast: true,
@@ -116,6 +122,9 @@ impl fmt::Display for Route {
         write!(f, "{}", self.to)?;
         if let Some(via) = self.via {
             write!(f, " via {via}")?;
+        }
+        if !self.legs.is_empty() {
+            write!(f, " ({} next hops)", self.legs.len())?;
         }
         if !self.is_unicast {
             write!(f, " (not unicast)")?;
@@ -219,7 +228,11 @@ impl Rtnl {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RuleMessage::default();
             request.header.family = family;
-            let rules = self.dump(&RouteNetlinkMessage::GetRule(request), "list rules")?;
+            let rules = match self.dump(&RouteNetlinkMessage::GetRule(request), "list rules") {
+                // A kernel without IPv6.
+                Err(error) if error.is_unroutable() => continue,
+                other => other?,
+            };
             for rule in &rules {
                 // Family, lengths, tos, table, two in reserve, action, flags.
                 let Some((head, attributes)) = rule.parts::<12>() else {
@@ -319,6 +332,10 @@ impl Request for Message {
 
 pub(crate) fn new_route(route: &Route, options: &RouteOptions, flags: u16) -> Change {
     let mut message = route_message(route);
+    if !route.is_unicast {
+        message.header.kind = RouteType::BlackHole;
+        message.header.scope = RouteScope::Universe;
+    }
     if let Some(table) = options.table {
         set_table(&mut message, table);
     }
@@ -402,6 +419,7 @@ impl Route {
         const OIF: u16 = 4;
         const GATEWAY: u16 = 5;
         const PRIORITY: u16 = 6;
+        const MULTIPATH: u16 = 9;
         const TABLE: u16 = 15;
         const NH_ID: u16 = 30;
         // Family, lengths of destination and source, tos, table, protocol, scope, type, flags.
@@ -414,7 +432,7 @@ impl Route {
             _ => return None,
         };
         let (mut to, mut via, mut dev, mut metric) = (unspecified, None, 0, 0);
-        let mut nexthop = None;
+        let (mut nexthop, mut legs) = (None, Vec::new());
         let mut its = u32::from(*its);
         for (kind, value) in attributes {
             match kind {
@@ -424,19 +442,37 @@ impl Route {
                 PRIORITY => metric = number(value),
                 TABLE => its = number(value),
                 NH_ID => nexthop = Some(number(value)),
+                MULTIPATH => legs.extend(legs_in(value)),
                 _ => {}
             }
+        }
+        let is_unicast = RouteType::from(*kind) == RouteType::Unicast;
+        if !is_unicast {
+            // IPv6 names `lo` there.
+            dev = 0;
         }
         // Asked for one table, the kernel may still give others where it cannot filter.
         (its == table && tos == 0).then_some(Self {
             to: IpNetwork::new(to, length).ok()?,
             via,
             dev,
+            legs,
             protocol: Protocol(*protocol),
             metric,
-            is_unicast: RouteType::from(*kind) == RouteType::Unicast,
+            is_unicast,
             is_onlink: RouteFlags::from_bits_retain(number(flags)).contains(RouteFlags::Onlink),
             nexthop,
         })
     }
+}
+
+/// The link of each of several next hops.
+fn legs_in(mut rest: &[u8]) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        // Length, flags, weight, link.
+        let head: &[u8; 8] = rest.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]])).max(head.len());
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(number(&head[4..]))
+    })
 }

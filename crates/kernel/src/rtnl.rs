@@ -176,7 +176,7 @@ impl Rtnl {
     /// Asks for one thing; nothing where there is none.
     pub(crate) fn get(
         &self,
-        message: RouteNetlinkMessage,
+        message: impl Request,
         doing: impl Fn() -> String,
     ) -> Result<Option<Answer>, Error> {
         // Without NLM_F_ACK the answer itself ends the exchange.

@@ -21,8 +21,16 @@ pub fn set(name: &str, value: &str) -> Result<(), Error> {
 /// Writes `value` without a look at what stands there, as fits a namespace made for us.
 pub fn write(name: &str, value: &str) -> Result<(), Error> {
     // Not created: a setting that is not there is one that this kernel does not have.
-    let file = File::options().write(true).open(path(name));
-    let written = file.and_then(|mut file| file.write_all(value.as_bytes()));
+    let write_at = |path: PathBuf| {
+        let mut file = File::options().write(true).open(path)?;
+        file.write_all(value.as_bytes())
+    };
+    let written = match write_at(path(name)) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            write_at(Path::new(OF_NODE).join(name)).map_err(|_| error)
+        }
+        other => other,
+    };
     written.map_err(|error| Error::new(format!("set {name} to {value}"), error))
 }
 
@@ -39,6 +47,9 @@ pub fn get(name: &str) -> Result<String, Error> {
     };
     read().map_err(|error| Error::new(format!("read the setting {name}"), error))
 }
+
+/// Where a container, whose own is read-only, may have that of its node.
+const OF_NODE: &str = "/host/proc/sys";
 
 fn path(name: &str) -> PathBuf {
     Path::new("/proc/sys").join(name)

@@ -236,7 +236,7 @@ fn idle(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
         .map(|node| start(node, &etcd, "enp0s5"))
         .collect();
     for agent in &agents {
-        wait_for(agent, "the cluster has 3 node(s)")?;
+        wait_for(agent, "the cluster has 2 other node(s)")?;
     }
     sleep(Duration::from_secs(2));
     let before: Vec<_> = agents

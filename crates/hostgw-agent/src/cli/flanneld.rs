@@ -1,77 +1,205 @@
-//! flanneld's way with its command line: one dash or two, a variable for each flag, and flags that
-//! mean nothing here.
+//! flanneld's way with its command line: one dash or two, Go's words for yes and numbers, the last of
+//! several, nothing for an empty text, a variable for each flag, and flags that mean nothing here.
 
-use std::ffi::OsString;
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 
-use clap::{Args, CommandFactory};
+use clap::{Arg, ArgAction, Args, CommandFactory};
 
 use super::Cli;
 
-/// The arguments as clap takes them: flags with one dash get two, and each of flanneld's flags
-/// that is not given comes from its variable, if that is not empty.
+/// Those that may be given several times; of all others the last one counts.
+const REPEATABLE: [&str; 3] = ["iface", "iface-regex", "non-masquerade-cidr"];
+
+/// Those for which an empty text says something.
+const EMPTY: [&str; 3] = ["iface", "iface-regex", "etcd-prefix"];
+
+/// The command line as clap takes it.
+pub(crate) struct Arguments {
+    pub(crate) all: Vec<OsString>,
+    /// Which flags come from which variable.
+    pub(crate) variables: Vec<(String, String)>,
+}
+
+/// The arguments as clap takes them: flags with one dash get two, a value that stands behind its flag is
+/// joined to it, and each of flanneld's flags that is not given comes from its variable, if that is not
+/// empty.
 pub(crate) fn arguments(
     given: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<String>,
-) -> Vec<OsString> {
+) -> Arguments {
     let command = Cli::command();
     let flags: Vec<_> = command
         .get_arguments()
-        .filter_map(|arg| arg.get_long())
-        .chain(["help", "version"])
-        .map(str::to_owned)
+        .filter(|arg| arg.get_long().is_some())
         .collect();
-    let mut arguments: Vec<OsString> = given
-        .into_iter()
-        .map(|argument| double_dash(argument, &flags))
-        .collect();
+    let given: Vec<_> = given.into_iter().collect();
     // Other commands than these have no such flags.
-    let takes_flags = match arguments.get(1).and_then(|first| first.to_str()) {
+    let takes_flags = match given.get(1).and_then(|first| first.to_str()) {
         None | Some("run" | "release") => true,
         Some(first) => first.starts_with('-'),
     };
-    let is_given = |flag: &str| {
-        let begin = format!("--{flag}");
-        let mut texts = arguments.iter().filter_map(|argument| argument.to_str());
-        texts.any(|text| {
-            // This one has a short form, too.
-            let is_short = flag == "v" && text.starts_with("-v");
-            is_short
-                || text
-                    .strip_prefix(&begin)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-        })
-    };
-    let mut more = Vec::new();
-    let variables = flags
-        .iter()
-        .filter(|flag| !matches!(flag.as_str(), "help" | "version"));
-    for flag in variables.filter(|flag| takes_flags && !is_given(flag)) {
-        let variable = format!("FLANNELD_{}", flag.to_uppercase().replace(['-', '.'], "_"));
+    if !takes_flags {
+        let all = given
+            .into_iter()
+            .map(|argument| double_dash(argument, &flags));
+        return Arguments {
+            all: all.collect(),
+            variables: Vec::new(),
+        };
+    }
+    let (mut all, named) = joined(given, &flags);
+    let mut variables = Vec::new();
+    for flag in flags.iter().filter(|flag| !flag.is_hide_set()) {
+        let name = flag.get_long().unwrap_or_default();
+        if named.contains(name) {
+            continue;
+        }
+        let variable = format!("FLANNELD_{}", name.to_uppercase().replace(['-', '.'], "_"));
         if let Some(value) = env(&variable).filter(|value| !value.is_empty()) {
-            more.push(format!("--{flag}={value}").into());
+            // Before what ends the flags.
+            let end = all.iter().position(|argument| argument == "--");
+            all.insert(end.unwrap_or(all.len()), format!("--{name}={value}").into());
+            variables.push((name.to_owned(), variable));
         }
     }
-    arguments.extend(more);
-    arguments
+    Arguments { all, variables }
+}
+
+/// Each flag with its value in one argument, the last of those that count once; and which were given.
+fn joined(given: Vec<OsString>, flags: &[&Arg]) -> (Vec<OsString>, HashSet<String>) {
+    let mut all: Vec<(Option<String>, OsString)> = Vec::new();
+    let mut named = HashSet::new();
+    let mut arguments = given.into_iter();
+    while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            all.push((None, argument));
+            all.extend(arguments.by_ref().map(|rest| (None, rest)));
+            break;
+        }
+        if let Some((name, is_on)) = argument.to_str().and_then(help_or_version) {
+            all.extend(is_on.then(|| (None, format!("--{name}").into())));
+            continue;
+        }
+        let found = argument.to_str().and_then(|text| split(text, flags));
+        let Some((flag, name, value)) = found else {
+            all.push((None, argument));
+            continue;
+        };
+        let value = match value {
+            None if takes_value(flag) => arguments.next(),
+            value => value,
+        };
+        named.insert(name.clone());
+        if !REPEATABLE.contains(&name.as_str()) {
+            all.retain(|(other, _)| other.as_ref() != Some(&name));
+        }
+        // An empty text is as good as none.
+        let is_empty = value.as_deref() == Some(OsStr::new(""));
+        if is_empty && takes_value(flag) && !EMPTY.contains(&name.as_str()) {
+            continue;
+        }
+        let mut whole = OsString::from(format!("--{name}"));
+        if let Some(value) = value {
+            whole.push("=");
+            whole.push(value);
+        }
+        all.push((Some(name), whole));
+    }
+    // An empty one is the default route's, as a last resort; alone it is as good as none.
+    for name in ["iface", "iface-regex"] {
+        let is_it = |argument: &(Option<String>, OsString)| argument.0.as_deref() == Some(name);
+        let empty = OsString::from(format!("--{name}="));
+        let mut given = all.iter().filter(|argument| is_it(argument));
+        if given.all(|(_, whole)| *whole == empty) {
+            all.retain(|argument| !is_it(argument));
+        }
+    }
+    (
+        all.into_iter().map(|(_, argument)| argument).collect(),
+        named,
+    )
+}
+
+/// The flag that a text begins with, by its long name, and what stands behind its equals sign.
+fn split<'a>(text: &str, flags: &[&'a Arg]) -> Option<(&'a Arg, String, Option<OsString>)> {
+    let rest = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
+    let (name, value) = match rest.split_once('=') {
+        Some((name, value)) => (name, Some(value.into())),
+        None => (rest, None),
+    };
+    let flag = flags.iter().find(|flag| flag.get_long() == Some(name))?;
+    Some((flag, name.to_owned(), value))
+}
+
+/// `help` or `version`, in whatever way it is asked for, and whether it is.
+fn help_or_version(text: &str) -> Option<(&str, bool)> {
+    let rest = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
+    let (name, value) = rest.split_once('=').unwrap_or((rest, "true"));
+    let is_it = matches!(name, "help" | "version");
+    Some((name, yes_or_no(value).ok()?)).filter(|_| is_it)
+}
+
+/// Whether a flag's value may stand in an argument of its own: in Go, not that of one that is on or off.
+fn takes_value(flag: &Arg) -> bool {
+    let has_value = matches!(flag.get_action(), ArgAction::Set | ArgAction::Append);
+    has_value && !flag.is_require_equals_set()
 }
 
 /// Go's programs take `-flag` for `--flag`.
-fn double_dash(argument: OsString, flags: &[String]) -> OsString {
+fn double_dash(argument: OsString, flags: &[&Arg]) -> OsString {
     let text = argument.to_str().and_then(|text| text.strip_prefix('-'));
     let name = text.map(|text| text.split('=').next().unwrap_or_default());
     match (text, name) {
-        (Some(text), Some(name)) if name.len() > 1 && flags.iter().any(|flag| flag == name) => {
+        (Some(text), Some(name))
+            if name.len() > 1 && flags.iter().any(|flag| flag.get_long() == Some(name)) =>
+        {
             format!("--{text}").into()
         }
         _ => argument,
     }
 }
 
-/// flanneld's flags that mean nothing here, so that each can be refused with its reason.
+/// Yes or no in the words that Go takes (`strconv.ParseBool`).
+pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err("is neither true nor false".to_owned()),
+    }
+}
+
+/// A number as Go takes it (`strconv.ParseInt` with base 0): `10`, `0x0a`, `0o12`, `012`, `0b1010`, with
+/// underscores between digits.
+pub(super) fn number(text: &str) -> Result<i64, String> {
+    let failed = || "is not a whole number".to_owned();
+    let (sign, digits) = match text.as_bytes() {
+        [b'-', ..] => (-1, &text[1..]),
+        [b'+', ..] => (1, &text[1..]),
+        _ => (1, text),
+    };
+    let lower = digits.to_lowercase();
+    let (base, rest) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, lower.as_str()),
+    };
+    let is_underscored = rest.contains("__") || rest.ends_with('_') || lower.starts_with('_');
+    let rest = rest.replace('_', "");
+    let is_number = rest.chars().all(|c| c.is_digit(base));
+    if is_underscored || !is_number {
+        return Err(failed());
+    }
+    let number = i64::from_str_radix(&rest, base).map_err(|_| failed())?;
+    Ok(sign * number)
+}
+
+/// flanneld's flags that mean nothing here, so that each can be refused with its reason. As variables they
+/// do nothing.
 #[derive(Args, Debug)]
 pub(super) struct Refused {
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    ip_blackhole_route: Option<String>,
     #[arg(long, hide = true)]
     subnet_dir: Option<String>,
     #[arg(long, hide = true)]
@@ -83,37 +211,23 @@ pub(super) struct Refused {
 impl Refused {
     /// Refuses what was given.
     pub(super) fn check(&self) -> Result<(), String> {
-        let is_on = |flag: &Option<String>| flag.as_ref().is_some_and(|value| value != "false");
-        for (is_given, flag, reason) in [
+        for (value, flag, reason) in [
             (
-                is_on(&self.ip_blackhole_route),
-                "ip-blackhole-route",
-                "a blackhole for the node's own subnet is what the agent takes away: it would win against the bridge",
-            ),
-            (
-                is_some(self.subnet_dir.as_ref()),
+                &self.subnet_dir,
                 "subnet-dir",
                 "one agent serves one network, and a node has one agent",
             ),
+            (&self.vmodule, "vmodule", "the log has no modules; use -v"),
             (
-                is_some(self.vmodule.as_ref()),
-                "vmodule",
-                "the log has no modules; use -v",
-            ),
-            (
-                is_some(self.log_backtrace_at.as_ref()),
+                &self.log_backtrace_at,
                 "log_backtrace_at",
                 "the log has no lines to stop at",
             ),
         ] {
-            if is_given {
+            if value.is_some() {
                 return Err(format!("--{flag}: {reason}"));
             }
         }
         Ok(())
     }
-}
-
-fn is_some(flag: Option<&String>) -> bool {
-    flag.is_some_and(|value| !value.is_empty())
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn parse(given: &[&str], env: &[(&str, &str)]) -> Result<Box<Settings>, String> 
         found.map(|(_, value)| (*value).to_owned())
     };
     let arguments = arguments(given.into_iter().map(Into::into), find);
-    let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+    let cli = Cli::read(&arguments).map_err(|error| error.to_string())?;
     match cli.task(find)? {
         Task::Run(settings, _) => Ok(settings),
         _ => Err("another task".to_owned()),
@@ -53,7 +53,7 @@ fn flannelds_command_line_works_as_it_is() {
         options.access.endpoints,
         ["http://192.168.2.17:2379", "http://192.168.2.16:2379"]
     );
-    assert_eq!(options.prefix, "/kube/network");
+    assert_eq!(options.prefix, "/kube/network/");
     assert_eq!(options.margin, Duration::from_secs(90 * 60));
     assert_eq!(
         settings.selection.names,
@@ -67,28 +67,242 @@ fn flannelds_command_line_works_as_it_is() {
 #[test]
 fn booleans_are_gos() {
     let masquerades = |flag: &str| parse(&[flag], &[]).expect(flag).firewall.masquerade;
-    assert!(masquerades("-ip-masq") && masquerades("--ip-masq=true"));
-    assert!(!masquerades("--ip-masq=false"));
-    let on = parse(&[], &[("FLANNELD_IP_MASQ", "true")]).expect("a variable");
-    assert!(on.firewall.masquerade);
+    for yes in [
+        "-ip-masq",
+        "--ip-masq=true",
+        "--ip-masq=1",
+        "-ip-masq=T",
+        "--ip-masq=True",
+    ] {
+        assert!(masquerades(yes), "{yes}");
+    }
+    for no in [
+        "--ip-masq=false",
+        "--ip-masq=0",
+        "-ip-masq=f",
+        "--ip-masq=FALSE",
+    ] {
+        assert!(!masquerades(no), "{no}");
+    }
+    for value in ["true", "True", "1"] {
+        let on = parse(&[], &[("FLANNELD_IP_MASQ", value)]).expect("a variable");
+        assert!(on.firewall.masquerade);
+    }
+    let error = parse(&[], &[("FLANNELD_IP_MASQ", "yes")])
+        .err()
+        .unwrap_or_default();
+    assert!(
+        error.contains("'yes'") && error.contains("FLANNELD_IP_MASQ"),
+        "{error}"
+    );
+    assert!(parse(&["--ip-blackhole-route"], &[]).is_ok_and(|settings| settings.how.blackholes));
+}
+
+#[test]
+fn numbers_are_gos() {
+    for (text, number) in [
+        ("10", 10),
+        ("-1", -1),
+        ("+7", 7),
+        ("0x10", 16),
+        ("0b11", 3),
+        ("0o17", 15),
+        ("010", 8),
+        ("1_000", 1000),
+        ("0", 0),
+    ] {
+        assert_eq!(super::flanneld::number(text), Ok(number), "{text}");
+    }
+    for text in [
+        "",
+        "5s",
+        " 5",
+        "1__0",
+        "_1",
+        "1_",
+        "0x",
+        "08",
+        "99999999999999999999",
+    ] {
+        assert!(super::flanneld::number(text).is_err(), "{text:?}");
+    }
+    let poll = |text: &str| {
+        parse(&[&format!("--iptables-resync={text}")], &[])
+            .expect(text)
+            .firewall
+            .poll
+    };
+    assert_eq!(poll("0"), Duration::from_secs(1));
+    assert_eq!(poll("-5"), Duration::from_secs(1));
+    assert_eq!(poll("86400"), Duration::from_secs(86400));
+}
+
+#[test]
+fn an_empty_text_is_as_good_as_none() {
+    let flags = [
+        "--iface=",
+        "--iface-regex=",
+        "--iface-can-reach=",
+        "--public-ip=",
+        "--public-ipv6=",
+        "--etcd-cafile=",
+        "--etcd-certfile=",
+        "--etcd-keyfile=",
+        "--etcd-username=",
+        "--etcd-password=",
+        "--kubeconfig-file=",
+        "--kube-api-url=",
+        "--healthz-ip=",
+        "--subnet-file=",
+        "--vmodule=",
+        "--etcd-endpoints=http://192.168.2.17:2379",
+    ];
+    let settings = parse(&flags, &[]).expect("as a unit's template leaves them");
+    let store::Settings::Etcd(options) = &settings.store else {
+        panic!("etcd was asked for");
+    };
+    assert!(options.access.ca.is_none() && options.access.identity.is_none());
+    assert!(options.access.user.is_none() && settings.selection.public.is_empty());
+    let apart = parse(&["--public-ip", "", "--subnet-file", "-v"], &[]).expect("apart");
+    assert!(apart.selection.public.is_empty());
+    assert_eq!(
+        apart.subnet_file.to_str(),
+        Some("-v"),
+        "what stands behind a flag is its value"
+    );
+}
+
+#[test]
+fn of_several_the_last_counts() {
+    let settings = parse(
+        &[
+            "--subnet-file=/a",
+            "--subnet-file=/b",
+            "--ip-masq",
+            "--ip-masq=false",
+            "--etcd-endpoints=http://a:1",
+            "--etcd-endpoints=http://b:1,http://c:1",
+            "--iface=a",
+            "--iface=b",
+        ],
+        &[],
+    );
+    let settings = settings.expect("as a unit with defaults before a variable has them");
+    let store::Settings::Etcd(options) = &settings.store else {
+        panic!("etcd was asked for");
+    };
+    assert_eq!(options.access.endpoints, ["http://b:1", "http://c:1"]);
+    assert_eq!(settings.subnet_file.to_str(), Some("/b"));
+    assert!(!settings.firewall.masquerade);
+    assert_eq!(settings.selection.names, ["a", "b"]);
+}
+
+#[test]
+fn endpoints_and_prefixes_are_flannelds() {
+    for (text, is_tls, said) in [
+        ("192.168.2.17:2379", false, "http://192.168.2.17:2379"),
+        ("192.168.2.17:2379", true, "https://192.168.2.17:2379"),
+        ("http://a:1,b:1", true, "http://a:1 http://b:1"),
+        ("a:1,https://b:1", false, "https://a:1 https://b:1"),
+        ("http://a:1,", false, "http://a:1"),
+        (",http://a:1, http://b:1/", false, "http://a:1 http://b:1"),
+        ("HTTP://a:1", false, "http://a:1"),
+        ("[fd00::1]:2379", false, "http://[fd00::1]:2379"),
+    ] {
+        let all = endpoints(text, is_tls).map(|all| all.join(" "));
+        assert_eq!(all.as_deref(), Ok(said), "{text}");
+    }
+    for text in [
+        "",
+        ",",
+        "ftp://a:1",
+        "http://a",
+        "unix:///run/etcd",
+        "a b:1",
+    ] {
+        assert!(endpoints(text, false).is_err(), "{text:?}");
+    }
+    for (prefix, key) in [
+        ("/coreos.com/network", "/coreos.com/network/config"),
+        ("kube/network", "kube/network/config"),
+        ("kube/network/", "kube/network/config"),
+        ("", "config"),
+        ("/", "/config"),
+        ("//a//b/", "/a/b/config"),
+        ("/a/../b", "/b/config"),
+        ("./x", "x/config"),
+        ("/..", "/config"),
+        ("../x", "../x/config"),
+    ] {
+        assert_eq!(format!("{}config", folder(prefix)), key, "{prefix:?}");
+    }
+}
+
+#[test]
+fn what_the_other_store_is_told_does_no_harm() {
+    let kube = [
+        "--kube-subnet-mgr",
+        "--etcd-prefix=/x",
+        "--etcd-cafile=/x",
+        "--etcd-username=x",
+        "--subnet-lease-renew-margin=60",
+    ];
+    assert!(parse(&kube, &[("NODE_NAME", "worker1")]).is_ok());
+    let etcd = [
+        "--etcd-endpoints=http://a:1",
+        "--net-config-path=/x",
+        "--kubeconfig-file=/x",
+        "--set-node-network-unavailable=true",
+        "--kube-annotation-prefix=example.com",
+    ];
+    assert!(parse(&etcd, &[]).is_ok());
+    // What means nothing does nothing in the environment, where it may be for another program.
+    let env = [("FLANNELD_SUBNET_DIR", "/x"), ("FLANNELD_VMODULE", "a=1")];
+    assert!(parse(&[], &env).is_ok());
+    for (flags, said) in [
+        (
+            &["--etcd-certfile=/x"][..],
+            "--etcd-certfile is given without --etcd-keyfile",
+        ),
+        (
+            &["--etcd-keyfile=/x"],
+            "--etcd-keyfile is given without --etcd-certfile",
+        ),
+        (
+            &["--etcd-username=x"],
+            "--etcd-username: \"x\" has no password",
+        ),
+        (
+            &["--etcd-password=x"],
+            "a password for etcd is given, and no user",
+        ),
+    ] {
+        let flags = [&["--etcd-endpoints=http://a:1"], flags].concat();
+        let error = parse(&flags, &[]).err().unwrap_or_default();
+        assert!(error.starts_with(said), "{error}");
+    }
 }
 
 #[test]
 fn what_is_not_honoured_is_refused_with_a_sentence() {
     for (flag, said) in [
         ("--kube-annotation-prefix=com", "error: invalid value 'com'"),
-        ("--ip-blackhole-route", "--ip-blackhole-route: a blackhole"),
         ("--subnet-dir=/x", "--subnet-dir: one agent"),
         ("--vmodule=a=1", "--vmodule: the log"),
         ("-log_backtrace_at=a:1", "--log_backtrace_at: the log"),
         (
-            "--etcd-endpoints=192.168.2.17:2379",
-            "--etcd-endpoints: \"192.168.2.17:2379\"",
+            "--etcd-endpoints=192.168.2.17",
+            "--etcd-endpoints: \"192.168.2.17\"",
+        ),
+        ("--healthz-port=70000", "--healthz-port: 70000"),
+        (
+            "--healthz-ip=no.such.name.invalid",
+            "error: invalid value 'no.such.name.invalid'",
         ),
         ("--etcd-cafile", "error: a value is required"),
         (
-            "--subnet-lease-renew-margin=1440",
-            "error: invalid value '1440'",
+            "--subnet-lease-renew-margin=1h",
+            "error: invalid value '1h'",
         ),
         ("--iface-regex=[", "error: invalid value '['"),
         ("--non-masquerade-cidr=x", "error: invalid value 'x'"),
@@ -109,8 +323,6 @@ fn what_is_not_honoured_is_refused_with_a_sentence() {
     for flag in [
         "--kube-api-url=https://192.168.2.17:6443",
         "--kubeconfig=/x",
-        "--net-config-path=/x",
-        "--peers-without-annotations",
     ] {
         let error = parse(&[flag], &[]).err().expect(flag);
         assert!(error.contains("--kube-subnet-mgr"), "{error}");
@@ -157,8 +369,10 @@ fn kube_flannels_command_line_works_as_it_is() {
     ];
     let settings = parse(&[], &variables).expect("variables do as well");
     assert!(matches!(settings.store, store::Settings::Kube(_)));
-    let error = kube(&["--kube-api-url=192.168.2.17:6443"], &pod).map(|_| ());
-    assert!(error.is_err_and(|error| error.starts_with("--kube-api-url: 192.168.2.17:6443")));
+    let url = kube(&["--kube-api-url=192.168.2.17:6443"], &pod).map(|options| options.access.url);
+    assert_eq!(url, Ok("http://192.168.2.17:6443".parse().ok()));
+    let error = kube(&["--kube-api-url=ftp://192.168.2.17"], &pod).map(|_| ());
+    assert!(error.is_err_and(|error| error.starts_with("--kube-api-url: \"ftp://192.168.2.17\"")));
     let error = kube(&["--etcd-endpoints=http://192.168.2.17:2379"], &pod).map(|_| ());
     assert!(error.is_err_and(|error| error.contains("one store")));
 }

@@ -80,7 +80,7 @@ impl Remain {
             Self::Table(family, table) => transaction.delete_table(*family, table),
             Self::Chain(family, place) => {
                 let rules = nftables::rules(*family, place.table, place.base).map_err(failed)?;
-                let leads = |rule: &&nftables::Listed| rule.jump.as_deref() == Some(place.chain);
+                let leads = |rule: &&nftables::Listed| rule.jump().as_deref() == Some(place.chain);
                 for rule in rules.iter().filter(leads) {
                     transaction.delete_rule(*family, place.table, place.base, rule.handle);
                 }

@@ -40,13 +40,17 @@ impl Legacy {
 
     /// The rules of a chain, as the program would take them. None where there is no chain.
     pub(super) fn rules(&self, table: &str, chain: &str) -> Result<Vec<String>, String> {
-        let all = run(self.program, &["-w", WAIT, "-t", table, "-S"], "")?;
         let policy = format!("-P {chain} ");
         let rule = format!("-A {chain} ");
-        let of_chain = all
-            .lines()
-            .filter(|line| line.starts_with(&policy) || line.starts_with(&rule));
-        Ok(of_chain.map(str::to_owned).collect())
+        let mut lines = self.lines(table)?;
+        lines.retain(|line| line.starts_with(&policy) || line.starts_with(&rule));
+        Ok(lines)
+    }
+
+    /// Everything of a table, as the program would take it.
+    fn lines(&self, table: &str) -> Result<Vec<String>, String> {
+        let all = run(self.program, &["-w", WAIT, "-t", table, "-S"], "")?;
+        Ok(all.lines().map(str::to_owned).collect())
     }
 
     /// Changes a table in one transaction.
@@ -62,30 +66,86 @@ pub(super) fn is_in_use() -> bool {
     FAMILIES.iter().any(|legacy| legacy.has("filter"))
 }
 
-/// Accepts where the default is to drop. Says how many rules were added.
+/// Accepts what the FORWARD chain would refuse: before the first rule that refuses whatever comes. Says
+/// how many rules were added.
 pub(super) fn ensure_forward(rules: &Rules) -> Result<usize, String> {
     let mut added = 0;
     for legacy in FAMILIES.iter().filter(|legacy| legacy.has("filter")) {
-        let present = legacy.rules("filter", "FORWARD")?;
-        let drops = present.iter().any(|line| line == "-P FORWARD DROP");
+        let all = legacy.lines("filter")?;
+        let (ours, others): (Vec<_>, Vec<_>) =
+            of_chain(&all, "FORWARD").partition(|line| is_ours(line));
+        let refusing = others.iter().position(|line| refuses(line, &all, 0));
+        let drops = all.iter().any(|line| line == "-P FORWARD DROP");
         let networks = rules
             .networks()
             .filter(|network| network.is_ipv4() == legacy.is_ipv4);
-        let wanted: Vec<_> = networks.filter(|_| drops).flat_map(accepts).collect();
-        let old = present
+        let is_refused = drops || refusing.is_some();
+        let wanted: Vec<_> = networks.filter(|_| is_refused).flat_map(accepts).collect();
+        let lines: Vec<_> = of_chain(&all, "FORWARD").collect();
+        let is_early = |line: &&String| {
+            let place = |one: &String| lines.iter().position(|other| *other == one);
+            let before = refusing.and_then(|at| place(others[at]));
+            before.is_none_or(|before| place(line) < Some(before))
+        };
+        if ours
             .iter()
-            .filter(|line| is_ours(line) && !wanted.contains(line));
-        let new = wanted.iter().filter(|line| !present.contains(line));
-        let lines: Vec<_> = old
-            .map(|line| line.replacen("-A", "-D", 1))
-            .chain(new.cloned())
-            .collect();
-        if !lines.is_empty() {
-            legacy.change("filter", &lines)?;
-            added += lines.iter().filter(|line| line.starts_with("-A")).count();
+            .map(|line| line.as_str())
+            .eq(wanted.iter().map(String::as_str))
+            && ours.iter().all(is_early)
+        {
+            continue;
         }
+        let mut changes: Vec<_> = ours
+            .iter()
+            .map(|line| line.replacen("-A", "-D", 1))
+            .collect();
+        changes.extend(wanted.iter().enumerate().map(|(i, line)| match refusing {
+            // Ours are gone by then: places are those among the others.
+            Some(at) => line.replacen("-A FORWARD", &format!("-I FORWARD {}", at + i + 1), 1),
+            None => line.clone(),
+        }));
+        legacy.change("filter", &changes)?;
+        added += wanted.len().saturating_sub(ours.len());
     }
     Ok(added)
+}
+
+/// The rules of a chain among all lines.
+fn of_chain<'a>(all: &'a [String], chain: &str) -> impl Iterator<Item = &'a String> {
+    let begin = format!("-A {chain} ");
+    all.iter().filter(move |line| line.starts_with(&begin))
+}
+
+/// Whether a rule drops or rejects whatever comes, or leads to a chain with such a rule.
+fn refuses(line: &str, all: &[String], depth: usize) -> bool {
+    const DEEPEST: usize = 16;
+    let mut words = line.split_whitespace().skip(2);
+    let mut target = "";
+    while let Some(word) = words.next() {
+        match word {
+            "-j" | "-g" => target = words.next().unwrap_or_default(),
+            // What refusing is like decides nothing.
+            "--reject-with" => drop(words.next()),
+            // A comment may have several words.
+            "-m" if words.clone().next() == Some("comment") => {
+                words.nth(1);
+                let first = words.next().unwrap_or_default();
+                if first.starts_with('"') && !first.ends_with('"') {
+                    words.by_ref().find(|word| word.ends_with('"'));
+                }
+            }
+            _ => return false,
+        }
+    }
+    match target {
+        "DROP" | "REJECT" => true,
+        chain if depth < DEEPEST => {
+            // What is accepted or left before is not refused.
+            let mut rules = of_chain(all, chain);
+            rules.any(|line| refuses(line, all, depth + 1))
+        }
+        _ => false,
+    }
 }
 
 /// Takes our rules away. Says how many there were; with `is_dry`, how many there are.
@@ -109,6 +169,8 @@ fn accepts(network: IpNetwork) -> [String; 2] {
         .map(|side| format!("-A FORWARD {side} {network} -m comment --comment {COMMENT} -j ACCEPT"))
 }
 
+/// In the form of this program, and of the other one, whose rules were restored by it.
 fn is_ours(line: &str) -> bool {
     line.contains(&format!("--comment {COMMENT} "))
+        || line.contains(&format!("--comment \"{COMMENT} "))
 }

@@ -129,24 +129,24 @@ pub(crate) fn parse(text: &str) -> Result<Snapshot, String> {
     })
 }
 
-/// One hop of each enabled family. Errors name the key.
+/// One hop of each enabled family that the node has anything of, one at least. Errors name the key.
 fn hops(network: &NetConf, node: &Node) -> Result<Vec<Hop>, (&'static str, String)> {
     let mut hops = Vec::new();
-    if let Some(space) = network.ipv4 {
-        let via = node
-            .public_ip
-            .ok_or(("publicIP", "is missing".to_owned()))?;
-        let subnet = node.subnet.ok_or(("subnet", "is missing".to_owned()))?;
+    let missing = |key| (key, "is missing".to_owned());
+    let is_there = node.public_ip.is_some() || node.subnet.is_some();
+    let is_other = node.public_ipv6.is_some() || node.ipv6_subnet.is_some();
+    if let Some(space) = network
+        .ipv4
+        .filter(|_| is_there || network.ipv6.is_none() || !is_other)
+    {
+        let via = node.public_ip.ok_or_else(|| missing("publicIP"))?;
+        let subnet = node.subnet.ok_or_else(|| missing("subnet"))?;
         check_address("publicIP", via.into())?;
         hops.push(hop("subnet", space.network, subnet.into(), via.into())?);
     }
-    if let Some(space) = network.ipv6 {
-        let via = node
-            .public_ipv6
-            .ok_or(("publicIPv6", "is missing".to_owned()))?;
-        let subnet = node
-            .ipv6_subnet
-            .ok_or(("ipv6Subnet", "is missing".to_owned()))?;
+    if let Some(space) = network.ipv6.filter(|_| is_other || network.ipv4.is_none()) {
+        let via = node.public_ipv6.ok_or_else(|| missing("publicIPv6"))?;
+        let subnet = node.ipv6_subnet.ok_or_else(|| missing("ipv6Subnet"))?;
         check_address("publicIPv6", via.into())?;
         hops.push(hop("ipv6Subnet", space.network, subnet.into(), via.into())?);
     }
@@ -265,6 +265,45 @@ mod tests {
                 error.ends_with(&format!("{via} is no address of a node")),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn what_one_family_lacks_takes_nothing_from_the_other() {
+        let parse = |node: &str| {
+            let network =
+                r#""Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48""#;
+            let text =
+                format!(r#"{{"network": {{{network}}}, "nodes": [{{"name": "a", {node}}}]}}"#);
+            parse(&text).map(|snapshot| {
+                let subnets = snapshot.leases[0].subnets();
+                subnets
+                    .map(|subnet| subnet.to_string())
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+        };
+        let ipv4 = r#""publicIP": "192.168.2.16", "subnet": "10.10.1.0/24""#;
+        let ipv6 = r#""publicIPv6": "fd01::16", "ipv6Subnet": "fd00:0:0:1::/64""#;
+        assert_eq!(parse(ipv4).as_deref(), Ok("10.10.1.0/24"));
+        assert_eq!(parse(ipv6).as_deref(), Ok("fd00:0:0:1::/64"));
+        let both = parse(&format!("{ipv4}, {ipv6}"));
+        assert_eq!(both.as_deref(), Ok("10.10.1.0/24 fd00:0:0:1::/64"));
+        for (node, said) in [
+            (
+                format!(r#"{ipv4}, "publicIPv6": "fd01::16""#),
+                "nodes[0].ipv6Subnet: is missing",
+            ),
+            (
+                format!(r#"{ipv6}, "subnet": "10.10.1.0/24""#),
+                "nodes[0].publicIP: is missing",
+            ),
+            (
+                r#""publicIP": null"#.to_owned(),
+                "nodes[0].publicIP: is missing",
+            ),
+        ] {
+            assert_eq!(parse(&node), Err(said.to_owned()));
         }
     }
 

@@ -12,7 +12,7 @@ mod own;
 mod release;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use etcd_client::{
     Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantResponse, PutOptions,
@@ -30,10 +30,10 @@ pub(crate) use release::release;
 
 use crate::lease::{Addresses, Held, Lease, Snapshot};
 use crate::store::shared::Shared;
-use connection::{Failure, PATIENCE, why};
+use connection::{Failure, PATIENCE, is_of_login, why};
 use contents::Contents;
 use format::Value;
-use own::{Claim, Step, Write};
+use own::{Claim, Renew, Step, Write};
 
 /// A snapshot may be large: 50,000 leases are 12 MB.
 const LARGEST: usize = 256 << 20;
@@ -54,6 +54,8 @@ const NEXT: Duration = Duration::from_millis(20);
 /// How soon we try again what etcd refused, at first and at last.
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Who writes our lease again so soon after we put it back does what we do: he is another agent.
+const CONTEST: Duration = Duration::from_secs(1);
 /// How often somebody may get in between.
 const TRIES: usize = 100;
 
@@ -61,7 +63,7 @@ const TRIES: usize = 100;
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) access: Access,
-    /// Below which key everything lies, without a slash behind it.
+    /// What every key begins with, such as `/coreos.com/network/`.
     pub(crate) prefix: String,
     /// For how long a lease holds.
     pub(crate) ttl: Duration,
@@ -72,8 +74,17 @@ pub(crate) struct Options {
 /// A running store. It ends when it is dropped; its lease stays.
 pub(crate) struct EtcdStore {
     shared: Arc<Shared<State>>,
-    addresses: watch::Sender<Option<Addresses>>,
+    place: watch::Sender<Option<Place>>,
     task: JoinHandle<()>,
+}
+
+/// Where this node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// By which addresses it is reached now.
+    pub(crate) addresses: Addresses,
+    /// The lease that it had before it started, where what was kept of that is this node's for sure.
+    pub(crate) memory: Option<Held>,
 }
 
 /// What the store knows.
@@ -84,6 +95,8 @@ pub(crate) struct Report {
     pub(crate) own: Option<(Arc<Lease>, Held)>,
     /// Why this node's lease is not as it should be.
     pub(crate) trouble: Option<String>,
+    /// The same, where it is held and others find this node by it.
+    pub(crate) warning: Option<String>,
     /// Why nothing can be heard.
     pub(crate) unreachable: Option<String>,
     /// How far the store was read.
@@ -99,40 +112,46 @@ struct State {
     contents: Option<Contents>,
     own: Option<(Arc<Lease>, Held)>,
     trouble: Option<String>,
+    warning: Option<String>,
     unreachable: Option<String>,
     heard: Option<Instant>,
     expires: Option<Instant>,
 }
 
 impl EtcdStore {
-    /// Begins. `held` is the lease that this node had, and `previous` are subnets that it had
-    /// before, the best known first. Needs a tokio runtime.
-    pub(crate) fn start(options: Options, held: Option<Held>, previous: Vec<Subnets>) -> Self {
+    /// Begins. `previous` are subnets that this node had before, the best known first. Needs a tokio
+    /// runtime.
+    pub(crate) fn start(options: Options, previous: Vec<Subnets>) -> Self {
         let shared = Arc::new(Shared::default());
-        let (sender, addresses) = watch::channel(None);
+        let (sender, place) = watch::channel(None);
         let keeper = Keeper {
             options,
             shared: Arc::clone(&shared),
-            addresses,
-            held,
-            is_confirmed: false,
+            place,
+            held: None,
             granted: None,
+            ended: None,
+            contested: None,
+            put_back: None,
+            was_read: false,
+            is_distrusted: false,
+            revision: 0,
             previous,
             due: None,
             retry: None,
         };
         Self {
             shared,
-            addresses: sender,
+            place: sender,
             task: tokio::spawn(keeper.run()),
         }
     }
 
-    /// Says by which addresses this node is reached now.
-    pub(crate) fn set_addresses(&self, addresses: Addresses) {
-        self.addresses.send_if_modified(|present| {
-            let is_new = *present != Some(addresses);
-            *present = Some(addresses);
+    /// Says where this node is now.
+    pub(crate) fn set_place(&self, place: Place) {
+        self.place.send_if_modified(|present| {
+            let is_new = present.as_ref() != Some(&place);
+            *present = Some(place);
             is_new
         });
     }
@@ -150,6 +169,7 @@ impl EtcdStore {
             snapshot: contents.map(Contents::snapshot),
             own: state.own.clone(),
             trouble: state.trouble.clone(),
+            warning: state.warning.clone(),
             unreachable: state.unreachable.clone(),
             revision: contents.map_or(0, |contents| contents.revision),
             heard: state.heard,
@@ -170,7 +190,7 @@ async fn read_all(client: &Client, prefix: &str) -> Result<Contents, Failure> {
     // A server that hangs is not worth the patience that much takes.
     let mut reader = client.kv_client().max_decoding_message_size(LARGEST);
     let word = GetOptions::new().with_count_only();
-    within(PATIENCE, reader.get(format!("{prefix}/config"), Some(word))).await?;
+    within(PATIENCE, reader.get(format!("{prefix}config"), Some(word))).await?;
     let all = reader.get(contents.folder(), Some(GetOptions::new().with_prefix()));
     let all = within(SNAPSHOT_PATIENCE, all).await?;
     contents.revision = all.header().map_or(0, ResponseHeader::revision);
@@ -226,12 +246,24 @@ async fn within<T>(
 struct Keeper {
     options: Options,
     shared: Arc<Shared<State>>,
-    addresses: watch::Receiver<Option<Addresses>>,
+    place: watch::Receiver<Option<Place>>,
+    /// The lease that this node was seen to hold since it started.
     held: Option<Held>,
-    is_confirmed: bool,
     previous: Vec<Subnets>,
     /// The number of etcd's lease that was granted last.
     granted: Option<i64>,
+    /// The number of one that has run out.
+    ended: Option<i64>,
+    /// The number of another's that took the place of ours again.
+    contested: Option<i64>,
+    /// When we put our lease back in the place of another's last.
+    put_back: Option<Instant>,
+    /// Whether somebody else keeps the lease alive that is remembered.
+    is_distrusted: bool,
+    /// How far etcd was when it was read last.
+    revision: i64,
+    /// Whether this session has read it.
+    was_read: bool,
     /// When the lease is to be renewed.
     due: Option<Instant>,
     /// When to try again what etcd refused, and how long that is from the time before.
@@ -245,18 +277,32 @@ impl Keeper {
         for i in 0.. {
             let endpoint = self.options.access.endpoints[i % count].clone();
             let begin = Instant::now();
+            self.was_read = false;
             let Err(reason) = self.session(&endpoint).await else {
                 continue;
             };
             if begin.elapsed() > LASTING {
                 failed.clear();
             }
+            if is_of_login(&reason) && std::mem::take(&mut self.was_read) {
+                // It was good until now: somebody changed users or roles.
+                info!("{reason}; logging in to etcd anew");
+                failed.clear();
+                sleep(NEXT).await;
+                continue;
+            }
+            let reason = self.options.access.explain(&endpoint, reason);
             failed.push(format!("{endpoint}: {reason}"));
             let is_round = failed.len() >= count;
             // Who hangs at the beginning is not waited for: there may be what was kept.
             let hangs = begin.elapsed() > HANGS && self.shared.state().heard.is_none();
             if is_round || hangs {
-                let reason = format!("etcd cannot be reached: {}", failed.join("; "));
+                let what = if failed.iter().all(|reason| is_of_login(reason)) {
+                    "etcd does not accept the login"
+                } else {
+                    "etcd cannot be reached"
+                };
+                let reason = format!("{what}: {}", failed.join("; "));
                 self.shared.update(|state| state.unreachable = Some(reason));
             }
             if !is_round {
@@ -274,10 +320,18 @@ impl Keeper {
     /// Everything from one range read to the end of its watch. It ends well when a new session
     /// is to begin at once.
     async fn session(&mut self, endpoint: &str) -> Result<(), String> {
-        let mut place = *self.addresses.borrow();
+        let mut place = self.addresses();
         let files = self.options.access.age_of_files();
         let mut client = self.options.access.connect(endpoint).await?;
         let contents = read_all(&client, &self.options.prefix).await?;
+        if contents.revision < self.revision {
+            warn!(
+                "etcd went back in time, from revision {} to {}: it was restored, or is another one; going by what it says now",
+                self.revision, contents.revision
+            );
+        }
+        self.revision = contents.revision;
+        self.was_read = true;
         let options = WatchOptions::new()
             .with_prefix()
             .with_start_revision(contents.revision + 1);
@@ -292,7 +346,7 @@ impl Keeper {
         let mut tick = interval(TICK);
         loop {
             // The connection may be from an address that is gone.
-            let now = *self.addresses.borrow();
+            let now = self.addresses();
             if place.is_some() && now != place {
                 return Ok(());
             }
@@ -305,7 +359,7 @@ impl Keeper {
                         return Ok(());
                     }
                 }
-                Ok(()) = self.addresses.changed() => {}
+                Ok(()) = self.place.changed() => {}
                 _ = tick.tick() => {
                     let silence = self.shared.state().heard.map_or(SILENT, |heard| heard.elapsed());
                     if silence > SILENT {
@@ -324,7 +378,7 @@ impl Keeper {
     }
 
     /// Takes in what the watch tells. Says whether it goes on.
-    fn take_in(&self, word: &WatchResponse) -> Result<bool, String> {
+    fn take_in(&mut self, word: &WatchResponse) -> Result<bool, String> {
         if word.compact_revision() > 0 {
             warn!(
                 "etcd has forgotten what was before revision {}; reading everything anew",
@@ -340,6 +394,7 @@ impl Keeper {
         if let Some(contents) = &mut state.contents {
             let revision = word.header().map_or(0, ResponseHeader::revision);
             contents.revision = contents.revision.max(revision);
+            self.revision = contents.revision;
             word.events().iter().for_each(|event| contents.apply(event));
         }
         if !word.events().is_empty() {
@@ -348,61 +403,242 @@ impl Keeper {
         Ok(true)
     }
 
+    fn addresses(&self) -> Option<Addresses> {
+        self.place.borrow().as_ref().map(|place| place.addresses)
+    }
+
     /// Sees to it that this node holds its lease. Where etcd lets it be read and not be written,
-    /// the others' leases are followed all the same.
+    /// the others' leases are followed all the same, and the lease that is there is kept alive.
     async fn hold(&mut self, client: &mut Client) -> Result<(), String> {
-        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+        let now = Instant::now();
+        let is_due = self.due.is_some_and(|due| due <= now);
+        // What is due does not wait for long.
+        let waits = |(at, pause): (Instant, Duration)| {
+            let early = at - pause.saturating_sub(RETRY);
+            now < if is_due { early } else { at }
+        };
+        if self.retry.is_some_and(waits) {
             return Ok(());
         }
-        let trouble = match self.held(client).await {
-            Ok(trouble) => {
+        let (trouble, warning) = match self.held(client).await {
+            Ok(said) => {
                 self.retry = None;
-                trouble
+                said
             }
             Err(Failure::Refused(reason)) => {
                 let pause = self
                     .retry
                     .map_or(RETRY, |(_, pause)| (pause * 2).min(LONGEST_RETRY));
                 self.retry = Some((Instant::now() + pause, pause));
-                Some(format!("write this node's lease to etcd: {reason}"))
+                let reason = format!("write this node's lease to etcd: {reason}");
+                if self.is_found() {
+                    (None, Some(reason))
+                } else {
+                    (Some(reason), None)
+                }
             }
             Err(Failure::Away(reason)) => return Err(reason),
         };
-        if self.shared.state().trouble != trouble {
-            self.shared.update(|state| state.trouble = trouble);
+        let mut state = self.shared.state();
+        if state.trouble != trouble || state.warning != warning {
+            state.trouble = trouble;
+            state.warning = warning;
+            self.shared.changed.notify_one();
         }
         Ok(())
     }
 
-    /// The same. Gives the reason where nothing can be done.
-    async fn held(&mut self, client: &mut Client) -> Result<Option<String>, Failure> {
+    /// Whether this node holds a lease that leads others to it.
+    fn is_found(&self) -> bool {
+        let state = self.shared.state();
+        let holds = state.expires.is_none_or(|end| end > Instant::now());
+        let (Some(held), Some(addresses)) = (&self.held, self.addresses()) else {
+            return false;
+        };
+        holds && held.addresses.are_of(addresses)
+    }
+
+    /// The same. Gives the reason where nothing can be done, and what is wrong beside.
+    async fn held(
+        &mut self,
+        client: &mut Client,
+    ) -> Result<(Option<String>, Option<String>), Failure> {
         for _ in 0..TRIES {
-            let Some(addresses) = *self.addresses.borrow_and_update() else {
-                return Ok(None);
+            let Some(place) = self.place.borrow_and_update().clone() else {
+                return Ok((None, None));
             };
+            let memory = place.memory.filter(|_| self.held.is_none());
+            if let Some(memory) = &memory {
+                self.is_distrusted = self.is_renewed_elsewhere(client, memory).await?;
+            }
+            let memory = memory.filter(|_| !self.is_distrusted);
             let claim = Claim {
-                addresses,
-                held: self.held.clone(),
-                is_confirmed: self.is_confirmed,
+                addresses: place.addresses,
+                held: self.held.clone().or(memory),
+                is_confirmed: self.held.is_some(),
                 granted: self.granted,
                 is_due: self.due.is_some_and(|due| due <= Instant::now()),
+                ended: self.ended,
+                contested: self.contested,
                 previous: self.previous.clone(),
             };
-            let step = self
-                .shared
-                .state()
-                .contents
-                .as_ref()
-                .map(|contents| claim.step(contents));
+            let claim = self.see_others(claim);
+            let said = {
+                let state = self.shared.state();
+                let contents = state.contents.as_ref();
+                contents.map(|contents| (claim.step(contents), claim.warning(contents)))
+            };
+            let Some((step, warning)) = said else {
+                return Ok((None, None));
+            };
             match step {
-                None | Some(Step::Hold) => return Ok(None),
-                Some(Step::Stuck(reason)) => return Ok(Some(reason)),
-                Some(Step::Write(write)) => self.write(client, write).await?,
+                Step::Hold => return Ok((None, warning)),
+                Step::Stuck(reason) => return Ok((Some(reason), None)),
+                Step::Renew(renew) => self.renew(client, renew).await?,
+                Step::Write(write) => self.write_or_renew(client, write).await?,
             }
         }
         Err(Failure::Refused(
             "others change leases all the time".to_owned(),
         ))
+    }
+
+    /// Sees whether somebody else wrote this node's lease. Once is no matter, since it is put back; who does
+    /// it again is another node with this node's address.
+    fn see_others(&mut self, mut claim: Claim) -> Claim {
+        let foreign = {
+            let state = self.shared.state();
+            let entry = self.held.as_ref().and_then(|held| {
+                let entry = state.contents.as_ref()?.get(&held.name)?;
+                Some((claim.is_foreign(held, entry), entry.stamp.etcd_lease))
+            });
+            entry
+                .filter(|(is_foreign, _)| *is_foreign)
+                .map(|(_, lease)| lease)
+        };
+        if foreign.is_some() && self.contested != foreign {
+            if self.put_back.is_some_and(|at| at.elapsed() < CONTEST) {
+                self.contested = foreign;
+                claim.contested = foreign;
+            } else {
+                self.put_back = Some(Instant::now());
+                warn!(
+                    "somebody else wrote this node's lease, with this node's address; putting ours back"
+                );
+            }
+        }
+        claim
+    }
+
+    /// Whether somebody has kept the remembered lease alive since it was remembered, with another
+    /// address than this node's: then the memory is a copy, and the node that it is of lives.
+    async fn is_renewed_elsewhere(
+        &self,
+        client: &mut Client,
+        memory: &Held,
+    ) -> Result<bool, Failure> {
+        /// What clocks and whole seconds make of one moment.
+        const SLACK: u64 = 3;
+        let is_ours = self
+            .addresses()
+            .is_none_or(|addresses| memory.addresses.are_of(addresses));
+        let (Some(expires), false) = (memory.expires, is_ours || memory.etcd_lease == 0) else {
+            return Ok(false);
+        };
+        let asked = client.lease_time_to_live(memory.etcd_lease, None);
+        let answer = within(PATIENCE, asked).await?;
+        let left = u64::try_from(answer.ttl()).unwrap_or_default();
+        let ends = seconds_now() + left;
+        if left > 0 && ends > expires + SLACK {
+            if !self.is_distrusted {
+                warn!(
+                    "the saved state says that this node holds {}, but {} keeps renewing it: the state is a copy, and does not count",
+                    memory.name, memory.addresses
+                );
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Keeps a lease alive, as it stands there.
+    async fn renew(&mut self, client: &mut Client, renew: Renew) -> Result<(), Failure> {
+        let Renew {
+            name,
+            addresses,
+            etcd_lease,
+        } = renew;
+        let ttl = if etcd_lease == 0 {
+            None
+        } else {
+            let ttl = keep_alive(client, etcd_lease).await?;
+            if ttl.is_zero() {
+                self.ended = Some(etcd_lease);
+                return Ok(());
+            }
+            Some(ttl)
+        };
+        let Some(lease) = self.lease(&name) else {
+            return Ok(());
+        };
+        let is_news = self.held.as_ref().is_none_or(|held| held.name != name);
+        if is_news {
+            info!("took over {name} of {addresses}");
+        } else {
+            debug!("renewed the lease of {name}");
+        }
+        self.confirm(name, addresses, etcd_lease, ttl, lease);
+        Ok(())
+    }
+
+    /// Writes the lease. Where etcd refuses, what stands there already is kept alive.
+    async fn write_or_renew(&mut self, client: &mut Client, write: Write) -> Result<(), Failure> {
+        let name = write.revision.map(|_| write.name.clone());
+        let refusal = match self.write(client, write).await {
+            Err(refusal @ Failure::Refused(_)) => refusal,
+            other => return other,
+        };
+        let standing = name.and_then(|name| {
+            let state = self.shared.state();
+            let entry = state.contents.as_ref()?.get(&name)?;
+            let addresses = entry.value.as_ref().ok()?.addresses();
+            let etcd_lease = entry.stamp.etcd_lease;
+            let lease = Arc::clone(&entry.lease);
+            (etcd_lease != 0).then_some((name, addresses, etcd_lease, lease))
+        });
+        if let Some((name, addresses, etcd_lease, lease)) = standing {
+            let ttl = keep_alive(client, etcd_lease).await?;
+            if !ttl.is_zero() {
+                self.confirm(name, addresses, etcd_lease, Some(ttl), lease);
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Takes in that this node holds a lease, for so long.
+    fn confirm(
+        &mut self,
+        name: String,
+        addresses: Addresses,
+        etcd_lease: i64,
+        ttl: Option<Duration>,
+        lease: Arc<Lease>,
+    ) {
+        let held = Held {
+            name,
+            addresses,
+            etcd_lease,
+            expires: ttl.map(|ttl| seconds_now() + ttl.as_secs()),
+        };
+        let now = Instant::now();
+        // One of a short time is not to run out before its margin.
+        let margin = |ttl: Duration| self.options.margin.min(ttl / 2);
+        self.due = ttl.map(|ttl| now + ttl.saturating_sub(margin(ttl)));
+        self.held = Some(held.clone());
+        self.shared.update(|state| {
+            state.own = Some((lease, held));
+            state.expires = ttl.map(|ttl| now + ttl);
+        });
     }
 
     /// Writes the lease. Where somebody was faster, what he did is taken in.
@@ -431,22 +667,12 @@ impl Keeper {
             return Ok(());
         };
         self.tell(&write);
-        let held = Held {
-            name: write.name,
-            addresses: write.value.addresses(),
-            etcd_lease,
-        };
-        let old = self.held.replace(held.clone());
-        self.is_confirmed = true;
-        let now = Instant::now();
+        let old = self.held.clone();
         let ttl = granted.map(|granted| u64::try_from(granted.ttl()).unwrap_or_default());
         let ttl = ttl.map(Duration::from_secs);
-        self.due = ttl.map(|ttl| now + ttl.saturating_sub(self.options.margin));
-        self.shared.update(|state| {
-            state.own = Some((lease, held));
-            state.trouble = None;
-            state.expires = ttl.map(|ttl| now + ttl);
-        });
+        self.ended = None;
+        let addresses = write.value.addresses();
+        self.confirm(write.name, addresses, etcd_lease, ttl, lease);
         // Only what we had granted ourselves: others may have hung more on theirs.
         if let Some(old) = old.filter(|old| old.etcd_lease != 0 && old.etcd_lease != etcd_lease) {
             drop(within(PATIENCE, client.lease_revoke(old.etcd_lease)).await);
@@ -461,7 +687,7 @@ impl Keeper {
         write: &Write,
         etcd_lease: i64,
     ) -> Result<(bool, Found), Failure> {
-        let path = |name: &str| format!("{}/subnets/{name}", self.options.prefix);
+        let path = |name: &str| format!("{}subnets/{name}", self.options.prefix);
         let unchanged = |path: &str, revision| match revision {
             Some(revision) => Compare::mod_revision(path, CompareOp::Equal, revision),
             None => Compare::version(path, CompareOp::Equal, 0),
@@ -481,18 +707,21 @@ impl Keeper {
             when.push(all.with_prefix());
         }
         let mut changes = Vec::new();
-        // A reservation that says what it should is not touched.
-        if !(write.is_reservation && self.says(&write.name, &write.value)) {
-            let text = serde_json::to_string(&write.value).expect("texts and numbers");
-            let put = PutOptions::new().with_lease(etcd_lease);
-            changes.push(TxnOp::put(own.as_str(), text, Some(put)));
-        }
+        let own_first = own.clone();
         let mut paths = vec![own];
+        // The old one goes first: flanneld takes a new key for the same subnet's, and would then take the
+        // end of the old one for the end of both.
         if let Some((old, revision)) = &write.instead_of {
             let old = path(old);
             when.push(unchanged(&old, Some(*revision)));
             changes.push(TxnOp::delete(old.as_str(), None));
             paths.push(old);
+        }
+        // A reservation that says what it should is not touched.
+        if !(write.is_reservation && self.says(&write.name, &write.value)) {
+            let text = serde_json::to_string(&write.value).expect("texts and numbers");
+            let put = PutOptions::new().with_lease(etcd_lease);
+            changes.push(TxnOp::put(own_first.as_str(), text, Some(put)));
         }
         commit(client, when, changes, paths).await
     }
@@ -522,11 +751,18 @@ impl Keeper {
         lease
     }
 
+    /// The lease `name`, where there is one.
+    fn lease(&self, name: &str) -> Option<Arc<Lease>> {
+        let state = self.shared.state();
+        let entry = state.contents.as_ref()?.get(name)?;
+        Some(Arc::clone(&entry.lease))
+    }
+
     /// Says what became of the lease, where it is news.
     fn tell(&self, write: &Write) {
         let (name, address) = (&write.name, write.value.addresses());
         match (write.revision, &write.instead_of, &self.held) {
-            (None, _, Some(held)) if self.is_confirmed && held.name == *name => {
+            (None, None, Some(held)) if held.name == *name => {
                 warn!("the lease of {name} was gone; took it again");
             }
             (None, Some((old, _)), _) => info!("took {name} for {address} instead of {old}"),
@@ -534,8 +770,32 @@ impl Keeper {
             (_, _, Some(held)) if held.addresses != address => {
                 info!("the lease of {name} is for {address} now");
             }
-            _ if !self.is_confirmed => info!("took over {name} of {address}"),
+            (_, _, None) => info!("took over {name} of {address}"),
             _ => debug!("renewed the lease of {name}"),
         }
     }
+}
+
+/// Keeps a lease of etcd's alive, which takes no room there. Says for how long; zero where it has run
+/// out.
+async fn keep_alive(client: &mut Client, etcd_lease: i64) -> Result<Duration, Failure> {
+    let ttl = async {
+        let (mut keeper, mut answers) = match client.lease_keep_alive(etcd_lease).await {
+            // So the library says that there is none.
+            Err(etcd_client::Error::LeaseKeepAliveError(_)) => return Ok(0),
+            other => other?,
+        };
+        // Its first answer is kept to itself.
+        keeper.keep_alive().await?;
+        let answer = answers.message().await?;
+        Ok(answer.map_or(0, |answer| answer.ttl()))
+    };
+    let ttl = within(PATIENCE, ttl).await?;
+    Ok(Duration::from_secs(u64::try_from(ttl).unwrap_or_default()))
+}
+
+/// Seconds since 1970.
+fn seconds_now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }

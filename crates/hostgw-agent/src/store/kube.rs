@@ -11,6 +11,7 @@ mod format;
 mod list;
 mod object;
 mod own;
+mod proxy;
 mod view;
 mod write;
 
@@ -128,7 +129,7 @@ struct Report {
     /// Why nothing can be heard.
     unreachable: Option<String>,
     /// How far the store was read.
-    revision: i64,
+    version: Option<String>,
     /// When something was last heard.
     heard: Option<Instant>,
 }
@@ -152,8 +153,8 @@ struct State {
 }
 
 impl KubeStore {
-    /// Begins. Needs a tokio runtime.
-    fn start(options: Options) -> Self {
+    /// Begins; an earlier run knew the store up to `version`. Needs a tokio runtime.
+    fn start(options: Options, version: Option<String>) -> Self {
         let shared = Arc::new(Shared::default());
         let (wish, wishes) = watch::channel(Wish::default());
         let keeper = Keeper {
@@ -162,6 +163,9 @@ impl KubeStore {
             wishes,
             is_current: false,
             at_least: None,
+            known: version.unwrap_or_default(),
+            wants_store: false,
+            is_shaken: false,
             place: None,
             pause: Duration::ZERO,
             probed: Instant::now(),
@@ -199,7 +203,7 @@ impl KubeStore {
             own: contents.map(|contents| contents.own().ok_or_else(|| state.name.clone())),
             unwritten: state.unwritten.clone(),
             unreachable: state.unreachable.clone(),
-            revision: state.version.parse().unwrap_or_default(),
+            version: (!state.version.is_empty()).then(|| state.version.clone()),
             heard: state.heard,
         }
     }
@@ -220,6 +224,12 @@ struct Keeper {
     is_current: bool,
     /// How far that has to go which is read anew.
     at_least: Option<String>,
+    /// How far the store was known, by an earlier run, too.
+    known: String,
+    /// Whether the store itself is to be read, and not the API server's memory.
+    wants_store: bool,
+    /// Whether a connection was lost since the store was last seen to go on.
+    is_shaken: bool,
     /// The addresses of this node as this connection began.
     place: Option<Addresses>,
     /// How long we waited last before we tried again.
@@ -253,6 +263,13 @@ impl Keeper {
                     sleep(jitter(AWAY[0])).await;
                     continue;
                 }
+                Failure::Older(reason) => {
+                    warn!("{reason}; reading everything anew");
+                    self.is_current = false;
+                    self.wants_store = true;
+                    sleep(jitter(AWAY[0])).await;
+                    continue;
+                }
                 Failure::Busy(reason, after) => {
                     (format!("the API server refuses: {reason}"), REFUSED, after)
                 }
@@ -262,12 +279,18 @@ impl Keeper {
                     let reason = format!("the API server refuses: {reason}");
                     (reason, REFUSED, Duration::ZERO)
                 }
+                Failure::Unknown(reason) => (
+                    format!("the API server does not accept who we are: {reason}"),
+                    AWAY,
+                    Duration::ZERO,
+                ),
                 Failure::Away(reason) => (
                     format!("the API server cannot be reached: {reason}"),
                     AWAY,
                     Duration::ZERO,
                 ),
             };
+            self.is_shaken = true;
             self.shared.update(|state| state.unreachable = Some(reason));
             self.pause = (self.pause * 2).clamp(least, most);
             sleep(wanted + jitter(self.pause)).await;
@@ -289,9 +312,13 @@ impl Keeper {
         let name = self.name(&client).await?;
         if !self.is_current {
             self.read(&client, &name).await?;
+            self.is_shaken = false;
         }
         self.place = None;
         while self.is_here() {
+            if std::mem::take(&mut self.is_shaken) {
+                self.check_time(&client).await?;
+            }
             self.watch(&client).await?;
         }
         Ok(())
@@ -327,12 +354,55 @@ impl Keeper {
     }
 
     /// Reads all Nodes, from the API server's memory: a whole cluster that starts asks etcd for
-    /// nothing. That may be a moment old, and the watch goes on from there; it is never older than
-    /// what we knew.
+    /// nothing. That may be a moment old, and the watch goes on from there. Where it is older than
+    /// what was known, the store itself is asked, whose word counts whatever it says.
     async fn read(&mut self, client: &Client, name: &str) -> Result<(), Failure> {
+        let mut list = None;
+        if !self.wants_store {
+            let at_least = self.at_least.as_deref().unwrap_or("0");
+            let found = self.list(client, name, Some(at_least)).await?;
+            self.wants_store = is_older(&found.1, &self.known);
+            list = Some(found).filter(|_| !self.wants_store);
+        }
+        let (contents, version) = match list {
+            Some(list) => list,
+            None => self.list(client, name, None).await.map_err(|failure| {
+                let known = &self.known;
+                failure.about(&format!(
+                    "what the API server remembers is older than revision {known}, which was known, and its store does not answer"
+                ))
+            })?,
+        };
+        if is_older(&version, &self.known) {
+            warn!(
+                "the API server's store went back in time, from revision {} to {version}: it was restored, or is another one; going by what it says now",
+                self.known
+            );
+        }
+        self.wants_store = false;
+        self.is_current = true;
+        self.known.clone_from(&version);
+        self.shared.update(|state| {
+            name.clone_into(&mut state.name);
+            state.contents = Some(contents);
+            state.version = version;
+            state.heard = Some(Instant::now());
+        });
+        Ok(())
+    }
+
+    /// All Nodes, as of a revision at least, or as the store has them. Says which revision that is.
+    async fn list(
+        &self,
+        client: &Client,
+        name: &str,
+        at_least: Option<&str>,
+    ) -> Result<(Contents, String), Failure> {
         let mut contents = Contents::new(&self.options, name);
-        let parameters = ListParams::default().at(self.at_least.as_deref().unwrap_or("0"));
-        let parameters = parameters.matching(VersionMatch::NotOlderThan);
+        let mut parameters = ListParams::default();
+        if let Some(version) = at_least {
+            parameters = parameters.at(version).matching(VersionMatch::NotOlderThan);
+        }
         let mut request = built(Request::new(NODES).list(&parameters))?;
         let protobuf = HeaderValue::from_static("application/vnd.kubernetes.protobuf");
         request.headers_mut().insert(ACCEPT, protobuf);
@@ -341,14 +411,27 @@ impl Keeper {
             contents.put(object);
         })
         .await?;
-        let version = list.resource_version;
-        self.is_current = true;
-        self.shared.update(|state| {
-            name.clone_into(&mut state.name);
-            state.contents = Some(contents);
-            state.version = version;
-            state.heard = Some(Instant::now());
-        });
+        Ok((contents, list.resource_version))
+    }
+
+    /// After a lost connection, asks how far the store is: one that was restored from a backup would tell
+    /// a watch nothing before it is as far as it was. Where it does not say, the watch goes on.
+    async fn check_time(&self, client: &Client) -> Result<(), Failure> {
+        let request = built(Request::new(NODES).list(&ListParams::default().limit(1)))?;
+        let Ok(list) = answer::<Revision>(client, request).await else {
+            return Ok(());
+        };
+        self.compare(&list.metadata.resource_version)
+    }
+
+    /// Fails where `version` is older than what is known.
+    fn compare(&self, version: &str) -> Result<(), Failure> {
+        if is_older(version, &self.known) {
+            return Err(Failure::Older(format!(
+                "the API server is at revision {version} and was at {}",
+                self.known
+            )));
+        }
         Ok(())
     }
 
@@ -376,6 +459,8 @@ impl Keeper {
                         if begin.elapsed() < TICK {
                             return Err(Failure::Away("the watch ended at once".to_owned()));
                         }
+                        // It may have been told to, and the server be another by now.
+                        self.is_shaken = true;
                         return Ok(());
                     };
                     last = Instant::now();
@@ -384,6 +469,7 @@ impl Keeper {
                 Ok(()) = self.wishes.changed() => {}
                 _ = tick.tick() => {
                     if last.elapsed() > SILENT {
+                        self.is_shaken = true;
                         return Ok(());
                     }
                     self.probe(client).await?;
@@ -406,19 +492,29 @@ impl Keeper {
         let request = http::Request::get("/livez").body(Vec::new());
         let request = request.expect("a path is a request");
         match ask(client, request, PATIENCE).await {
-            Err(Failure::Away(reason)) => Err(Failure::Away(reason)),
+            // Who is not known any more logs in anew.
+            Err(failure @ (Failure::Away(_) | Failure::Unknown(_))) => Err(failure),
             _ => Ok(()),
         }
     }
 
     /// Takes in what the watch tells.
-    fn take_in(&self, event: &str) -> Result<(), Failure> {
+    fn take_in(&mut self, event: &str) -> Result<(), Failure> {
         let event: WatchEvent<Object> = serde_json::from_str(event)
             .map_err(|error| Failure::Away(format!("the watch cannot be read: {error}")))?;
+        let version = match &event {
+            WatchEvent::Bookmark(bookmark) => &bookmark.metadata.resource_version,
+            WatchEvent::Added(object)
+            | WatchEvent::Modified(object)
+            | WatchEvent::Deleted(object) => object.version(),
+            WatchEvent::Error(_) => "",
+        };
+        let version = version.to_owned();
+        self.compare(&version)?;
         let mut state = self.shared.state();
         state.heard = Some(Instant::now());
-        let (is_new, version) = match event {
-            WatchEvent::Bookmark(bookmark) => (false, bookmark.metadata.resource_version),
+        let is_new = match event {
+            WatchEvent::Bookmark(_) => false,
             WatchEvent::Error(status) => {
                 // What it cannot go on with, it could not the next time either.
                 return Err(match Failure::from(*status) {
@@ -427,22 +523,19 @@ impl Keeper {
                 });
             }
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                let version = object.version().to_owned();
                 let contents = state.contents.as_mut();
-                (
-                    contents.is_some_and(|contents| contents.put(object)),
-                    version,
-                )
+                contents.is_some_and(|contents| contents.put(object))
             }
             WatchEvent::Deleted(object) => {
-                let version = object.version().to_owned();
                 if let Some(contents) = &mut state.contents {
                     contents.delete(object);
                 }
-                (true, version)
+                true
             }
         };
-        state.version = version;
+        state.version.clone_from(&version);
+        drop(state);
+        self.known = version;
         if is_new {
             self.shared.changed.notify_one();
         }
@@ -453,6 +546,26 @@ impl Keeper {
 /// A request that was put together.
 fn built<T>(request: Result<T, kube::core::request::Error>) -> Result<T, Failure> {
     request.map_err(|error| Failure::Away(crate::error::chain(&error)))
+}
+
+/// How far a list goes.
+#[derive(Deserialize)]
+struct Revision {
+    metadata: RevisionMetadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RevisionMetadata {
+    resource_version: String,
+}
+
+/// Whether a revision is before another, as far as both are numbers.
+fn is_older(version: &str, known: &str) -> bool {
+    match (version.parse::<u64>(), known.parse::<u64>()) {
+        (Ok(version), Ok(known)) => version < known,
+        _ => false,
+    }
 }
 
 /// A time between a half and one and a half of this: not all nodes at once.

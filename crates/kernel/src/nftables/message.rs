@@ -20,6 +20,8 @@ pub(super) const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
 pub(super) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 pub(super) const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
 pub(super) const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
+pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0c;
+pub(super) const GET_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0d;
 pub(super) const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
 
 /// What a chain says of itself.

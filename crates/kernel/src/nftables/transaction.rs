@@ -8,9 +8,10 @@ use rtnetlink::sys::{Socket, protocols::NETLINK_NETFILTER};
 use super::message::{
     ACK, APPEND, Answer, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, DUMP, GET_CHAIN,
     GET_RULE, GET_TABLE, NEW_CHAIN, NEW_RULE, NEW_TABLE, attributes, exchange, message, messages,
-    nest, number, text, transaction, word,
+    nest, number, text, transaction,
 };
 use super::rule::Rule;
+use super::verdict::{Expression, Verdict};
 use crate::Error;
 
 /// Which packets a table is for.
@@ -52,8 +53,8 @@ pub struct Listed {
     pub handle: u64,
     /// What it says of itself.
     pub comment: Option<String>,
-    /// The chain that it leads to.
-    pub jump: Option<String>,
+    /// What it matches and does, as the kernel has it.
+    expressions: Vec<u8>,
 }
 
 /// Changes of which all are made, or none. The namespace of the calling thread is meant.
@@ -98,6 +99,22 @@ impl Transaction {
         let mut body = place(family, table, Some(chain));
         rule.write(&mut body);
         self.add(NEW_RULE, CREATE | APPEND, &body);
+    }
+
+    /// Puts a rule right before another one of a chain.
+    pub fn insert_rule(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: &str,
+        rule: &Rule,
+        before: u64,
+    ) {
+        const POSITION: u16 = 6;
+        let mut body = place(family, table, Some(chain));
+        rule.write(&mut body);
+        super::message::attribute(&mut body, POSITION, &before.to_be_bytes());
+        self.add(NEW_RULE, CREATE, &body);
     }
 
     /// Deletes one rule of a chain.
@@ -183,23 +200,6 @@ pub fn look(family: Family, table: &str, chains: &[&str]) -> Result<Option<Vec<u
     Ok(Some(words))
 }
 
-/// Whether a chain of somebody else drops what none of its rules decides. There may be no chain.
-pub fn drops_by_default(family: Family, table: &str, chain: &str) -> Result<bool, Error> {
-    const POLICY: u16 = 5;
-    let failed = |error: io::Error| Error::new(format!("read chain {chain} of {table}"), error);
-    let Some(answer) = get_chain(family, table, chain).map_err(failed)? else {
-        return Ok(false);
-    };
-    let mut chains = messages(&answer.text).filter(|(kind, ..)| *kind == NEW_CHAIN);
-    let drops = |body: &[u8]| {
-        let policy = attributes(body.get(4..).unwrap_or_default())
-            .find(|(kind, _)| *kind == POLICY)
-            .map(|(_, value)| word(value));
-        policy == Some(0)
-    };
-    Ok(chains.any(|(_, _, body)| drops(body)))
-}
-
 /// The rules of a chain, in order. None where there is no chain.
 pub fn rules(family: Family, table: &str, chain: &str) -> Result<Vec<Listed>, Error> {
     let failed = |error: io::Error| Error::new(format!("read chain {chain} of {table}"), error);
@@ -245,39 +245,55 @@ impl Listed {
         let mut listed = Self {
             handle: 0,
             comment: None,
-            jump: None,
+            expressions: Vec::new(),
         };
         for (kind, value) in attributes(body) {
             match kind {
                 HANDLE => listed.handle = value.first_chunk().map_or(0, |b| u64::from_be_bytes(*b)),
-                EXPRESSIONS => listed.jump = attributes(value).find_map(|(_, rule)| jump(rule)),
-                // A comment (0), its length, its text.
-                USER_DATA if value.first() == Some(&0) => {
-                    listed.comment = value.get(2..).map(name_in);
-                }
+                EXPRESSIONS => listed.expressions = value.to_vec(),
+                USER_DATA => listed.comment = comment_in(value).or(listed.comment),
                 _ => {}
             }
         }
+        // What went through iptables-save and iptables-restore has it as a match.
+        let as_match = || {
+            listed
+                .expressions()
+                .find_map(|expression| expression.comment())
+        };
+        listed.comment = listed.comment.clone().or_else(as_match);
         listed
+    }
+
+    /// The chain that it leads to.
+    #[must_use]
+    pub fn jump(&self) -> Option<String> {
+        self.expressions()
+            .find_map(|expression| match expression.verdict()? {
+                Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain),
+                _ => None,
+            })
+    }
+
+    pub(super) fn expressions(&self) -> impl Iterator<Item = Expression<'_>> {
+        attributes(&self.expressions).map(|(_, value)| Expression::read(value))
     }
 }
 
-/// The chain that an expression leads to.
-fn jump(expression: &[u8]) -> Option<String> {
-    let within = |value, key| inner(value, key);
-    let data = within(expression, 2)?;
-    let verdict = within(within(data, 2)?, 2)?;
-    within(verdict, 2).map(name_in)
+/// The comment among a rule's user data, which are a number, a length and a value each.
+fn comment_in(mut data: &[u8]) -> Option<String> {
+    const COMMENT: u8 = 0;
+    while let [kind, length, rest @ ..] = data {
+        let (value, behind) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == COMMENT {
+            return Some(name_in(value));
+        }
+        data = behind;
+    }
+    None
 }
 
-/// The value of attribute `key` of those in `value`.
-fn inner(value: &[u8], key: u16) -> Option<&[u8]> {
-    attributes(value)
-        .find(|(kind, _)| *kind == key)
-        .map(|(_, value)| value)
-}
-
-fn name_in(value: &[u8]) -> String {
+pub(super) fn name_in(value: &[u8]) -> String {
     String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned()
 }
 
@@ -292,12 +308,12 @@ fn get_chain(family: Family, table: &str, chain: &str) -> io::Result<Option<Answ
     }
 }
 
-fn ask(request: &[u8]) -> io::Result<Answer> {
+pub(super) fn ask(request: &[u8]) -> io::Result<Answer> {
     exchange(&Socket::new(NETLINK_NETFILTER)?, request)
 }
 
 /// The family, the table, and of a rule its chain.
-fn place(family: Family, table: &str, chain: Option<&str>) -> Vec<u8> {
+pub(super) fn place(family: Family, table: &str, chain: Option<&str>) -> Vec<u8> {
     let mut body = vec![family as u8, 0, 0, 0];
     text(&mut body, 1, table);
     if let Some(chain) = chain {

@@ -12,7 +12,7 @@ use crate::net_conf::{NetConf, Space};
 
 /// The configuration and the leases below one prefix.
 pub(super) struct Contents {
-    /// `/coreos.com/network`
+    /// `/coreos.com/network/`
     prefix: String,
     config: Result<NetConf, String>,
     entries: BTreeMap<String, Entry>,
@@ -46,7 +46,7 @@ pub(super) struct Stamp {
 impl Contents {
     /// An empty one.
     pub(super) fn new(prefix: &str) -> Self {
-        let config = format!("etcd has no {prefix}/config");
+        let config = format!("etcd has no {prefix}config");
         Self {
             prefix: prefix.to_owned(),
             config: Err(config),
@@ -58,12 +58,12 @@ impl Contents {
 
     /// Where everything lies.
     pub(super) fn folder(&self) -> String {
-        format!("{}/", self.prefix)
+        self.prefix.clone()
     }
 
     /// The key in etcd of a lease.
     pub(super) fn path(&self, name: &str) -> String {
-        format!("{}/subnets/{name}", self.prefix)
+        format!("{}subnets/{name}", self.prefix)
     }
 
     /// The network's configuration, or what is wrong with it.

@@ -44,15 +44,15 @@ impl Subnets {
         ipv4.into_iter().chain(self.ipv6.map(IpNetwork::V6))
     }
 
-    /// Whether a node can hold them in this network: of each enabled family one, of each other
-    /// none.
+    /// Whether a node can hold them in this network: one at least, and each of an enabled family.
     pub(crate) fn fit(self, network: &NetConf) -> bool {
         let fits = |subnet: Option<IpNetwork>, space: Option<_>| match (subnet, space) {
-            (None, None) => true,
+            (None, _) => true,
             (Some(subnet), Some(space)) => crate::net_conf::Space::fits(&space, subnet),
-            _ => false,
+            (Some(_), None) => false,
         };
-        fits(self.ipv4.map(Into::into), network.ipv4)
+        self.all().next().is_some()
+            && fits(self.ipv4.map(Into::into), network.ipv4)
             && fits(self.ipv6.map(Into::into), network.ipv6)
     }
 
@@ -131,21 +131,14 @@ fn network<A: FromStr>(text: &str, bits: u8) -> Option<(A, u8)> {
 }
 
 impl Value {
-    /// What we write: addresses of the families that the network has.
-    pub(crate) fn new(addresses: Addresses, network: &NetConf) -> Result<Self, &'static str> {
-        let public_ip = match network.ipv4 {
-            Some(_) => addresses.ipv4.ok_or("IPv4")?,
-            None => Ipv4Addr::UNSPECIFIED,
-        };
-        let public_ipv6 = match network.ipv6 {
-            Some(_) => Some(addresses.ipv6.ok_or("IPv6")?),
-            None => None,
-        };
-        Ok(Self {
-            public_ip,
-            public_ipv6,
+    /// What we write: addresses of the families of `subnets`.
+    pub(crate) fn new(subnets: Subnets, addresses: Addresses) -> Self {
+        let ipv4 = addresses.ipv4.filter(|_| subnets.ipv4.is_some());
+        Self {
+            public_ip: ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            public_ipv6: addresses.ipv6.filter(|_| subnets.ipv6.is_some()),
             backend_type: HOST_GW.to_owned(),
-        })
+        }
     }
 
     /// The addresses in it.
@@ -191,8 +184,8 @@ pub(crate) fn lease(key: &str, subnets: Option<Subnets>, value: &Result<Value, S
             "its backend is {:?}, not {HOST_GW:?}",
             value.backend_type
         ));
-    } else if lease.hops.len() < subnets.all().count() {
-        lease.flaw = Some("it has no address for one of its subnets".to_owned());
+    } else if lease.hops.is_empty() {
+        lease.flaw = Some("it has no address for its subnet".to_owned());
     }
     lease
 }
@@ -263,9 +256,11 @@ mod tests {
             ),
             r#"its backend is "vxlan", not "host-gw""#
         );
+        // What one family lacks takes nothing from the other.
+        assert_eq!(flaw("10.10.1.0-24&fd00::-64", good), "");
         assert_eq!(
-            flaw("10.10.1.0-24&fd00::-64", good),
-            "it has no address for one of its subnets"
+            flaw("0.0.0.0-0&fd00::-64", good),
+            "it has no address for its subnet"
         );
         assert!(flaw("10.10.1.0-24", r#"{"PublicIP":null}"#).starts_with("invalid type: null"));
     }

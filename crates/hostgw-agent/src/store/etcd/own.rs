@@ -24,6 +24,11 @@ pub(super) struct Claim {
     pub(super) granted: Option<i64>,
     /// Whether the lease is to be renewed.
     pub(super) is_due: bool,
+    /// The number of a lease of etcd's that has run out.
+    pub(super) ended: Option<i64>,
+    /// The number of another's, which took the place of ours again when we had put that back: a node
+    /// with this node's address lives.
+    pub(super) contested: Option<i64>,
     /// Subnets that it had before, the best known first.
     pub(super) previous: Vec<Subnets>,
 }
@@ -35,8 +40,20 @@ pub(super) enum Step {
     Hold,
     /// Nothing can be done, and why.
     Stuck(String),
+    /// Keep the lease alive as it stands there.
+    Renew(Renew),
     /// Write the lease.
     Write(Write),
+}
+
+/// A lease that says what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Renew {
+    /// Its key, without the prefix.
+    pub(super) name: String,
+    pub(super) addresses: Addresses,
+    /// The number of etcd's own lease; 0 for a reservation, which needs no renewing.
+    pub(super) etcd_lease: i64,
 }
 
 /// A lease to be written, if nobody else was faster.
@@ -56,42 +73,142 @@ impl Claim {
     /// What to do next.
     pub(super) fn step(&self, contents: &Contents) -> Step {
         // Whatever the configuration says meanwhile: pods use it.
-        if let Some(step) = self.renew(contents) {
+        if let Some(step) = self.renew_due(contents) {
             return step;
         }
         let network = match contents.network() {
             Ok(network) => network,
             Err(reason) => return Step::Stuck(reason),
         };
-        let value = match Value::new(self.addresses, network) {
-            Ok(value) => value,
-            Err(family) => {
-                return Step::Stuck(format!(
-                    "the interface has no {family} address, and the network needs one"
-                ));
-            }
-        };
         if let Some(held) = self.held.as_ref().filter(|_| self.is_confirmed) {
-            return self.keep(held, contents, network, &value);
+            return self.keep(held, contents, network);
         }
         let ours = self.ours(contents);
-        let fits = |entry: &Entry| entry.subnets.is_some_and(|subnets| subnets.fit(network));
-        if let Some((name, entry)) = ours.iter().find(|(_, entry)| fits(entry)) {
-            return write(name, entry, value);
+        let fits = |entry: &Entry| {
+            let subnets = entry.subnets.filter(|subnets| subnets.fit(network))?;
+            // A reservation is as people made it.
+            let is_whole = entry.stamp.etcd_lease == 0
+                || !self.lacks_family(subnets, network)
+                || Self::is_full_beside(contents, network, subnets);
+            is_whole.then_some(subnets)
+        };
+        let mut fitting = ours
+            .iter()
+            .filter_map(|(name, entry)| Some((name, entry, fits(entry)?)));
+        if let Some((name, entry, subnets)) = fitting.next() {
+            return Self::settle(name, entry, &self.value(subnets, entry));
         }
         // A reservation is not ours to delete.
         let old = ours.iter().find(|(_, entry)| entry.stamp.etcd_lease != 0);
         let instead_of = old.map(|(name, entry)| ((*name).to_owned(), entry.stamp.modified));
-        let own = instead_of.as_ref().map(|(name, _)| name.as_str());
         let mut previous = self.previous.clone();
         previous.extend(old.and_then(|(_, entry)| entry.subnets));
-        match self.choose(contents, network, &previous, own) {
-            Ok(subnets) => take(subnets, value, instead_of),
+        self.take_new(contents, network, &previous, instead_of)
+    }
+
+    /// Takes a subnet of each family that the network has and this node has an address of. The lack of
+    /// one family takes nothing from the other.
+    fn take_new(
+        &self,
+        contents: &Contents,
+        network: &NetConf,
+        previous: &[Subnets],
+        instead_of: Option<(String, i64)>,
+    ) -> Step {
+        if self.lacking(network).len() == network.spaces().count() {
+            return Step::Stuck(lack(&self.lacking(network)));
+        }
+        let own = instead_of.as_ref().map(|(name, _)| name.as_str());
+        match self.choose(contents, network, previous, own) {
+            Ok(subnets) => take(subnets, Value::new(subnets, self.addresses), instead_of),
             Err(space) => Step::Stuck(format!(
                 "no subnet is free: all {} from {space} are leased",
                 space.count()
             )),
         }
+    }
+
+    /// What is wrong that leaves the other family its network: the families that the network has, and
+    /// this node has no address of.
+    pub(super) fn warning(&self, contents: &Contents) -> Option<String> {
+        let network = contents.network().ok()?;
+        let lacking = self.lacking(network);
+        if !lacking.is_empty() {
+            return Some(lack(&lacking));
+        }
+        let subnets = self.held.as_ref()?.name.parse::<Subnets>().ok()?;
+        let is_partial = self.lacks_family(subnets, network);
+        is_partial.then(|| {
+            format!(
+                "this node holds {subnets} alone: no subnet of the other family is free, or it is a reservation"
+            )
+        })
+    }
+
+    fn lacking(&self, network: &NetConf) -> Vec<&'static str> {
+        let families = [
+            (
+                "IPv4",
+                network.ipv4.is_some(),
+                self.addresses.ipv4.is_some(),
+            ),
+            (
+                "IPv6",
+                network.ipv6.is_some(),
+                self.addresses.ipv6.is_some(),
+            ),
+        ];
+        let lacking = families.iter().filter(|(_, wanted, has)| *wanted && !has);
+        lacking.map(|(family, ..)| *family).collect()
+    }
+
+    /// Whether this node could have a subnet of a family that is not among `subnets`.
+    fn lacks_family(&self, subnets: Subnets, network: &NetConf) -> bool {
+        let ipv4 = network.ipv4.is_some() && self.addresses.ipv4.is_some();
+        let ipv6 = network.ipv6.is_some() && self.addresses.ipv6.is_some();
+        ipv4 && subnets.ipv4.is_none() || ipv6 && subnets.ipv6.is_none()
+    }
+
+    /// Whether no subnet is free of a family that is not among `subnets`.
+    fn is_full_beside(contents: &Contents, network: &NetConf, subnets: Subnets) -> bool {
+        let mut others = network.spaces().filter(|space| {
+            let is_had = |subnet: IpNetwork| subnet.is_ipv4() == space.network.is_ipv4();
+            !subnets.all().any(is_had)
+        });
+        others.any(|space| {
+            let is_free = contents.free(space, None);
+            !(0..space.count()).any(|i| is_free(space.subnet(i)))
+        })
+    }
+
+    /// What a lease of these subnets is to say. An address that is gone for the moment stays there.
+    fn value(&self, subnets: Subnets, entry: &Entry) -> Value {
+        let said = entry
+            .value
+            .as_ref()
+            .map(Value::addresses)
+            .unwrap_or_default();
+        let addresses = Addresses {
+            ipv4: self.addresses.ipv4.or(said.ipv4),
+            ipv6: self.addresses.ipv6.or(said.ipv6),
+        };
+        Value::new(subnets, addresses)
+    }
+
+    /// Has an entry of ours say `value` by a lease of ours, or, where it is a reservation, stay one.
+    fn settle(name: &str, entry: &Entry, value: &Value) -> Step {
+        if entry.stamp.etcd_lease == 0 && entry.value.as_ref() == Ok(value) {
+            return renew(name, entry, value);
+        }
+        write(name, entry, value.clone())
+    }
+
+    /// Whether an entry of this node's was written by somebody else: another node with its address, a
+    /// backup that was restored, people.
+    pub(super) fn is_foreign(&self, held: &Held, entry: &Entry) -> bool {
+        let etcd_lease = entry.stamp.etcd_lease;
+        let is_ours = etcd_lease == held.etcd_lease || self.granted == Some(etcd_lease);
+        etcd_lease != 0 && !is_ours && self.is_own(held, entry)
     }
 
     /// This node's leases, the one that it should have first: of its address before one that it
@@ -127,20 +244,32 @@ impl Claim {
         })
     }
 
+    /// Whether an entry is this node's, whoever wrote it: it has this node's address.
+    fn is_own(&self, held: &Held, entry: &Entry) -> bool {
+        let said = entry.value.as_ref().ok().map(Value::addresses);
+        said.is_some_and(|said| said == held.addresses || said.are_of(self.addresses))
+    }
+
     /// Renews what is held and due, as it is.
-    fn renew(&self, contents: &Contents) -> Option<Step> {
+    fn renew_due(&self, contents: &Contents) -> Option<Step> {
         let held = self
             .held
             .as_ref()
             .filter(|_| self.is_confirmed && self.is_due)?;
         let entry = contents.get(&held.name)?;
         let value = entry.value.as_ref().ok()?;
-        self.wrote(&held.name, entry)
-            .then(|| write(&held.name, entry, value.clone()))
+        if !self.is_own(held, entry) || self.is_foreign(held, entry) {
+            return None;
+        }
+        Some(if self.ended == Some(entry.stamp.etcd_lease) {
+            write(&held.name, entry, value.clone())
+        } else {
+            renew(&held.name, entry, value)
+        })
     }
 
     /// Keeps the lease that is held.
-    fn keep(&self, held: &Held, contents: &Contents, network: &NetConf, value: &Value) -> Step {
+    fn keep(&self, held: &Held, contents: &Contents, network: &NetConf) -> Step {
         let name = &held.name;
         let subnets = name
             .parse::<Subnets>()
@@ -154,37 +283,51 @@ impl Claim {
         };
         let other = contents.overlapping(subnets, Some(name));
         let Some(entry) = contents.get(name) else {
+            let addresses = Addresses {
+                ipv4: self.addresses.ipv4.or(held.addresses.ipv4),
+                ipv6: self.addresses.ipv6.or(held.addresses.ipv6),
+            };
             return match other {
-                None => take(subnets, value.clone(), None),
+                None => take(subnets, Value::new(subnets, addresses), None),
                 Some((other, entry)) => Step::Stuck(format!(
                     "the lease of {name} is lost, and cannot be taken again: {other} is held by {}",
                     holder(entry)
                 )),
             };
         };
-        let by_address = entry.value.as_ref().ok().map(Value::addresses) == Some(held.addresses);
-        if !self.wrote(name, entry) && by_address {
-            return Step::Stuck(format!(
-                "the lease of {name} was written by another node with this node's address {}: two nodes have one subnet",
-                held.addresses
-            ));
-        }
-        if !self.wrote(name, entry) {
+        if !self.is_own(held, entry) {
             return Step::Stuck(format!(
                 "the lease of {name} was taken over by {}: two nodes have one subnet",
                 holder(entry)
             ));
         }
-        match other {
-            Some((other, older)) if older.stamp.created < entry.stamp.created => {
-                Step::Stuck(format!(
-                    "this node holds {name}, and {} has held {other} for longer: two nodes have one subnet",
-                    holder(older)
-                ))
-            }
-            _ if entry.value.as_ref() != Ok(value) => write(name, entry, value.clone()),
-            _ => Step::Hold,
+        if self.is_foreign(held, entry) && self.contested == Some(entry.stamp.etcd_lease) {
+            return Step::Stuck(format!(
+                "the lease of {name} was written by another node with this node's address {}: two nodes have one subnet",
+                held.addresses
+            ));
         }
+        if let Some((other, older)) = other.filter(|(_, o)| o.stamp.created < entry.stamp.created) {
+            return Step::Stuck(format!(
+                "this node holds {name}, and {} has held {other} for longer: two nodes have one subnet",
+                holder(older)
+            ));
+        }
+        // An address of another family came later than the lease.
+        if self.lacks_family(subnets, network)
+            && entry.stamp.etcd_lease != 0
+            && !Self::is_full_beside(contents, network, subnets)
+        {
+            let instead_of = Some((name.clone(), entry.stamp.modified));
+            return self.take_new(contents, network, &[subnets], instead_of);
+        }
+        let value = self.value(subnets, entry);
+        let is_known = entry.stamp.etcd_lease == held.etcd_lease
+            || self.granted == Some(entry.stamp.etcd_lease);
+        if is_known && entry.value.as_ref() == Ok(&value) && self.ended != Some(held.etcd_lease) {
+            return Step::Hold;
+        }
+        Self::settle(name, entry, &value)
     }
 
     /// A free subnet of each family: one that the node had before, else one that its address
@@ -200,7 +343,16 @@ impl Claim {
             ipv4: None,
             ipv6: None,
         };
-        for space in network.spaces() {
+        let lacking = self.lacking(network);
+        let has_address = |space: &Space| {
+            let family = if space.network.is_ipv4() {
+                "IPv4"
+            } else {
+                "IPv6"
+            };
+            !lacking.contains(&family)
+        };
+        for space in network.spaces().filter(has_address) {
             let is_free = contents.free(space, own);
             let before = previous.iter().flat_map(|subnets| subnets.all());
             let mut before = before.filter(|subnet| space.fits(*subnet) && is_free(*subnet));
@@ -248,6 +400,19 @@ fn write(name: &str, entry: &Entry, value: Value) -> Step {
     })
 }
 
+fn lack(families: &[&str]) -> String {
+    let families = families.join(" and no ");
+    format!("the interface has no {families} address, and the network needs one")
+}
+
+fn renew(name: &str, entry: &Entry, value: &Value) -> Step {
+    Step::Renew(Renew {
+        name: name.to_owned(),
+        addresses: value.addresses(),
+        etcd_lease: entry.stamp.etcd_lease,
+    })
+}
+
 fn holder(entry: &Entry) -> String {
     match &entry.value {
         Ok(value) => value.addresses().to_string(),
@@ -264,7 +429,7 @@ mod tests {
 
     /// What etcd holds: each key with its node's address, and the number of etcd's own lease.
     fn contents(config: &str, leases: &[(&str, &str, i64)]) -> Contents {
-        let mut contents = Contents::new("/n");
+        let mut contents = Contents::new("/n/");
         contents.insert("/n/config", config.as_bytes(), Stamp::default());
         for (revision, (name, address, etcd_lease)) in (1..).zip(leases) {
             let stamp = Stamp {
@@ -297,6 +462,8 @@ mod tests {
             is_confirmed: false,
             granted: None,
             is_due: false,
+            ended: None,
+            contested: None,
             previous: Vec::new(),
         }
     }
@@ -308,6 +475,7 @@ mod tests {
                 name: "10.10.2.0-24".to_owned(),
                 addresses: newcomer().addresses,
                 etcd_lease: 7,
+                expires: None,
             }),
             is_confirmed: true,
             ..newcomer()
@@ -318,6 +486,9 @@ mod tests {
         match claim.step(contents) {
             Step::Hold => "hold".to_owned(),
             Step::Stuck(reason) => reason,
+            Step::Renew(Renew {
+                name, etcd_lease, ..
+            }) => format!("renew {name} by {etcd_lease}"),
             Step::Write(Write {
                 name,
                 value,
@@ -377,7 +548,7 @@ mod tests {
         let reserved = ("10.10.2.0-24", "192.168.2.16", 0);
         assert_eq!(
             said(&newcomer(), &contents(NETWORK, &[reserved])),
-            "keep 10.10.2.0-24@1 for 192.168.2.16"
+            "renew 10.10.2.0-24 by 0"
         );
         // A reservation comes before what the node had.
         let had = ("10.10.1.0-24", "192.168.2.16", 5);
@@ -390,7 +561,7 @@ mod tests {
         ] {
             assert_eq!(
                 said(&claim, &contents(NETWORK, &[had, reserved])),
-                "keep 10.10.2.0-24@2 for 192.168.2.16"
+                "renew 10.10.2.0-24 by 0"
             );
         }
         // One that the configuration does not allow is given up for another; a reservation is not.
@@ -413,6 +584,14 @@ mod tests {
         };
         assert_eq!(
             said(&due, &contents(NETWORK, &[own])),
+            "renew 10.10.2.0-24 by 7"
+        );
+        let ended = Claim {
+            ended: Some(7),
+            ..holder()
+        };
+        assert_eq!(
+            said(&ended, &contents(NETWORK, &[own])),
             "write 10.10.2.0-24@1 for 192.168.2.16"
         );
         assert_eq!(
@@ -445,9 +624,24 @@ mod tests {
             said(&holder(), &contents(NETWORK, &stolen)),
             "the lease of 10.10.2.0-24 was taken over by 192.168.2.15: two nodes have one subnet"
         );
-        let twin = [("10.10.2.0-24", "192.168.2.16", 9)];
+        // Its own key with its own address is its own, whoever wrote it: a backup, or people.
+        let again = [("10.10.2.0-24", "192.168.2.16", 9)];
         assert_eq!(
-            said(&holder(), &contents(NETWORK, &twin)),
+            said(&holder(), &contents(NETWORK, &again)),
+            "write 10.10.2.0-24@1 for 192.168.2.16"
+        );
+        let reserved = [("10.10.2.0-24", "192.168.2.16", 0)];
+        assert_eq!(
+            said(&holder(), &contents(NETWORK, &reserved)),
+            "renew 10.10.2.0-24 by 0"
+        );
+        // But for one who does it again.
+        let contested = Claim {
+            contested: Some(9),
+            ..holder()
+        };
+        assert_eq!(
+            said(&contested, &contents(NETWORK, &again)),
             "the lease of 10.10.2.0-24 was written by another node with this node's address 192.168.2.16: two nodes have one subnet"
         );
         let granted = Claim {
@@ -455,7 +649,7 @@ mod tests {
             ..holder()
         };
         assert_eq!(
-            said(&granted, &contents(NETWORK, &twin)),
+            said(&granted, &contents(NETWORK, &again)),
             "hold",
             "it was itself, and was not told"
         );
@@ -486,7 +680,7 @@ mod tests {
         for config in [other, "{"] {
             assert_eq!(
                 said(&due, &contents(config, &[own])),
-                "write 10.10.2.0-24@1 for 192.168.2.16"
+                "renew 10.10.2.0-24 by 7"
             );
         }
         // After a restart there is no reason to insist.
@@ -509,13 +703,95 @@ mod tests {
             "no subnet is free: all 4 from 10.10.1.0/24 to 10.10.4.0/24 are leased"
         );
         assert_eq!(
-            said(&newcomer(), &Contents::new("/n")),
+            said(&newcomer(), &Contents::new("/n/")),
             "etcd has no /n/config"
         );
-        let dual = r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#;
+        let nowhere = Claim {
+            addresses: Addresses::default(),
+            ..newcomer()
+        };
         assert_eq!(
-            said(&newcomer(), &contents(dual, &[])),
-            "the interface has no IPv6 address, and the network needs one"
+            said(&nowhere, &contents(DUAL, &[])),
+            "the interface has no IPv4 and no IPv6 address, and the network needs one"
+        );
+    }
+
+    const DUAL: &str =
+        r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#;
+
+    #[test]
+    fn what_one_family_lacks_takes_nothing_from_the_other() {
+        let warning =
+            Some("the interface has no IPv6 address, and the network needs one".to_owned());
+        let contents = |leases: &[(&str, &str, i64)]| contents(DUAL, leases);
+        let own = ("10.10.2.0-24", "192.168.2.16", 7);
+        // Without an IPv6 address there is a lease of IPv4 alone.
+        let first = said(&newcomer(), &contents(&[]));
+        assert!(
+            first.starts_with("take 10.10.") && !first.contains('&'),
+            "{first}"
+        );
+        assert_eq!(newcomer().warning(&contents(&[])), warning);
+        assert_eq!(said(&holder(), &contents(&[own])), "hold");
+        // When it comes, the lease gets its subnet, and the other one stays.
+        let addresses = Addresses {
+            ipv6: "fd00::16".parse().ok(),
+            ..newcomer().addresses
+        };
+        let grown = Claim {
+            addresses,
+            ..holder()
+        };
+        let step = said(&grown, &contents(&[own]));
+        assert!(
+            step.starts_with("take 10.10.2.0-24&fd00:")
+                && step.ends_with(" instead of 10.10.2.0-24@1"),
+            "{step}"
+        );
+        let newcomer_with_both = Claim {
+            addresses,
+            ..newcomer()
+        };
+        assert_eq!(newcomer_with_both.warning(&contents(&[])), None);
+        // Where the other family is full, what is held is kept; a new node has none until there is room.
+        let small =
+            r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/62"}"#;
+        let full = |own: Option<(&str, &str, i64)>| {
+            let mut all: Vec<_> = ["0.0.0.0-0&fd00:0:0:1::-64", "0.0.0.0-0&fd00:0:0:2::-63"]
+                .into_iter()
+                .map(|name| (name, "192.168.2.15", 1))
+                .collect();
+            all.extend(own);
+            super::tests::contents(small, &all)
+        };
+        let step = said(&newcomer_with_both, &full(None));
+        assert!(
+            step.starts_with("no subnet is free: all 3 from fd00:"),
+            "{step}"
+        );
+        assert_eq!(said(&grown, &full(Some(own))), "hold");
+        assert!(grown.warning(&full(Some(own))).is_some());
+        // A reservation is as people made it.
+        let reserved = ("10.10.2.0-24", "192.168.2.16", 0);
+        assert_eq!(
+            said(&newcomer_with_both, &contents(&[reserved])),
+            "renew 10.10.2.0-24 by 0"
+        );
+        // When it goes, the lease stays as it is.
+        let both = ("10.10.2.0-24&fd00:0:0:2::-64", "192.168.2.16", 7);
+        let held = |addresses| Claim {
+            addresses,
+            held: Some(Held {
+                name: both.0.to_owned(),
+                addresses: newcomer().addresses,
+                etcd_lease: 7,
+                expires: None,
+            }),
+            ..holder()
+        };
+        assert_eq!(
+            said(&held(newcomer().addresses), &contents(&[both])),
+            "hold"
         );
     }
 

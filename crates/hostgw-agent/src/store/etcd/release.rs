@@ -39,6 +39,8 @@ async fn release_by(
         is_confirmed: false,
         granted: None,
         is_due: false,
+        ended: None,
+        contested: None,
         previous: Vec::new(),
     };
     let mut said = Vec::new();
@@ -58,7 +60,10 @@ async fn release_by(
         said.push(format!("gave {name} back"));
     }
     if said.is_empty() {
-        said.push(format!("this node holds no lease below {}", options.prefix));
+        said.push(format!(
+            "this node holds no lease below {}",
+            options.prefix.trim_end_matches('/')
+        ));
     }
     Ok(said.join("\n"))
 }

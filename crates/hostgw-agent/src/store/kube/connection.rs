@@ -6,17 +6,25 @@ use std::{fmt, io};
 
 use futures_util::TryStreamExt;
 use futures_util::io::AsyncBufRead;
-use http::Request;
 use http::header::RETRY_AFTER;
+use http::{Request, Uri};
 use http_body_util::BodyExt;
-use kube::client::Body;
+use hyper::rt::{Read, Write};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
+use hyper_util::client::legacy::connect::{Connection, HttpConnector};
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+use tower::{BoxError, Service, ServiceBuilder};
 
-use super::object;
+use super::{object, proxy};
 
 /// How long the API server may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -35,12 +43,14 @@ impl Access {
     /// A client. Files are read anew each time, so that rotated certificates and tokens count; a
     /// pod's own are read again while it is in use, too.
     pub(super) async fn connect(&self) -> Result<Client, String> {
+        let mut fixed = None;
         let mut config = match &self.kubeconfig {
             Some(path) => {
                 let said = |error: &dyn std::error::Error| {
                     format!("{}: {}", path.display(), crate::error::chain(error))
                 };
-                let file = Kubeconfig::read_from(path).map_err(|error| said(&error))?;
+                let mut file = Kubeconfig::read_from(path).map_err(|error| said(&error))?;
+                fixed = take_proxy(&mut file);
                 let options = KubeConfigOptions::default();
                 let config = Config::from_custom_kubeconfig(file, &options).await;
                 config.map_err(|error| said(&error))?
@@ -53,7 +63,13 @@ impl Access {
         config.connect_timeout = Some(PATIENCE);
         // Whether and when to ask again is ours to say.
         config.default_retry = false;
-        Client::try_from(config).map_err(|error| crate::error::chain(&error))
+        config.proxy_url = None;
+        let env = |name: &str| std::env::var(name).ok();
+        let client = match proxy::to(&config.cluster_url, fixed.as_deref(), env)? {
+            None => Client::try_from(config),
+            Some(proxy) => through(&config, &proxy),
+        };
+        client.map_err(|error| crate::error::chain(&error))
     }
 
     fn in_cluster(&self) -> Result<Config, String> {
@@ -70,11 +86,94 @@ impl Access {
     }
 }
 
+/// Takes the proxy out of a kubeconfig file: whether there is one we decide, and not the library, whose
+/// rules are others than those of Go's programs. It would look at the environment, where it finds none.
+fn take_proxy(file: &mut Kubeconfig) -> Option<String> {
+    let context = file.current_context.as_ref();
+    let context = file
+        .contexts
+        .iter()
+        .find(|named| Some(&named.name) == context);
+    let name = context.and_then(|named| Some(named.context.as_ref()?.cluster.clone()));
+    let mut fixed = None;
+    for named in &mut file.clusters {
+        let Some(cluster) = &mut named.cluster else {
+            continue;
+        };
+        let proxy = cluster.proxy_url.replace("http://none".to_owned());
+        if Some(&named.name) == name.as_ref() {
+            fixed = proxy;
+        }
+    }
+    fixed
+}
+
+/// A client by a proxy.
+fn through(config: &Config, proxy: &Uri) -> kube::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    // Who we are to the proxy stands in its URL.
+    let all = Matcher::builder().all(proxy.to_string()).build();
+    let Some(proxy) = all.intercept(&Uri::from_static("https://any")) else {
+        return client(config, tcp);
+    };
+    match proxy.uri().scheme_str() {
+        Some("socks5") => {
+            let mut socks = SocksV5::new(proxy.uri().clone(), tcp);
+            if let Some((user, password)) = proxy.raw_auth() {
+                socks = socks.with_auth(user.to_owned(), password.to_owned());
+            }
+            client(config, socks)
+        }
+        Some("https") => {
+            let tls = config.rustls_https_connector_with_connector(tcp)?;
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), tls);
+            if let Some(auth) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(auth.clone());
+            }
+            client(config, tunnel)
+        }
+        _ => {
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+            if let Some(auth) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(auth.clone());
+            }
+            client(config, tunnel)
+        }
+    }
+}
+
+/// A client by whatever connects, as the library builds its own.
+fn client<C>(config: &Config, connector: C) -> kube::Result<Client>
+where
+    C: Service<Uri> + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin,
+    C::Future: Send + Unpin + 'static,
+    C::Error: Into<BoxError>,
+{
+    let tls = config.rustls_https_connector_with_connector(connector)?;
+    let mut timed = TimeoutConnector::new(tls);
+    timed.set_connect_timeout(config.connect_timeout);
+    timed.set_write_timeout(config.write_timeout);
+    let http = legacy::Builder::new(TokioExecutor::new()).build::<_, Body>(timed);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace.clone()))
+}
+
 /// Why something was not done.
 #[derive(Debug)]
 pub(super) enum Failure {
+    /// The API server does not know us. There may be another token or certificate by now.
+    Unknown(String),
     /// What was asked for is too old to be had: everything is to be read anew.
     Gone,
+    /// What is told is older than what was known: everything is to be read anew, from the store itself.
+    Older(String),
     /// The API server says no.
     Refused(String),
     /// The API server says not now; how long it wants to be left alone.
@@ -90,7 +189,8 @@ impl Failure {
             Self::Refused(reason) => Self::Refused(format!("{what}: {reason}")),
             Self::Busy(reason, after) => Self::Busy(format!("{what}: {reason}"), after),
             Self::Away(reason) => Self::Away(format!("{what}: {reason}")),
-            Self::Gone => Self::Gone,
+            Self::Unknown(reason) => Self::Unknown(format!("{what}: {reason}")),
+            Self::Gone | Self::Older(_) => self,
         }
     }
 }
@@ -98,9 +198,11 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(reason) | Self::Busy(reason, _) | Self::Away(reason) => {
-                f.write_str(reason)
-            }
+            Self::Refused(reason)
+            | Self::Busy(reason, _)
+            | Self::Away(reason)
+            | Self::Unknown(reason)
+            | Self::Older(reason) => f.write_str(reason),
             Self::Gone => f.write_str("it is gone"),
         }
     }
@@ -113,8 +215,7 @@ impl Failure {
         let after = Duration::from_secs(after.min(LONGEST_WAIT));
         match code {
             410 => Self::Gone,
-            // There may be another token or certificate by now.
-            401 => Self::Away(reason),
+            401 => Self::Unknown(reason),
             429 | 500..=503 => Self::Busy(reason, after),
             _ => Self::Refused(reason),
         }

@@ -188,6 +188,11 @@ impl Node {
         Ok(ipv4.into_iter().chain(ipv6.map(IpAddr::V6)).collect())
     }
 
+    /// The addresses that the others were told last.
+    pub(super) fn announced(&self) -> Addresses {
+        self.said().unwrap_or_default()
+    }
+
     /// Its subnets, the first of each family.
     fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
         let all: Vec<IpNetwork> = self

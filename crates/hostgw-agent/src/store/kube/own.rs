@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::format::{BACKEND, Node, Prefix, name};
@@ -16,14 +17,15 @@ pub(crate) type Verdict = Result<(), String>;
 const LONGEST: usize = 1000;
 
 impl Node {
-    /// This node's own lease, by its podCIDRs and by the addresses of its interface. Errors name
-    /// both what the Node says and what the network's configuration, from `file`, says.
+    /// This node's own lease, by its podCIDRs and by the addresses of its interface, and what is wrong
+    /// with one family that leaves the other its network. Errors name both what the Node says and what
+    /// the network's configuration, from `file`, says.
     pub(crate) fn own_lease(
         &self,
         network: &NetConf,
         file: &str,
         addresses: Addresses,
-    ) -> Result<Lease, String> {
+    ) -> Result<(Lease, Vec<String>), String> {
         let name = &self.name;
         let cidrs = self.pod_cidrs.join(", ");
         if self.pod_cidrs.is_empty() {
@@ -42,40 +44,54 @@ impl Node {
             subnets.push(subnet);
         }
         let mut hops = Vec::new();
+        let mut missing = Vec::new();
         for space in network.spaces() {
             let whole = space.network;
-            let (family, key) = if whole.is_ipv4() {
-                ("IPv4", "Network")
-            } else {
-                ("IPv6", "IPv6Network")
-            };
-            let mut its = subnets.iter();
-            let subnet = its.find(|subnet| subnet.is_ipv4() == whole.is_ipv4());
-            let subnet = *subnet.ok_or_else(|| {
-                format!(
-                    "Node {name} has no {family} podCIDR ({cidrs}), but {key} in {file} is {whole}"
-                )
-            })?;
-            if !whole.contains(subnet.ip()) || whole.prefix() > subnet.prefix() {
-                return Err(format!(
-                    "podCIDR {subnet} of Node {name} is not within {key} {whole} in {file}"
-                ));
+            match self.own_hop(&subnets, whole, file, addresses) {
+                Ok(hop) => hops.push(hop),
+                Err(reason) => missing.push(reason),
             }
-            let via = if whole.is_ipv4() {
-                addresses.ipv4.map(IpAddr::V4)
-            } else {
-                addresses.ipv6.map(IpAddr::V6)
-            };
-            let via = via.ok_or_else(|| {
-                format!("the interface to the other nodes has no {family} address, but {key} in {file} is {whole}")
-            })?;
-            hops.push(Hop { subnet, via });
         }
-        Ok(Lease {
+        if hops.is_empty() {
+            return Err(missing.join("; "));
+        }
+        let lease = Lease {
             node: name.clone(),
             hops,
             flaw: None,
-        })
+        };
+        Ok((lease, missing))
+    }
+
+    /// The same of one family.
+    fn own_hop(
+        &self,
+        subnets: &[IpNetwork],
+        whole: IpNetwork,
+        file: &str,
+        addresses: Addresses,
+    ) -> Result<Hop, String> {
+        let name = &self.name;
+        let (family, key, via) = if whole.is_ipv4() {
+            ("IPv4", "Network", addresses.ipv4.map(IpAddr::V4))
+        } else {
+            ("IPv6", "IPv6Network", addresses.ipv6.map(IpAddr::V6))
+        };
+        let mut its = subnets.iter();
+        let subnet = its.find(|subnet| subnet.is_ipv4() == whole.is_ipv4());
+        let subnet = *subnet.ok_or_else(|| {
+            let cidrs = self.pod_cidrs.join(", ");
+            format!("Node {name} has no {family} podCIDR ({cidrs}), but {key} in {file} is {whole}")
+        })?;
+        if !whole.contains(subnet.ip()) || whole.prefix() > subnet.prefix() {
+            return Err(format!(
+                "podCIDR {subnet} of Node {name} is not within {key} {whole} in {file}"
+            ));
+        }
+        let via = via.ok_or_else(|| {
+            format!("the interface to the other nodes has no {family} address, but {key} in {file} is {whole}")
+        })?;
+        Ok(Hop { subnet, via })
     }
 
     /// The annotations that are to be changed for others to find this node at `addresses`; nothing
@@ -211,9 +227,10 @@ mod tests {
     #[test]
     fn a_node_has_the_subnets_of_its_pod_cidrs() {
         let node = with_cidrs(&["fd00:10:10:1::/64", "10.10.1.0/24"]);
-        let lease = node
+        let (lease, missing) = node
             .own_lease(&dual(), FILE, addresses())
             .expect("it has both");
+        assert_eq!(missing, Vec::<String>::new());
         let hops: Vec<_> = lease
             .hops
             .iter()
@@ -238,23 +255,19 @@ mod tests {
                 &["Node worker1", "no podCIDR yet"][..],
             ),
             (
-                &["10.244.1.0/24", "fd00:10:10:1::/64"],
-                addresses(),
-                &["10.244.1.0/24", "Network 10.10.0.0/16", FILE],
-            ),
-            (
-                &["10.0.0.0/8", "fd00:10:10:1::/64"],
-                addresses(),
-                &["10.0.0.0/8", "Network 10.10.0.0/16"],
-            ),
-            (
-                &["10.10.1.0/24"],
+                &["10.244.1.0/24", "fd00:99::/64"],
                 addresses(),
                 &[
-                    "no IPv6 podCIDR (10.10.1.0/24)",
-                    "IPv6Network",
-                    "fd00:10:10::/48",
+                    "10.244.1.0/24",
+                    "Network 10.10.0.0/16",
+                    FILE,
+                    "fd00:99::/64",
                 ],
+            ),
+            (
+                &["10.0.0.0/8"],
+                addresses(),
+                &["10.0.0.0/8", "Network 10.10.0.0/16", "no IPv6 podCIDR"],
             ),
             (
                 &["10.10.1.0/24", "10.10.2.0/24", "fd00::/64"],
@@ -273,6 +286,55 @@ mod tests {
             for word in words {
                 assert!(reason.contains(word), "{reason:?} has {word:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_one_family_lacks_takes_nothing_from_the_other() {
+        let one = |is_ipv4: bool| Addresses {
+            ipv4: addresses().ipv4.filter(|_| is_ipv4),
+            ipv6: addresses().ipv6.filter(|_| !is_ipv4),
+        };
+        for (cidrs, addresses, hop, words) in [
+            (
+                &["10.10.1.0/24"][..],
+                addresses(),
+                "10.10.1.0/24",
+                "no IPv6 podCIDR (10.10.1.0/24), but IPv6Network",
+            ),
+            (
+                &["fd00:10:10:1::/64"],
+                addresses(),
+                "fd00:10:10:1::/64",
+                "no IPv4 podCIDR",
+            ),
+            (
+                &["10.244.1.0/24", "fd00:10:10:1::/64"],
+                addresses(),
+                "fd00:10:10:1::/64",
+                "podCIDR 10.244.1.0/24 of Node worker1 is not within Network 10.10.0.0/16",
+            ),
+            (
+                &["10.10.1.0/24", "fd00:10:10:1::/64"],
+                one(true),
+                "10.10.1.0/24",
+                "no IPv6 address",
+            ),
+            (
+                &["10.10.1.0/24", "fd00:10:10:1::/64"],
+                one(false),
+                "fd00:10:10:1::/64",
+                "no IPv4 address",
+            ),
+        ] {
+            let lease = with_cidrs(cidrs).own_lease(&dual(), FILE, addresses);
+            let (lease, missing) = lease.expect("one family is whole");
+            let subnets: Vec<_> = lease.subnets().map(|subnet| subnet.to_string()).collect();
+            assert_eq!(subnets, [hop]);
+            assert!(
+                missing.len() == 1 && missing[0].contains(words),
+                "{missing:?}"
+            );
         }
     }
 

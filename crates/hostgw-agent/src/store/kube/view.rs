@@ -12,7 +12,7 @@ use crate::node;
 use crate::state::StoreState;
 use crate::store::file::{self, Watched};
 use crate::store::{Surroundings, View};
-use crate::uplink::Uplink;
+use crate::uplink::{Knowledge, Uplink};
 
 /// The API server, and the network's configuration beside it.
 pub(crate) struct Kube {
@@ -30,14 +30,16 @@ struct Basis {
     asked: Vec<IpAddr>,
     /// The Node's own addresses.
     internal: Addresses,
+    /// Those that the others were told last.
+    announced: Addresses,
 }
 
 impl Kube {
-    /// Begins. Needs a tokio runtime.
-    pub(crate) fn start(options: Options) -> Result<Self, file::Error> {
+    /// Begins; an earlier run knew the store up to `version`. Needs a tokio runtime.
+    pub(crate) fn start(options: Options, version: Option<String>) -> Result<Self, file::Error> {
         Ok(Self {
             net_conf: Watched::new(options.net_conf.clone(), net_conf::parse)?,
-            store: KubeStore::start(options),
+            store: KubeStore::start(options, version),
             uplink: None,
         })
     }
@@ -68,12 +70,16 @@ impl Kube {
         let report = self.store.report();
         let own = report.own.as_ref().and_then(|own| own.as_ref().ok());
         let uplink = self.uplink(own.map(AsRef::as_ref), network.as_ref().ok(), around);
-        let mut troubles = Vec::new();
+        let (mut troubles, mut warnings) = (Vec::new(), Vec::new());
         let mut state = StoreState {
             name: String::new(),
             is_reached: report.unreachable.is_none() && report.leases.is_some(),
             warning: report.unreachable.clone(),
-            revision: report.revision,
+            revision: report
+                .version
+                .as_ref()
+                .and_then(|version| version.parse().ok())
+                .unwrap_or_default(),
             heard: report.heard,
             expires: None,
         };
@@ -89,12 +95,14 @@ impl Kube {
         let node = match (network, report.leases, report.own, report.unreachable) {
             (Ok(network), Some(leases), Some(Ok(own)), _) => Some(uplink.and_then(|uplink| {
                 let addresses = uplink.public(Some(&network));
-                let own = own.own_lease(&network, &file, addresses)?;
+                let (own, missing) = own.own_lease(&network, &file, addresses)?;
+                warnings.extend(missing);
                 Ok(node::Node {
                     snapshot: snapshot(network, leases, &own),
                     own,
                     uplink,
                     held: None,
+                    version: report.version.clone(),
                     is_kept: false,
                 })
             })),
@@ -129,6 +137,7 @@ impl Kube {
         View {
             node,
             troubles,
+            warnings,
             state,
         }
     }
@@ -145,10 +154,8 @@ impl Kube {
         let basis = Basis {
             network: network.copied(),
             asked: own.map_or(Ok(Vec::new()), Node::asked)?,
-            internal: own
-                .map(|own| own.internal)
-                .or_else(kept)
-                .unwrap_or_default(),
+            internal: own.map(|own| own.internal).unwrap_or_default(),
+            announced: own.map(Node::announced).or_else(kept).unwrap_or_default(),
         };
         if around.has_moved || self.uplink.as_ref().is_none_or(|(old, _)| *old != basis) {
             let find = || {
@@ -156,14 +163,13 @@ impl Kube {
                 if !basis.asked.is_empty() {
                     selection.public.clone_from(&basis.asked);
                 }
-                let interfaces = around.interfaces()?;
-                let found = selection.uplink(&interfaces, network, Some(basis.internal));
-                let uplink = found.map_err(|error| chain(&error))?;
-                Ok(if selection.public.is_empty() {
-                    uplink.preferring(basis.internal)
-                } else {
-                    uplink
-                })
+                let known = Knowledge {
+                    network,
+                    internal: basis.internal,
+                    announced: basis.announced,
+                    before: None,
+                };
+                around.uplink(&selection, known)
             };
             let found = find();
             self.uplink = Some((basis, found));

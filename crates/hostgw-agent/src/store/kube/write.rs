@@ -89,7 +89,9 @@ impl Keeper {
                 self.retry = None;
                 None
             }
-            Err(Failure::Gone) => return Err(Failure::Gone),
+            Err(failure @ (Failure::Gone | Failure::Older(_) | Failure::Unknown(_))) => {
+                return Err(failure);
+            }
             // A write that hangs keeps nobody from following the others; whether the server is there
             // at all, the watch shows.
             Err(Failure::Refused(reason) | Failure::Away(reason)) => Some((reason, Duration::ZERO)),

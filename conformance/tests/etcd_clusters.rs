@@ -1,0 +1,419 @@
+//! etcd as users run it: with logins that grow old, without room, restored from a backup; and nodes that
+//! are copies of others, or lack a family.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use conformance::reference_picture::{Family, nodes};
+use conformance::{Agent, Etcd, Lab, Node, wait_for};
+use serde_json::{Value, json};
+
+fn start(node: &Node<'_>, etcd: &Etcd<'_>, more: &[&str]) -> Agent {
+    let url = format!("--etcd-endpoints={}", etcd.url());
+    node.sh("rm -f /run/hostgw-agent.log").ok();
+    Agent::start(node, &[&[url.as_str()], more].concat())
+}
+
+fn status(node: &Node<'_>) -> Value {
+    let text = node.sh("/mnt/bin/hostgw-agent status --json");
+    serde_json::from_str(&text.stdout).unwrap_or_default()
+}
+
+fn is_ready(node: &Node<'_>) -> bool {
+    status(node)["ready"] == true
+}
+
+/// The key of the lease that a node holds.
+fn key(node: &Node<'_>) -> String {
+    let name = &status(node)["node"]["name"];
+    name.as_str().unwrap_or_default().to_owned()
+}
+
+fn has_route(node: &Node<'_>, i: u8) -> bool {
+    !node
+        .sh(&format!("ip route show 10.10.{i}.0/24 proto 104"))
+        .ok()
+        .is_empty()
+}
+
+fn value(i: u8) -> String {
+    json!({"PublicIP": format!("192.168.2.{i}"), "BackendType": "host-gw"}).to_string()
+}
+
+#[test]
+fn a_login_that_grows_old_is_made_anew() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    store
+        .sh("openssl genrsa -out /run/jwt.key 2048 && openssl rsa -in /run/jwt.key -pubout -out /run/jwt.pub")
+        .ok();
+    let token =
+        "--auth-token=jwt,pub-key=/run/jwt.pub,priv-key=/run/jwt.key,sign-method=RS256,ttl=10m";
+    let etcd = Etcd::start_with(&store, "192.168.2.21", "http", &[token]);
+    etcd.wait();
+    etcd.configure(&json!({"SubnetMin": "10.10.1.0", "SubnetMax": "10.10.1.0"}));
+    let worker1 = &nodes[1];
+    let login = [
+        "--etcd-username=flannel",
+        "--etcd-password=s3cr3t",
+        "--subnet-lease-ttl=8s",
+    ];
+    // Where nobody can log in, nobody needs to, as with flanneld.
+    let agent = start(worker1, &etcd, &login);
+    wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
+    assert!(agent.stop());
+    for step in [
+        "user add root:rootsecret",
+        "user grant-role root root",
+        "user add flannel:s3cr3t",
+        "role add flannel",
+        "role grant-permission flannel --prefix=true readwrite /coreos.com/network",
+        "user grant-role flannel flannel",
+        "auth enable",
+    ] {
+        etcd.ctl(step).ok();
+    }
+    let as_root = |args: &str| etcd.ctl(&format!("--user=root:rootsecret {args}")).ok();
+    let own = || as_root("get --keys-only /coreos.com/network/subnets/10.10.1.0-24");
+    let agent = start(worker1, &etcd, &login);
+    wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
+    // Any change of a user or a role makes every token too old.
+    for (round, change) in [
+        (2, "role add another"),
+        (3, "user add somebody:pw"),
+        (4, "role delete another"),
+    ] {
+        as_root(change);
+        as_root(&format!(
+            "put /coreos.com/network/subnets/10.10.{round}.0-24 '{}'",
+            value(100 + round)
+        ));
+        wait_for(&format!("{change}: {}", agent.log()), || {
+            has_route(worker1, round)
+        });
+    }
+    // Longer than the lease holds without being renewed.
+    sleep(Duration::from_secs(10));
+    assert!(!own().trim().is_empty(), "{}", agent.log());
+    wait_for("readiness", || is_ready(worker1));
+    assert!(
+        !agent.log().contains("cannot be reached"),
+        "{}",
+        agent.log()
+    );
+    // Turned off while it runs.
+    as_root("auth disable");
+    etcd.ctl(&format!(
+        "put /coreos.com/network/subnets/10.10.5.0-24 '{}'",
+        value(105)
+    ))
+    .ok();
+    wait_for(&format!("the route: {}", agent.log()), || {
+        has_route(worker1, 5)
+    });
+    sleep(Duration::from_secs(10));
+    assert!(
+        !etcd.get("subnets/10.10.1.0-24").is_empty(),
+        "{}",
+        agent.log()
+    );
+    wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
+    // And on again.
+    etcd.ctl("auth enable").ok();
+    as_root(&format!(
+        "put /coreos.com/network/subnets/10.10.6.0-24 '{}'",
+        value(106)
+    ));
+    wait_for(&format!("the route: {}", agent.log()), || {
+        has_route(worker1, 6)
+    });
+    sleep(Duration::from_secs(10));
+    assert!(!own().trim().is_empty(), "{}", agent.log());
+    assert!(agent.stop());
+}
+
+#[test]
+fn a_lease_is_kept_where_nothing_can_be_written() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    let etcd = Etcd::start_with(
+        &store,
+        "192.168.2.21",
+        "http",
+        &["--quota-backend-bytes=4000000"],
+    );
+    etcd.wait();
+    etcd.configure(&json!({}));
+    let worker1 = &nodes[1];
+    let args = ["--subnet-lease-ttl=8s"];
+    let agent = start(worker1, &etcd, &args);
+    wait_for("readiness", || is_ready(worker1));
+    let key = key(worker1);
+    let path = format!("subnets/{key}");
+    let fill = "head -c 500000 /dev/zero | tr '\\0' x >/run/much; \
+                ETCDCTL_API=3 etcdctl --endpoints=http://192.168.2.21:2379 put /fill/$(date +%N) </run/much";
+    wait_for("it is full", || {
+        !store.sh(fill).success && !etcd.ctl("put /fill/more more").success
+    });
+    sleep(Duration::from_secs(18));
+    assert!(!etcd.get(&path).is_empty(), "{}", agent.log());
+    assert!(is_ready(worker1), "{}", status(worker1));
+    // A restart writes, which is refused: a warning, while what is there can be kept.
+    assert!(agent.stop());
+    let agent = start(worker1, &etcd, &args);
+    wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
+    agent
+        .wait_for_log("write this node's lease to etcd: etcdserver: mvcc: database space exceeded");
+    sleep(Duration::from_secs(18));
+    assert!(!etcd.get(&path).is_empty(), "{}", agent.log());
+    assert!(is_ready(worker1), "{}", status(worker1));
+    assert_eq!(self::key(worker1), key);
+    assert!(agent.stop());
+}
+
+#[test]
+fn an_own_key_that_somebody_else_wrote_is_its_own() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    let mut etcd = Etcd::start(&store, "192.168.2.21");
+    etcd.configure(&json!({}));
+    let worker1 = &nodes[1];
+    let agent = start(worker1, &etcd, &[]);
+    wait_for("readiness", || is_ready(worker1));
+    let key = key(worker1);
+    let path = format!("/coreos.com/network/subnets/{key}");
+    assert!(agent.stop());
+    // A backup of before the agent took its lease over again.
+    etcd.kill();
+    store.sh("cp -r /var/lib/etcd /run/backup").ok();
+    etcd.restart();
+    let agent = start(worker1, &etcd, &[]);
+    wait_for("readiness", || is_ready(worker1));
+    for i in 2..6 {
+        etcd.ctl(&format!(
+            "put /coreos.com/network/subnets/10.10.{i}.0-24 '{}'",
+            value(100 + i)
+        ))
+        .ok();
+    }
+    wait_for("the route", || has_route(worker1, 5));
+    etcd.kill();
+    store
+        .sh("rm -r /var/lib/etcd && cp -r /run/backup /var/lib/etcd")
+        .ok();
+    etcd.restart();
+    agent.wait_for_log("etcd went back in time");
+    wait_for(&format!("what came later is gone: {}", agent.log()), || {
+        !has_route(worker1, 5)
+    });
+    wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
+    // By hand, with this node's own address, and by a lease of somebody's.
+    let value = etcd.get(&format!("subnets/{key}"));
+    let granted = etcd.ctl("lease grant 600").ok();
+    let id = granted.split(' ').nth(1).expect("its number").to_owned();
+    for put in [format!("--lease={id}"), String::new()] {
+        sleep(Duration::from_millis(1500));
+        etcd.ctl(&format!("put {put} {path} '{value}'")).ok();
+        sleep(Duration::from_secs(1));
+        wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
+        assert!(
+            !agent.log().contains("two nodes have one subnet"),
+            "{}",
+            agent.log()
+        );
+    }
+    assert_eq!(self::key(worker1), key);
+    // Without a lease it is a reservation, and stays one.
+    assert!(!etcd.entry(&format!("subnets/{key}"))["lease"].is_i64());
+    assert!(agent.stop());
+}
+
+#[test]
+fn a_copy_of_a_nodes_state_takes_nothing_from_it() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.21");
+    etcd.configure(&json!({}));
+    let (worker1, worker2) = (&nodes[1], &nodes[2]);
+    let args = ["--subnet-lease-ttl=8s"];
+    let agent = start(worker1, &etcd, &args);
+    wait_for("readiness", || is_ready(worker1));
+    let key = key(worker1);
+    wait_for("the state is written", || {
+        worker1.path("/var/lib/hostgw/state.json").exists()
+    });
+    let state = std::fs::read(worker1.path("/var/lib/hostgw/state.json")).expect("read");
+    let said = || etcd.get(&format!("subnets/{key}"));
+    let before = said();
+    // A clone has the machine's number and other hardware addresses.
+    worker2.write("/var/lib/hostgw/state.json", &state);
+    let copy = start(worker2, &etcd, &args);
+    wait_for("readiness", || is_ready(worker2));
+    assert_ne!(self::key(worker2), key);
+    assert_eq!(said(), before);
+    assert!(copy.stop());
+    // Even where a hardware address is the same: the node that has the lease keeps renewing it.
+    let mac = worker1.ip("link show enp0s5")[0]["address"]
+        .as_str()
+        .expect("it has one")
+        .to_owned();
+    worker2
+        .sh(&format!(
+            "rm -r /run/flannel; ip link add twin type bridge; ip link set twin address {mac}"
+        ))
+        .ok();
+    sleep(Duration::from_secs(13));
+    worker2.write("/var/lib/hostgw/state.json", &state);
+    let copy = start(worker2, &etcd, &args);
+    wait_for(&format!("readiness: {}", copy.log()), || is_ready(worker2));
+    assert_ne!(self::key(worker2), key);
+    assert_eq!(said(), before);
+    copy.wait_for_log("the state is a copy, and does not count");
+    assert!(is_ready(worker1), "{}", status(worker1));
+    assert!(agent.stop() && copy.stop());
+}
+
+#[test]
+fn what_one_family_lacks_takes_nothing_from_the_other() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.21");
+    etcd.configure(&json!({"EnableIPv6": true, "IPv6Network": "fd00:10:10::/48"}));
+    let agent = start(&node, &etcd, &[]);
+    wait_for(&format!("readiness: {}", agent.log()), || is_ready(&node));
+    let ipv4 = key(&node);
+    assert!(!ipv4.contains('&'), "{ipv4}");
+    let warning = "the interface has no IPv6 address, and the network needs one";
+    assert!(
+        status(&node)["warnings"].to_string().contains(warning),
+        "{}",
+        status(&node)
+    );
+    let file = || std::fs::read_to_string(node.path("/run/flannel/subnet.env")).unwrap_or_default();
+    assert!(!file().contains("IPV6"), "{}", file());
+    // It comes: the other one's subnet stays.
+    node.sh("ip addr add fd00:192:168:2::16/64 dev enp0s5 nodad")
+        .ok();
+    wait_for(&format!("both: {}", agent.log()), || {
+        key(&node).starts_with(&format!("{ipv4}&"))
+    });
+    wait_for("the file", || file().contains("FLANNEL_IPV6_SUBNET="));
+    assert_eq!(etcd.leases().len(), 1);
+    let both = key(&node);
+    // It goes: the lease stays as it is, and so does the network.
+    node.sh("ip addr del fd00:192:168:2::16/64 dev enp0s5").ok();
+    wait_for("it is said", || {
+        status(&node)["warnings"].to_string().contains(warning)
+    });
+    assert!(is_ready(&node), "{}", status(&node));
+    assert_eq!(key(&node), both);
+    assert!(agent.stop());
+    let agent = start(&node, &etcd, &[]);
+    wait_for(&format!("readiness: {}", agent.log()), || is_ready(&node));
+    assert_eq!(key(&node), both);
+    assert!(agent.stop());
+}
+
+#[test]
+fn a_certificate_of_no_use_is_named() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    store
+        .sh("mkdir /mnt/pki && cd /mnt/pki && EC='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes' && \
+             openssl req -x509 $EC -days 2 -keyout ca.key -out ca.pem -subj /CN=ca && \
+             for who in server client other; do openssl req $EC -keyout $who.key -out $who.csr -subj /CN=$who && \
+             printf 'subjectAltName=IP:192.168.2.21\\nextendedKeyUsage=serverAuth,clientAuth\\n' >ext && \
+             openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $who.pem; done && \
+             openssl pkcs8 -topk8 -in client.key -out encrypted.key -passout pass:x && \
+             openssl ec -in client.key -aes128 -passout pass:x -out legacy.key && \
+             : >empty.pem && head -c 200 client.pem >torn.pem && openssl req -x509 $EC -days 2 -keyout alien.key -out alien.pem -subj /CN=alien")
+        .ok();
+    let _etcd = Etcd::start_with(
+        &store,
+        "192.168.2.21",
+        "https",
+        &[
+            "--cert-file=/mnt/pki/server.pem",
+            "--key-file=/mnt/pki/server.key",
+            "--client-cert-auth",
+            "--trusted-ca-file=/mnt/pki/ca.pem",
+        ],
+    );
+    let worker1 = &nodes[1];
+    for (ca, certificate, key, said) in [
+        (
+            "ca.pem",
+            "client.pem",
+            "other.key",
+            "/mnt/pki/other.key: it is not the key of /mnt/pki/client.pem",
+        ),
+        (
+            "ca.pem",
+            "client.pem",
+            "encrypted.key",
+            "/mnt/pki/encrypted.key: the key is encrypted",
+        ),
+        (
+            "ca.pem",
+            "client.pem",
+            "legacy.key",
+            "/mnt/pki/legacy.key: the key is encrypted",
+        ),
+        (
+            "ca.pem",
+            "client.pem",
+            "empty.pem",
+            "/mnt/pki/empty.pem: there is no private key in it",
+        ),
+        (
+            "ca.pem",
+            "empty.pem",
+            "client.key",
+            "/mnt/pki/empty.pem: there is no certificate in it",
+        ),
+        (
+            "ca.pem",
+            "torn.pem",
+            "client.key",
+            "/mnt/pki/torn.pem: a certificate in it is torn",
+        ),
+        (
+            "empty.pem",
+            "client.pem",
+            "client.key",
+            "/mnt/pki/empty.pem: there is no certificate in it",
+        ),
+        (
+            "ca.pem",
+            "",
+            "",
+            "the server may want a certificate of this node, and none is given",
+        ),
+        (
+            "ca.pem",
+            "alien.pem",
+            "alien.key",
+            "the server may refuse the certificate /mnt/pki/alien.pem",
+        ),
+    ] {
+        worker1.sh("rm -f /run/hostgw-agent.log").ok();
+        let mut args = vec![
+            "--etcd-endpoints=https://192.168.2.21:2379".to_owned(),
+            format!("--etcd-cafile=/mnt/pki/{ca}"),
+        ];
+        if !key.is_empty() {
+            args.push(format!("--etcd-certfile=/mnt/pki/{certificate}"));
+            args.push(format!("--etcd-keyfile=/mnt/pki/{key}"));
+        }
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let agent = Agent::start(worker1, &args);
+        agent.wait_for_log(said);
+        assert!(agent.stop());
+    }
+}

@@ -1,0 +1,276 @@
+//! API servers as users run them: restored from a backup, cut off from their etcd, behind a proxy; and
+//! Nodes that lack a family.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use conformance::reference_picture::{self as picture, Family};
+use conformance::{Agent, Kube, Lab, Node, Server, wait_for};
+use serde_json::Value;
+
+fn net_conf(lab: &Lab, family: Family) -> String {
+    lab.write("net-conf.json", picture::network(family).to_string());
+    format!("--net-config-path={}", Lab::path("net-conf.json").display())
+}
+
+/// Starts an agent with these variables.
+fn start(node: &Node<'_>, kubeconfig: &str, config: &str, variables: &[(&str, &str)]) -> Agent {
+    let kubeconfig = format!("--kubeconfig-file={kubeconfig}");
+    let name = format!("--node-name={}", node.name);
+    node.sh("rm -f /run/hostgw-agent.log").ok();
+    Agent::start_in(
+        node,
+        variables,
+        &["--kube-subnet-mgr", &kubeconfig, &name, config],
+    )
+}
+
+fn status(node: &Node<'_>) -> Value {
+    let text = node.sh("/mnt/bin/hostgw-agent status --json");
+    serde_json::from_str(&text.stdout).unwrap_or_default()
+}
+
+fn is_ready(node: &Node<'_>) -> bool {
+    status(node)["ready"] == true
+}
+
+fn has_route(node: &Node<'_>, subnet: u8) -> bool {
+    !node
+        .sh(&format!("ip route show 10.10.{subnet}.0/24 proto 104"))
+        .ok()
+        .is_empty()
+}
+
+/// Another node, with its annotations.
+fn create(kube: &Kube<'_>, name: &str, subnet: u8) {
+    let ip = format!("192.168.2.{}", 100 + subnet);
+    kube.create_node(name, &[&format!("10.10.{subnet}.0/24")], &[&ip]);
+    let annotations = [
+        ("kube-subnet-manager", "true"),
+        ("backend-type", "host-gw"),
+        ("backend-data", "null"),
+        ("public-ip", ip.as_str()),
+    ];
+    kube.annotate(name, &annotations);
+}
+
+#[test]
+fn a_store_that_was_restored_is_read_anew() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let (master, worker) = (&nodes[0], &nodes[1]);
+    let mut kube = Kube::start(master, "192.168.2.17");
+    picture::create_nodes(&kube, Family::Ipv4);
+    create(&kube, "worker3", 3);
+    let config = net_conf(&lab, Family::Ipv4);
+    let agent = start(worker, &kube.admin(), &config, &[]);
+    wait_for(&format!("readiness: {}", agent.log()), || {
+        is_ready(worker) && has_route(worker, 3)
+    });
+    kube.stopped(|| drop(master.sh("cp -r /var/lib/etcd /run/backup").ok()));
+    // One joins after the backup, and one leaves.
+    create(&kube, "worker4", 4);
+    kube.delete("/api/v1/nodes/worker3");
+    for round in 0..60 {
+        kube.annotate(
+            "worker4",
+            &[
+                ("backend-data", &format!("{round}")),
+                ("backend-data", "null"),
+            ],
+        );
+    }
+    wait_for(&format!("both: {}", agent.log()), || {
+        has_route(worker, 4) && !has_route(worker, 3)
+    });
+    kube.stopped(|| {
+        drop(
+            master
+                .sh("rm -r /var/lib/etcd && cp -r /run/backup /var/lib/etcd")
+                .ok(),
+        );
+    });
+    // What is in the backup counts, and what comes afterwards.
+    create(&kube, "worker5", 5);
+    wait_for(&format!("the one that comes: {}", agent.log()), || {
+        has_route(worker, 5)
+    });
+    wait_for("the one that is back", || has_route(worker, 3));
+    wait_for("the one that is not any more", || !has_route(worker, 4));
+    kube.delete("/api/v1/nodes/worker5");
+    wait_for("the one that goes", || !has_route(worker, 5));
+    agent.wait_for_log("went back in time");
+    wait_for("readiness", || is_ready(worker));
+    assert!(agent.stop());
+}
+
+#[test]
+fn an_old_memory_deletes_nothing() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let (master, worker) = (&nodes[0], &nodes[1]);
+    let mut kube = Kube::start(master, "192.168.2.17");
+    picture::create_nodes(&kube, Family::Ipv4);
+    let config = net_conf(&lab, Family::Ipv4);
+    let second = kube.second();
+    // One API server hears nothing of etcd any more, on any connection that it has.
+    master
+        .sh(&format!(
+            "nft 'add table ip cut; add chain ip cut in {{ type filter hook input priority 0; }}'; \
+             for port in $(ss -tnpH dst 192.168.2.17:2379 | grep pid={}, | sed 's/^[^:]*:\\([0-9]*\\) .*/\\1/'); do \
+             nft add rule ip cut in tcp sport 2379 tcp dport $port drop; done; nft list table ip cut | grep -q drop",
+            second.pid()
+        ))
+        .ok();
+    let agent = start(worker, &kube.admin(), &config, &[]);
+    wait_for("readiness", || is_ready(worker));
+    create(&kube, "worker3", 3);
+    wait_for("the route", || has_route(worker, 3));
+    wait_for("the state is on disk", || {
+        let state = worker.path("/var/lib/hostgw/state.json");
+        std::fs::read_to_string(state).is_ok_and(|text| text.contains("10.10.3.0/24"))
+    });
+    assert!(agent.stop());
+    // The other one goes, etcd too, and this one is asked by an agent that starts: what it remembers is
+    // older than what the node knew.
+    kube.kill();
+    kube.etcd().freeze(true);
+    let agent = start(worker, &second.admin(), &config, &[]);
+    agent.wait_for_log("going by what it said last");
+    sleep(Duration::from_secs(8));
+    assert!(has_route(worker, 3), "{}", agent.log());
+    wait_for("readiness", || is_ready(worker));
+    // When its etcd answers, its word counts.
+    kube.etcd().freeze(false);
+    master.sh("nft delete table ip cut").ok();
+    second.wait();
+    second.delete("/api/v1/nodes/worker3");
+    wait_for(&format!("it is gone: {}", agent.log()), || {
+        !has_route(worker, 3)
+    });
+    assert!(agent.stop());
+}
+
+#[test]
+fn a_proxy_leads_there_as_for_kubectl() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let (master, worker) = (&nodes[0], &nodes[1]);
+    let kube = Kube::start(master, "192.168.2.17");
+    picture::create_nodes(&kube, Family::Ipv4);
+    let config = net_conf(&lab, Family::Ipv4);
+    let proxy = lab.node("proxy", &["192.168.2.30/24"]);
+    proxy.write(
+        "/run/tinyproxy.conf",
+        "Port 3128\nListen 192.168.2.30\nTimeout 600\nBasicAuth agent s3cr3t\nLogLevel Connect\nLogFile \"/run/tinyproxy.log\"\n",
+    );
+    let _server = Server::program(&proxy, "tinyproxy", "-d -c /run/tinyproxy.conf");
+    let admin = kube.admin();
+    let through = "http://agent:s3cr3t@192.168.2.30:3128";
+    // Where the API server is not to be reached but by it.
+    worker
+        .sh("nft 'add table ip wall; add chain ip wall out { type filter hook output priority 0; }; \
+             add rule ip wall out ip daddr 192.168.2.17 tcp dport 6443 reject'")
+        .ok();
+    let text = std::fs::read_to_string(master.path(&admin))
+        .or_else(|_| std::fs::read_to_string(worker.path(&admin)));
+    let text = text.expect("a kubeconfig");
+    let mut file: Value = serde_json::from_str(&text).expect("JSON");
+    file["clusters"][0]["cluster"]["proxy-url"] = through.into();
+    lab.write("by-proxy.conf", file.to_string());
+    for (kubeconfig, variables) in [
+        (admin.as_str(), &[("HTTPS_PROXY", through)][..]),
+        (&admin, &[("https_proxy", "agent:s3cr3t@192.168.2.30:3128")]),
+        ("/mnt/by-proxy.conf", &[]),
+        (
+            "/mnt/by-proxy.conf",
+            &[("HTTPS_PROXY", "http://192.168.2.99:1"), ("NO_PROXY", "*")],
+        ),
+    ] {
+        let agent = start(worker, kubeconfig, &config, variables);
+        wait_for(&format!("{variables:?}: {}", agent.log()), || {
+            is_ready(worker)
+        });
+        assert!(!agent.log().contains("s3cr3t"));
+        assert!(agent.stop());
+        worker.sh("rm -r /var/lib/hostgw").ok();
+    }
+    let seen = proxy.sh("cat /run/tinyproxy.log").ok();
+    assert!(seen.contains("CONNECT 192.168.2.17:6443"), "{seen}");
+    // Where the list excepts it, the proxy is not asked: there is none.
+    worker.sh("nft delete table ip wall").ok();
+    for list in [
+        "192.168.2.17",
+        "10.0.0.0/8, 192.168.2.0/24,",
+        "192.168.2.17:6443",
+        "*",
+    ] {
+        let variables = [("HTTPS_PROXY", "http://192.168.2.99:1"), ("NO_PROXY", list)];
+        let agent = start(worker, &admin, &config, &variables);
+        wait_for(&format!("{list}: {}", agent.log()), || is_ready(worker));
+        assert!(agent.stop());
+        worker.sh("rm -r /var/lib/hostgw").ok();
+    }
+    // Who is not known is not away.
+    let agent = start(worker, &kube.kubeconfig("nobody's"), &config, &[]);
+    agent.wait_for_log("the API server does not accept who we are: Unauthorized (401)");
+    assert!(agent.stop());
+}
+
+#[test]
+fn a_node_with_one_pod_cidr_has_its_network_in_a_cluster_of_two_families() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Dual);
+    let (master, worker) = (&nodes[0], &nodes[1]);
+    let mut kube = Kube::start(master, "192.168.2.17");
+    for (name, subnet, host) in [("master", 0, 17), ("worker1", 1, 16)] {
+        let (ipv4, ipv6) = picture::node_addresses(host);
+        kube.create_node(name, &[&format!("10.10.{subnet}.0/24")], &[&ipv4, &ipv6]);
+    }
+    create(&kube, "worker3", 3);
+    let config = net_conf(&lab, Family::Dual);
+    let agent = start(worker, &kube.admin(), &config, &[]);
+    wait_for(&format!("readiness: {}", agent.log()), || {
+        is_ready(worker) && has_route(worker, 3)
+    });
+    let said = "Node worker1 has no IPv6 podCIDR (10.10.1.0/24), but IPv6Network";
+    assert!(
+        status(worker)["warnings"].to_string().contains(said),
+        "{}",
+        status(worker)
+    );
+    wait_for("the condition", || {
+        kube.condition("worker1", "NetworkUnavailable")["status"] == "False"
+    });
+    let file =
+        || std::fs::read_to_string(worker.path("/run/flannel/subnet.env")).unwrap_or_default();
+    assert!(
+        file().contains("FLANNEL_SUBNET=10.10.1.1/24") && !file().contains("IPV6"),
+        "{}",
+        file()
+    );
+    // It boots while the API server is away.
+    let written = file();
+    wait_for("the state is on disk", || {
+        worker.path("/var/lib/hostgw/state.json").exists()
+    });
+    kube.kill();
+    assert!(agent.stop());
+    worker
+        .sh("rm -r /run/flannel; ip route flush proto 104")
+        .ok();
+    let agent = start(worker, &kube.admin(), &config, &[]);
+    wait_for(&format!("readiness: {}", agent.log()), || {
+        is_ready(worker) && has_route(worker, 3)
+    });
+    assert_eq!(file(), written);
+    kube.restart();
+    // With an IPv6 address of the link alone, none is announced.
+    worker.sh("ip -6 addr flush dev enp0s5 scope global").ok();
+    wait_for(&format!("none is announced: {}", agent.log()), || {
+        kube.annotation("worker1", "public-ip") == "192.168.2.16"
+            && kube.annotation("worker1", "public-ipv6").is_empty()
+    });
+    wait_for("readiness", || is_ready(worker));
+    assert!(agent.stop());
+}
