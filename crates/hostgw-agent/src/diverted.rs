@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use kernel::{Link, Protocol, Route, Rtnl};
 
 use crate::error::chain;
-use crate::lease::Hop;
+use crate::lease::{Hop, address};
 use crate::peers::Peer;
 use crate::uplink::Uplink;
 
@@ -128,14 +128,5 @@ fn divert(
 
 /// The address behind the gateway's.
 fn first_pod(subnet: IpNetwork) -> IpAddr {
-    match subnet {
-        IpNetwork::V4(v4) => {
-            let first = u32::from(v4.network()).saturating_add(2);
-            std::net::Ipv4Addr::from(first.min(v4.broadcast().into())).into()
-        }
-        IpNetwork::V6(v6) => {
-            let first = u128::from(v6.network()).saturating_add(2);
-            std::net::Ipv6Addr::from(first.min(v6.broadcast().into())).into()
-        }
-    }
+    address(subnet, 2)
 }

@@ -24,7 +24,7 @@ pub(crate) use forward::remove as remove_forward;
 pub(crate) use iptables::remove as remove_iptables;
 
 use crate::error::chain;
-use crate::lease::Lease;
+use crate::lease::{Lease, address};
 use crate::net_conf::NetConf;
 use crate::node::BRIDGE;
 use crate::repeats::Repeats;
@@ -153,24 +153,6 @@ fn pods(subnet: IpNetwork) -> [IpAddr; 2] {
     let half = 1u128.checked_shl(u32::from(bits - subnet.prefix()).saturating_sub(1));
     let half = half.filter(|_| subnet.prefix() < bits).unwrap_or_default();
     [address(subnet, 2), address(subnet, half + 1)]
-}
-
-/// An address of a network, counted from its first one, at most to its last.
-fn address(network: IpNetwork, place: u128) -> IpAddr {
-    match network {
-        IpNetwork::V4(v4) => {
-            let last = u128::from(u32::from(v4.broadcast()));
-            let address = (u128::from(u32::from(v4.network())).saturating_add(place)).min(last);
-            u32::try_from(address)
-                .map_or(v4.network(), Into::into)
-                .into()
-        }
-        IpNetwork::V6(v6) => {
-            let last = u128::from(v6.broadcast());
-            let address = u128::from(v6.network()).saturating_add(place).min(last);
-            std::net::Ipv6Addr::from(address).into()
-        }
-    }
 }
 
 /// Between which interfaces packets go, and to whom.

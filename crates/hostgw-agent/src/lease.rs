@@ -105,6 +105,24 @@ impl Lease {
     }
 }
 
+/// An address of a network, counted from its first one, at most to its last.
+pub(crate) fn address(network: IpNetwork, place: u128) -> IpAddr {
+    match network {
+        IpNetwork::V4(v4) => {
+            let last = u128::from(u32::from(v4.broadcast()));
+            let address = (u128::from(u32::from(v4.network())).saturating_add(place)).min(last);
+            u32::try_from(address)
+                .map_or(v4.network(), Into::into)
+                .into()
+        }
+        IpNetwork::V6(v6) => {
+            let last = u128::from(v6.broadcast());
+            let address = u128::from(v6.network()).saturating_add(place).min(last);
+            Ipv6Addr::from(address).into()
+        }
+    }
+}
+
 /// Whether two networks have an address in common.
 pub(crate) fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())

@@ -707,7 +707,7 @@ impl Keeper {
             when.push(all.with_prefix());
         }
         let mut changes = Vec::new();
-        let own_first = own.clone();
+        let key = own.clone();
         let mut paths = vec![own];
         // The old one goes first: flanneld takes a new key for the same subnet's, and would then take the
         // end of the old one for the end of both.
@@ -721,7 +721,7 @@ impl Keeper {
         if !(write.is_reservation && self.says(&write.name, &write.value)) {
             let text = serde_json::to_string(&write.value).expect("texts and numbers");
             let put = PutOptions::new().with_lease(etcd_lease);
-            changes.push(TxnOp::put(own_first.as_str(), text, Some(put)));
+            changes.push(TxnOp::put(key.as_str(), text, Some(put)));
         }
         commit(client, when, changes, paths).await
     }
