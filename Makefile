@@ -1,5 +1,5 @@
-# Thin over cargo. `make demo` and `make test` do all their own set-up on a machine that has
-# Rust, git and make; what they install from Debian needs root, as the namespaces do.
+# Thin wrappers around cargo. `make demo` and `make test` do all their own set-up on a machine that
+# has Rust, git and make. Installing the Debian packages and creating namespaces requires root.
 
 SHELL      := /bin/bash
 CARGO      ?= cargo
@@ -9,11 +9,11 @@ DESTDIR    ?=
 CNI_BIN_DIR ?= /opt/cni/bin
 PREFIX     ?= /usr/local
 
-# The executables have no dynamic loader, and nothing to relocate when they start: a plugin is
-# started for every request. `--target` keeps build scripts and macros out of that.
-# One short hash is computed in plain code: to ask the processor whether it can do better takes
+# The executables have no dynamic loader and need no relocation at start, because a plugin is
+# started for every request. `--target` keeps these flags away from build scripts and macros.
+# One short hash is computed in portable code: detecting the processor's features takes
 # 20 µs in a virtual machine.
-# Separate calls, so that one executable's features never enter another's build.
+# Separate cargo calls, so that the features of one executable do not affect another.
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
@@ -27,8 +27,11 @@ build: build-packages
 	for exe in cni-hostgw hostgw-agent subnet-env; do \
 	  cp $(BUILT)/$$exe $(DIST)/.$$exe && mv -f $(DIST)/.$$exe $(DIST)/$$exe; done
 
-# What is needed from Debian: to build (etcd's protocol is compiled), and to test. Only what is missing
-# is installed.
+# Waits for the lock of another package manager for up to five minutes.
+APT := apt-get -o DPkg::Lock::Timeout=300
+
+# The Debian packages needed to build (etcd's protocol files are compiled) and to test. Only missing
+# packages are installed.
 BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
 IMAGE_PACKAGES := buildah mmdebstrap
 PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugins containerd runc \
@@ -37,10 +40,10 @@ PACKAGES := iproute2 nftables iptables busybox-static containernetworking-plugin
 packages build-packages image-packages:
 	@missing=$$(for p in $(or $(if $(filter build-%,$@),$(BUILD_PACKAGES)),$(if $(filter image-%,$@),$(IMAGE_PACKAGES)),$(PACKAGES)); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; fi
+	if [ -n "$$missing" ]; then $(APT) update -q && DEBIAN_FRONTEND=noninteractive $(APT) install -qy --no-install-recommends $$missing; fi
 
-# KEEP=1 leaves it standing and says how to get in; STORE=etcd has the subnets leased from etcd, and
-# STORE=kube those of the Nodes of a kube-apiserver, which takes Go to build.
+# KEEP=1 leaves the lab running and prints how to enter it. STORE=etcd leases the subnets from etcd,
+# and STORE=kube takes them from the Nodes of a kube-apiserver, which requires Go to build.
 demo: build packages $(if $(filter kube,$(STORE)),tools)
 	KEEP=$(KEEP) STORE=$(STORE) $(CARGO) run --locked -q -p conformance --bin demo
 
@@ -48,12 +51,12 @@ test: lint build packages
 	$(CARGO) test --locked --workspace --all-features --exclude conformance
 	$(CARGO) test --locked -p conformance
 
-# Everything that takes Go, or the image: the real clients, flanneld, kube-apiserver, kubelet.
+# Everything that requires Go or the image: the real clients, flanneld, kube-apiserver, kubelet.
 test-clients: build packages tools image
 	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test kube_clusters --test manifest
 	$(CARGO) test --locked -p conformance --features clients --test kubernetes
 
-# Everything, however long.
+# Everything, however long it takes.
 e2e: test test-clients
 	for store in file etcd kube; do $(MAKE) demo STORE=$$store || exit 1; done
 	$(MAKE) bench
@@ -64,29 +67,32 @@ bench: build packages tools
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- plugin $(BUILT)/floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- agent
 
-# A request killed before and after each of its system calls, and each call failing in every way: some
-# 26,000 points in about a quarter of an hour. `make test` tries a tenth of them.
+# Kills a request before and after each of its system calls, and makes each call fail in every way:
+# about 26,000 points in about a quarter of an hour. `make test` tries a tenth of them.
 crash: build packages
 	$(CARGO) run --locked -q -p conformance --bin crash
 
-# Everything at once and at random, for as long as wanted. The same seed chooses the same operations.
+# Random concurrent operations for as long as wanted. The same seed chooses the same operations.
 MINUTES ?= 10
 SEED    ?= 1
 soak: build packages
 	$(CARGO) run --locked -q -p conformance --bin soak -- --minutes $(MINUTES) --seed $(SEED)
 
+# Also checks that each key, flag and metric is in its table, and that links lead somewhere.
 lint: build-packages
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	$(CARGO) test --locked -q -p netconf -p hostgw-agent documented
+	$(CARGO) test --locked -q -p conformance --test documents
 
-# The real clients, from pinned Go modules. containerd has one of its own, because it wants another
-# release of what crictl speaks; so have kubelet and kube-apiserver, whose own modules know one another
-# by their folders only.
+# The real clients, from pinned Go modules. containerd has its own module, because it requires
+# another release of the API that crictl uses. kubelet and kube-apiserver have one, too, because
+# their modules refer to each other only by folder.
 GO_BUILD := GOFLAGS=-mod=readonly CGO_ENABLED=0 go build -trimpath
 
-# flanneld wants a module of another cloud's that is not to be had: its sources are built without
-# that backend.
+# flanneld requires a module of a cloud provider that is not available: its sources are built
+# without that backend.
 FLANNEL := target/tools-src/flannel
 
 tools:
@@ -98,7 +104,7 @@ tools:
 	  cp -r "$$sources" $(FLANNEL); chmod -R u+w $(FLANNEL); echo 'package tencentvpc' > $(FLANNEL)/pkg/backend/tencentvpc/tencentvpc.go; \
 	  cd $(FLANNEL) && GOFLAGS=-mod=readonly CGO_ENABLED=1 go build -trimpath -ldflags='-s -w' -o ../../tools/flanneld .; }
 
-# The agent's image, as archives to import: by itself, and with the old iptables. Both executables are
+# The agent's image as archives to import: plain, and with iptables-legacy. Both executables are
 # inside. Nothing is left in buildah's own storage.
 IMAGE         := target/image
 IMAGE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
@@ -119,7 +125,7 @@ image: build image-packages
 	rm -rf $(IMAGE)/storage $(IMAGE)/run $(IMAGE)/context
 	ls -l $(IMAGE)/*.tar
 
-# By rename, so that a plugin in use is never half-written.
+# Replaces files by rename, so that a plugin in use is never incomplete.
 install: build
 	@put() { mkdir -p "$$2" && cp "$$1" "$$2/.$$3.new" && chmod "$$4" "$$2/.$$3.new" && mv -f "$$2/.$$3.new" "$$2/$$3" && echo "$$2/$$3"; }; set -e; \
 	put $(DIST)/cni-hostgw "$(DESTDIR)$(CNI_BIN_DIR)" cni-hostgw 0755; \

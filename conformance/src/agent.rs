@@ -1,135 +1,96 @@
-//! The real agent in a node.
+//! The real agent on a node.
 
-use std::fs::File;
-use std::process::{Child, Command, Stdio};
+use std::fs;
 use std::time::Duration;
-use std::{fs, thread};
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Node;
+use crate::process::{Lifetime, Process, log_file, poll};
 
-/// A running `hostgw-agent`. Ends when it is dropped, and with the program that started it.
+/// A running `hostgw-agent`. It ends when this value is dropped, or when the program that started
+/// it ends.
 pub struct Agent {
-    child: Child,
+    process: Process,
     log: std::path::PathBuf,
 }
 
 impl Agent {
-    /// Starts `hostgw-agent run` in `node` with these arguments. Its log goes to
+    /// Starts `hostgw-agent run` on `node` with these arguments. Its log goes to
     /// `/run/hostgw-agent.log` there.
     #[must_use]
     pub fn start(node: &Node<'_>, args: &[&str]) -> Self {
-        Self::start_in(node, &[], args)
+        Self::start_with_env(node, &[], args)
     }
 
-    /// The same with these variables, each a name and a value.
+    /// Starts the agent with these environment variables, each a name and a value.
     #[must_use]
-    pub fn start_in(node: &Node<'_>, variables: &[(&str, &str)], args: &[&str]) -> Self {
-        let mut command = Command::new("setpriv");
-        // The kernel ends it when this thread does, however that happens.
-        command.args(["--pdeathsig", "TERM", "--"]);
-        Self::spawn(node, command, variables, args)
+    pub fn start_with_env(node: &Node<'_>, variables: &[(&str, &str)], args: &[&str]) -> Self {
+        Self::spawn(node, Lifetime::Terminated, variables, args)
     }
 
-    /// The same, but it outlives this program.
+    /// Starts an agent that outlives this program.
     #[must_use]
-    pub fn start_for_good(node: &Node<'_>, args: &[&str]) -> Self {
-        let mut command = Command::new("setsid");
-        command.arg("--");
-        Self::spawn(node, command, &[], args)
+    pub fn start_detached(node: &Node<'_>, args: &[&str]) -> Self {
+        Self::spawn(node, Lifetime::Detached, &[], args)
     }
 
     fn spawn(
         node: &Node<'_>,
-        mut command: Command,
+        lifetime: Lifetime,
         variables: &[(&str, &str)],
         args: &[&str],
     ) -> Self {
         node.lab()
             .install(&crate::dist().join("hostgw-agent"), "bin/hostgw-agent");
         let log = node.path("/run/hostgw-agent.log");
-        let file = File::options().create(true).append(true).open(&log);
-        let file = file.expect("the node's /run takes files");
-        let inner = node.command("/mnt/bin/hostgw-agent");
-        let child = command
-            .arg(inner.get_program())
-            .args(inner.get_args())
+        let mut command = node.command("/mnt/bin/hostgw-agent");
+        command
             .args(["run", "--log-format=text"])
-            .envs(variables.iter().copied())
             .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .expect("setpriv and setsid are part of every Debian");
-        Self { child, log }
+            .envs(variables.iter().copied());
+        let process = Process::start(&command, lifetime, log_file(&log));
+        Self { process, log }
     }
 
-    /// What it logged.
+    /// Returns its log.
     ///
     /// # Panics
     ///
     /// When the log cannot be read.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).expect("the log was made before the agent started")
+        fs::read_to_string(&self.log).expect("the log was created before the agent started")
     }
 
-    /// Waits until the log holds `text`.
+    /// Waits until the log contains `text`.
     ///
     /// # Panics
     ///
-    /// When it does not within fifteen seconds; shows the log.
+    /// If it does not within fifteen seconds; the message includes the log.
     pub fn wait_for_log(&self, text: &str) {
-        for _ in 0..1500 {
-            if self.log().contains(text) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!(
+        let found = poll(Duration::from_secs(15), || self.log().contains(text));
+        assert!(
+            found.is_some(),
             "not within 15 seconds: {text:?} in the agent's log:\n{}",
             self.log()
         );
     }
 
-    /// Its process.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
-    /// Sends SIGTERM and waits for the end. Says whether it ended with 0.
+    /// Sends SIGTERM and waits for the process to end. Returns true if it exited with 0.
     #[must_use]
     pub fn stop(mut self) -> bool {
-        self.terminate()
+        self.process
+            .terminate()
+            .is_some_and(|status| status.success())
     }
 
-    /// Lets it go on after this program.
-    pub fn leave(self) {
-        std::mem::forget(self);
-    }
-
-    fn terminate(&mut self) -> bool {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            kill_process(pid.expect("a child has an id"), Signal::TERM).ok();
-        }
-        for _ in 0..500 {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return status.success();
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        drop(self.child.kill());
-        drop(self.child.wait());
-        false
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.terminate();
+    /// Lets the agent run on after this program ends.
+    pub fn detach(self) {
+        self.process.detach();
     }
 }

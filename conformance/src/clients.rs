@@ -1,12 +1,12 @@
-//! The real clients, built from pinned Go modules by `make tools`.
+//! The real clients, which `make tools` builds from pinned Go modules.
 
 use std::path::PathBuf;
 
-/// The client called `name`.
+/// Returns the path of the client called `name`.
 ///
 /// # Panics
 ///
-/// When it is not built.
+/// If it is not built.
 #[must_use]
 pub fn tool(name: &str) -> PathBuf {
     let path = crate::repository().join("target/tools").join(name);

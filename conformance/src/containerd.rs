@@ -1,53 +1,54 @@
-//! The real containerd in a node, with all that it starts.
+//! The real containerd on a node, with the processes that it starts.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::clients::tool;
 use crate::holder::{Output, run};
+use crate::process::{Lifetime, Process, log_file};
 use crate::{Lab, Node, Plugin, wait_for};
 
 const SOCKET: &str = "unix:///run/containerd-test/containerd.sock";
 
-/// A running containerd, its shims and its pods, in a PID namespace of their own: all of it ends
-/// when it is dropped, and with the program that started it.
+/// A running containerd, with its shims and pods, in their own PID namespace. All of them end when
+/// this value is dropped, or when the program that started it ends.
 pub struct Containerd<'node> {
     node: &'node Node<'node>,
-    child: Child,
+    process: Process,
     init: u32,
 }
 
-/// Which containerd.
+/// The containerd release to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// Debian's.
+    /// Debian's package.
     Debian,
-    /// The one that `make tools` builds, which asks for STATUS.
+    /// The release that `make tools` builds. It sends STATUS to plugins.
     Newest,
 }
 
 /// A pod sandbox that containerd runs.
 pub struct Sandbox {
-    /// Its id, which is `CNI_CONTAINERID`.
+    /// Sandbox id, which is also `CNI_CONTAINERID`.
     pub id: String,
-    /// Its address, as the runtime reports it.
+    /// Address that the runtime reports.
     pub address: String,
-    /// Its network namespace, as the node sees it.
+    /// Path of its network namespace on the node.
     pub netns: String,
 }
 
 impl<'node> Containerd<'node> {
-    /// Starts containerd in `node`, with a network configuration list, and our plugin beside the
-    /// reference's in `/opt/cni/bin`.
+    /// Starts containerd on `node` with a network configuration list. Our plugin and the reference
+    /// plugins are in `/opt/cni/bin`.
     ///
     /// # Panics
     ///
-    /// When it does not start: it takes the Debian packages containerd and runc.
+    /// If containerd does not start; it requires the Debian packages containerd and runc.
     #[must_use]
     pub fn start(node: &'node Node<'node>, release: Release, list: &Value) -> Self {
-        let containerd = Self::bare(node, release);
+        let containerd = Self::start_unconfigured(node, release);
         let plugin = Plugin::ours(node.lab()).0.display().to_string();
         node.sh(&format!(
             "cp {plugin} /opt/cni/bin/ && cp {plugin} /opt/cni/bin/flannel"
@@ -57,13 +58,14 @@ impl<'node> Containerd<'node> {
         containerd
     }
 
-    /// The same without a list and without our plugin: somebody else installs them.
+    /// Starts containerd without a network configuration list and without our plugin, which someone
+    /// else installs.
     ///
     /// # Panics
     ///
-    /// When it does not start.
+    /// If containerd does not start.
     #[must_use]
-    pub fn bare(node: &'node Node<'node>, release: Release) -> Self {
+    pub fn start_unconfigured(node: &'node Node<'node>, release: Release) -> Self {
         let lab = node.lab();
         let mut config = include_str!("containerd/config.toml");
         let mut path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
@@ -79,26 +81,20 @@ impl<'node> Containerd<'node> {
         node.write("/run/supervise.sh", include_str!("containerd/supervise.sh"));
         node.write("/run/cgroups.sh", include_str!("containerd/cgroups.sh"));
         node.write("/run/enter.sh", include_str!("containerd/enter.sh"));
-        let log = fs::File::create(node.path("/run/supervise.log"));
-        let inner = node.command("sh");
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
+        let mut command = node.command("sh");
+        command
             .args([
                 "/run/enter.sh",
                 &format!("hostgw-{}-{}", node.name, node.pid()),
             ])
             .args(["unshare", "--pid", "--fork", "--kill-child", "--mount"])
             .args(["--propagation", "unchanged", "sh", "/run/supervise.sh"])
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.expect("the node's /run takes files"))
-            .spawn()
-            .expect("setpriv is part of every Debian");
-        // The cgroups are made first, by processes of their own.
-        let proc = format!("/proc/{0}/task/{0}", child.id());
+            .env("PATH", path);
+        let log = log_file(&node.path("/run/supervise.log"));
+        let process = Process::start(&command, Lifetime::Killed, log);
+        // The cgroups are created before `unshare` runs, by other child processes, so wait for
+        // `unshare` itself.
+        let proc = format!("/proc/{0}/task/{0}", process.pid());
         let mut init = 0;
         wait_for("the PID namespace of containerd", || {
             let read =
@@ -108,7 +104,11 @@ impl<'node> Containerd<'node> {
             }
             init != 0
         });
-        let containerd = Self { node, child, init };
+        let containerd = Self {
+            node,
+            process,
+            init,
+        };
         wait_for(
             "containerd answers: are containerd and runc installed?",
             || containerd.ctr("version").success,
@@ -116,15 +116,15 @@ impl<'node> Containerd<'node> {
         containerd
     }
 
-    /// Puts another network configuration list in the place of the one that is there.
+    /// Replaces the network configuration list.
     pub fn configure(&self, list: &Value) {
-        // containerd does not see what is moved there from another folder.
+        // containerd does not notice a file that is moved into the directory from another one.
         self.node.write("/etc/cni/net.d/.new", list.to_string());
         let script = "cd /etc/cni/net.d && mv .new 10-test.conflist";
         self.node.sh(script).ok();
     }
 
-    /// Makes an image of busybox, for sandboxes and containers, and waits for CRI.
+    /// Builds and imports a busybox image for sandboxes and containers, and waits for CRI.
     #[must_use]
     pub fn with_image(self) -> Self {
         let lab = self.node.lab();
@@ -135,14 +135,15 @@ impl<'node> Containerd<'node> {
         self
     }
 
-    /// `ctr` with these arguments, as a process beside containerd: it names its own by number.
+    /// Runs `ctr` with these arguments. It must share containerd's PID namespace because `ctr`
+    /// passes its own process id to containerd.
     #[must_use]
     pub fn ctr(&self, args: &str) -> Output {
         let script = format!("ctr -a {} {args}", SOCKET.trim_start_matches("unix://"));
         run(self.inside().args(["sh", "-c", &script]))
     }
 
-    /// Has it know an image by its archive.
+    /// Imports an image archive.
     pub fn import(&self, archive: &std::path::Path) {
         let archive = archive.display();
         self.ctr(&format!(
@@ -151,7 +152,7 @@ impl<'node> Containerd<'node> {
         .ok();
     }
 
-    /// `crictl` with these arguments.
+    /// Runs `crictl` with these arguments.
     #[must_use]
     pub fn crictl(&self, args: &str) -> Output {
         let crictl = Lab::path("bin/crictl");
@@ -161,10 +162,10 @@ impl<'node> Containerd<'node> {
         ))
     }
 
-    /// Runs a pod sandbox; with a port of the node's that leads to its port 80.
+    /// Runs a pod sandbox. With `host_port`, this port of the node is mapped to port 80 of the pod.
     #[must_use]
     pub fn run_sandbox(&self, name: &str, host_port: Option<u16>) -> Sandbox {
-        let path = self.describe(name, host_port);
+        let path = self.write_sandbox_config(name, host_port);
         let id = self.crictl(&format!("runp {path}")).ok().trim().to_owned();
         let status = self.crictl(&format!("inspectp {id}")).json();
         let namespaces = &status["info"]["runtimeSpec"]["linux"]["namespaces"];
@@ -178,15 +179,15 @@ impl<'node> Containerd<'node> {
         }
     }
 
-    /// Asks for a pod sandbox and does not wait for the answer.
+    /// Requests a pod sandbox without waiting for the response.
     pub fn begin_sandbox(&self, name: &str) {
-        let path = self.describe(name, None);
+        let path = self.write_sandbox_config(name, None);
         let begun = self.crictl(&format!("runp {path} >/run/{name}.log 2>&1 </dev/null &"));
         begun.ok();
     }
 
-    /// Writes the description of a pod sandbox.
-    fn describe(&self, name: &str, host_port: Option<u16>) -> String {
+    /// Writes the configuration of a pod sandbox and returns its path.
+    fn write_sandbox_config(&self, name: &str, host_port: Option<u16>) -> String {
         let ports: Vec<_> = host_port
             .iter()
             .map(|port| json!({"container_port": 80, "host_port": port}))
@@ -209,7 +210,7 @@ impl<'node> Containerd<'node> {
         self.crictl(&format!("rmp {}", sandbox.id)).ok();
     }
 
-    /// A web server in the sandbox, at port 80, that answers with `text`.
+    /// Starts a web server in the sandbox that answers with `text` on port 80.
     pub fn serve(&self, sandbox: &Sandbox, name: &str, text: &str) {
         let script = format!("echo {text} >/tmp/index.html; exec httpd -f -p 80 -h /tmp");
         let config = json!({
@@ -226,7 +227,7 @@ impl<'node> Containerd<'node> {
         self.crictl(&format!("start {id}")).ok();
     }
 
-    /// Runs a script in the network of a sandbox.
+    /// Runs a script in the network namespace of a sandbox.
     #[must_use]
     pub fn in_sandbox(&self, sandbox: &Sandbox, script: &str) -> Output {
         let net = format!("--net={}", sandbox.netns);
@@ -236,8 +237,8 @@ impl<'node> Containerd<'node> {
             .args([&net, "sh", "-c", script]))
     }
 
-    /// Kills containerd, as the kernel does when memory is short. With `hold` it is not started
-    /// again before [`Self::let_go`].
+    /// Kills containerd, as the kernel does when memory is short. With `hold`, it is not restarted
+    /// before [`Self::release_hold`] is called.
     pub fn kill(&self, hold: bool) {
         if hold {
             self.node.write("/run/containerd.hold", "");
@@ -245,19 +246,19 @@ impl<'node> Containerd<'node> {
         self.end("containerd");
     }
 
-    /// Kills what is kept running beside it, by its name; it is started again.
+    /// Kills a supervised process by its name. The supervisor restarts it.
     pub(crate) fn end(&self, name: &str) {
         self.sh(&format!("kill -9 $(cat /run/{name}.pid)")).ok();
     }
 
-    /// Runs a script among its processes.
+    /// Runs a script in containerd's namespaces.
     #[must_use]
     pub fn sh(&self, script: &str) -> Output {
         run(self.inside().args(["sh", "-c", script]))
     }
 
-    /// Lets it start again, and waits until it answers.
-    pub fn let_go(&self) {
+    /// Lets the supervisor restart containerd, and waits until CRI answers.
+    pub fn release_hold(&self) {
         self.node.sh("rm -f /run/containerd.hold").ok();
         self.wait_for_cri();
     }
@@ -279,12 +280,12 @@ impl<'node> Containerd<'node> {
 
 impl Drop for Containerd<'_> {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-        // The cgroups are the machine's; those of what was killed are empty folders.
+        self.process.kill();
+        // The cgroups belong to the machine. After the processes have been killed, they are empty
+        // directories.
         let remove = "for own in $(cat /run/cgroups); do find $own -depth -type d -exec rmdir {} +; done 2>/dev/null; \
              for own in $(cat /run/cgroups); do test ! -e $own || exit 1; done";
-        wait_for("the pods end with containerd", || {
+        wait_for("the pods end together with containerd", || {
             self.node.sh(remove).success
         });
     }

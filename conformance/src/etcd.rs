@@ -1,70 +1,68 @@
-//! A real etcd, one or several members, each on a node.
+//! A real etcd with one or more members, each on a node.
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as STANDARD;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::process::{Lifetime, Process, log_file};
 use crate::{Node, Output, wait_for};
 
-/// Where flannel keeps its network.
+/// Default prefix of flannel's keys.
 pub const PREFIX: &str = "/coreos.com/network";
 
-/// The kernel ends it when the thread that started it does, however that happens.
-const DYING: &str = "setpriv --pdeathsig KILL --";
-
-/// A running member. Ends when it is dropped, and with the program that started it.
+/// A running etcd member. It ends when this value is dropped, or when the program that started it
+/// ends.
 pub struct Etcd<'a> {
     node: &'a Node<'a>,
     address: String,
     arguments: Vec<String>,
-    child: Child,
+    process: Process,
 }
 
 impl<'a> Etcd<'a> {
-    /// A cluster of one on `node`, which has this address.
+    /// Starts a cluster with one member on `node`, which has this address.
     #[must_use]
     pub fn start(node: &'a Node<'a>, address: &str) -> Self {
         let mut members = Self::cluster(&[(node, address)]);
         members.pop().expect("one member")
     }
 
-    /// The same, but once it is left it outlives this program.
+    /// Starts a member that outlives this program once [`Self::detach`] is called.
     #[must_use]
-    pub fn start_for_good(node: &'a Node<'a>, address: &str) -> Self {
+    pub fn start_detached(node: &'a Node<'a>, address: &str) -> Self {
         let url = format!("http://{address}:2379");
         let arguments = vec![
             format!("--listen-client-urls={url}"),
             format!("--advertise-client-urls={url}"),
         ];
-        let child = Self::child(node, "setsid", &arguments);
+        let process = Self::process(node, Lifetime::Detached, &arguments);
         let etcd = Self {
             node,
             address: address.to_owned(),
             arguments,
-            child,
+            process,
         };
         etcd.wait();
         etcd
     }
 
-    /// Its process.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
-    /// Lets it go on after this program.
-    pub fn leave(self) {
-        std::mem::forget(self);
+    /// Lets etcd run on after this program ends.
+    pub fn detach(self) {
+        self.process.detach();
     }
 
-    /// The same with more arguments, such as those for TLS; its clients' URL begins with `scheme`.
+    /// Starts a member with more arguments, such as those for TLS. Its client URL begins with
+    /// `scheme`.
     #[must_use]
     pub fn start_with(node: &'a Node<'a>, address: &str, scheme: &str, more: &[&str]) -> Self {
         let url = format!("{scheme}://{address}:2379");
@@ -76,11 +74,11 @@ impl<'a> Etcd<'a> {
         Self::spawn(node, address, arguments)
     }
 
-    /// One member on each of these nodes.
+    /// Starts a cluster with one member on each of these nodes.
     ///
     /// # Panics
     ///
-    /// When they do not find one another.
+    /// If the members do not form a cluster in time.
     #[must_use]
     pub fn cluster(nodes: &[(&'a Node<'a>, &str)]) -> Vec<Self> {
         let peer = |address: &str| format!("http://{address}:2380");
@@ -108,55 +106,44 @@ impl<'a> Etcd<'a> {
     }
 
     fn spawn(node: &'a Node<'a>, address: &str, arguments: Vec<String>) -> Self {
-        let child = Self::child(node, DYING, &arguments);
+        let process = Self::process(node, Lifetime::Killed, &arguments);
         Self {
             node,
             address: address.to_owned(),
             arguments,
-            child,
+            process,
         }
     }
 
-    fn child(node: &Node<'_>, start: &str, arguments: &[String]) -> Child {
-        let inner = node.command("etcd");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(node.path("/run/etcd.log"));
-        let mut start = start.split(' ');
-        Command::new(start.next().expect("a program"))
-            .args(start)
-            .arg(inner.get_program())
-            .args(inner.get_args())
+    fn process(node: &Node<'_>, lifetime: Lifetime, arguments: &[String]) -> Process {
+        let mut command = node.command("etcd");
+        command
             .arg("--data-dir=/var/lib/etcd")
-            // These tests are not about a slow disk.
+            // Without fsync and with short intervals: these tests are not about a slow disk.
             .args([
                 "--unsafe-no-fsync",
                 "--heartbeat-interval=50",
                 "--election-timeout=500",
             ])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.expect("the node's /run takes files"))
-            .spawn()
-            .expect("etcd: make packages installs it")
+            .args(arguments);
+        let log = log_file(&node.path("/run/etcd.log"));
+        Process::start(&command, lifetime, log)
     }
 
-    /// Waits until it answers.
+    /// Waits until the member is healthy.
     pub fn wait(&self) {
         wait_for(&format!("etcd on {} answers", self.node.name), || {
             self.ctl("endpoint health").success
         });
     }
 
-    /// Where clients find it.
+    /// Returns the URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}:2379", self.address)
     }
 
-    /// What `etcdctl` says.
+    /// Runs `etcdctl` with these arguments.
     #[must_use]
     pub fn ctl(&self, args: &str) -> Output {
         let url = self.url();
@@ -171,13 +158,13 @@ impl<'a> Etcd<'a> {
         self.ctl(&format!("put {PREFIX}/{key} '{value}'")).ok();
     }
 
-    /// Writes many values, each in a request of its own, over one connection.
+    /// Writes many values over one connection, each in its own request.
     pub fn put_each(&self, pairs: impl IntoIterator<Item = (String, String)>) {
         let put = |(key, value): (String, String)| ("/v3/kv/put", put(&key, &value));
         self.post(pairs.into_iter().map(put));
     }
 
-    /// Writes many values, fifty in one transaction.
+    /// Writes many values, fifty in each transaction.
     pub fn put_all(&self, pairs: impl IntoIterator<Item = (String, String)>) {
         let puts: Vec<_> = pairs
             .into_iter()
@@ -187,11 +174,11 @@ impl<'a> Etcd<'a> {
         self.post(puts.chunks(50).map(txn));
     }
 
-    /// Sends requests one after the other, by HTTP and JSON.
+    /// Sends requests one after the other over etcd's HTTP and JSON gateway.
     ///
     /// # Panics
     ///
-    /// When not every one succeeds.
+    /// If any request fails.
     fn post(&self, requests: impl IntoIterator<Item = (&'static str, Value)>) {
         let mut text = String::new();
         let mut count = 0;
@@ -209,21 +196,21 @@ impl<'a> Etcd<'a> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("busybox is there");
-        let mut stdin = client.stdin.take().expect("it is piped");
+            .expect("busybox is installed");
+        let mut stdin = client.stdin.take().expect("the stream is piped");
         let writer = thread::spawn(move || stdin.write_all(text.as_bytes()).map(|()| stdin));
-        let mut answers = client.stdout.take().expect("it is piped");
-        let mut said = String::new();
+        let mut answers = client.stdout.take().expect("the stream is piped");
+        let mut responses = String::new();
         answers
-            .read_to_string(&mut said)
+            .read_to_string(&mut responses)
             .expect("etcd answers in text");
         drop(writer.join());
         drop(client.wait());
-        let good = said.matches("HTTP/1.1 200 OK").count();
-        assert_eq!(good, count + 1, "every request succeeds: {said:.2000}");
+        let good = responses.matches("HTTP/1.1 200 OK").count();
+        assert_eq!(good, count + 1, "every request succeeds: {responses:.2000}");
     }
 
-    /// Writes the network's configuration, with these keys beside the usual ones.
+    /// Writes flannel's network configuration, with these keys in addition to the usual ones.
     pub fn configure(&self, more: &Value) {
         let mut network = json!({"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}});
         for (key, value) in more.as_object().into_iter().flatten() {
@@ -232,14 +219,14 @@ impl<'a> Etcd<'a> {
         self.put("config", &network);
     }
 
-    /// A value as it stands there; nothing where there is none.
+    /// Returns a value verbatim; empty if the key does not exist.
     #[must_use]
     pub fn get(&self, key: &str) -> String {
         let output = self.ctl(&format!("get --print-value-only '{PREFIX}/{key}'"));
         output.ok().trim().to_owned()
     }
 
-    /// The leases: each key behind `subnets/`, and its value.
+    /// Returns the leases: each key without `subnets/`, and its value.
     #[must_use]
     pub fn leases(&self) -> Vec<(String, String)> {
         let text = self.ctl(&format!("get --prefix {PREFIX}/subnets/")).ok();
@@ -251,7 +238,7 @@ impl<'a> Etcd<'a> {
         lines.chunks_exact(2).map(pair).collect()
     }
 
-    /// What etcd says of a key in all words: revisions, the number of its lease.
+    /// Returns etcd's full entry of a key as JSON, with its revisions and lease id.
     #[must_use]
     pub fn entry(&self, key: &str) -> Value {
         let text = self.ctl(&format!("get -w json '{PREFIX}/{key}'")).ok();
@@ -259,38 +246,31 @@ impl<'a> Etcd<'a> {
         value["kvs"][0].clone()
     }
 
-    /// Ends it, as a crash would.
+    /// Kills the member, as a crash would.
     pub fn kill(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        self.process.kill();
     }
 
-    /// Starts it again, on what it had.
+    /// Restarts the member on its existing data.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = Self::child(self.node, DYING, &self.arguments);
+        self.process = Self::process(self.node, Lifetime::Killed, &self.arguments);
     }
 
-    /// Stops it without ending it, as a machine does that hangs; or lets it go on.
+    /// Stops the process with SIGSTOP, as on a machine that hangs, or continues it.
     pub fn freeze(&self, is_frozen: bool) {
-        let signal = if is_frozen {
-            Signal::STOP
-        } else {
-            Signal::CONT
-        };
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a child has an id"), signal).ok();
+        self.process.freeze(is_frozen);
     }
 }
 
-/// A request to write one value, in etcd's JSON. A key lies below [`PREFIX`], unless it begins with a
-/// slash.
+/// Returns a put request for one value, in etcd's JSON. A key is below [`PREFIX`] unless it begins
+/// with a slash.
 #[must_use]
 pub fn put(key: &str, value: &str) -> Value {
     json!({"key": text(&path(key)), "value": text(value)})
 }
 
-/// A request to delete one key, in etcd's JSON.
+/// Returns a delete request for one key, in etcd's JSON.
 #[must_use]
 pub fn delete(key: &str) -> Value {
     json!({"key": text(&path(key))})
@@ -304,13 +284,7 @@ fn path(key: &str) -> String {
     }
 }
 
-/// As JSON has bytes.
+/// Encodes text as etcd's JSON encodes bytes: in base64.
 fn text(text: &str) -> String {
     STANDARD.encode(text)
-}
-
-impl Drop for Etcd<'_> {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }

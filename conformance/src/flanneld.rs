@@ -1,43 +1,41 @@
 //! The real flanneld on a node.
 
-use std::fs::File;
+use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use std::{fs, thread};
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clients::tool;
+use crate::process::{Lifetime, Process, log_file};
 use crate::{Etcd, Kube, Lab, Node};
 
-/// A running flanneld. Ends when it is dropped, and with the program that started it.
+/// A running flanneld. It ends when this value is dropped, or when the program that started it
+/// ends.
 pub struct Flanneld {
-    child: Child,
+    process: Process,
     log: PathBuf,
 }
 
 impl Flanneld {
-    /// Starts it in `node` on `etcd`, with these arguments beside the usual ones.
+    /// Starts flanneld on `node` with `etcd`, and with these arguments in addition to the usual
+    /// ones.
     #[must_use]
     pub fn start(node: &Node<'_>, etcd: &Etcd<'_>, more: &[&str]) -> Self {
         let endpoints = format!("--etcd-endpoints={}", etcd.url());
-        let is_told = more.iter().any(|argument| argument.starts_with("--iface="));
-        let iface = if is_told { "" } else { "--iface=enp0s5" };
+        let has_iface = more.iter().any(|argument| argument.starts_with("--iface="));
+        let iface = if has_iface { "" } else { "--iface=enp0s5" };
         let args = [&[endpoints.as_str(), iface], more].concat();
         Self::spawn(node, &args)
     }
 
-    /// The same on the Nodes of an API server; the network's configuration is in the shared folder's
-    /// `net-conf.json`.
+    /// Starts flanneld with the Nodes of an API server as its store. The network configuration is
+    /// the file `net-conf.json` in the shared folder.
     #[must_use]
     pub fn start_on_kube(node: &Node<'_>, kube: &Kube<'_>) -> Self {
-        Self::start_on_kube_by(node, kube, "enp0s5")
+        Self::start_on_kube_with_interface(node, kube, "enp0s5")
     }
 
-    /// The same by another interface.
+    /// Starts flanneld on an API server, with another interface.
     #[must_use]
-    pub fn start_on_kube_by(node: &Node<'_>, kube: &Kube<'_>, interface: &str) -> Self {
+    pub fn start_on_kube_with_interface(node: &Node<'_>, kube: &Kube<'_>, interface: &str) -> Self {
         let iface = format!("--iface={interface}");
         let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
         let net_conf = format!("--net-config-path={}", Lab::path("net-conf.json").display());
@@ -54,57 +52,35 @@ impl Flanneld {
     fn spawn(node: &Node<'_>, args: &[&str]) -> Self {
         node.lab().install(&tool("flanneld"), "bin/flanneld");
         let log = node.path("/run/flanneld.log");
-        let file = File::options().create(true).append(true).open(&log);
-        let inner = node.command("env");
-        // Where the test put programs of its own, they come first.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
+        let mut command = node.command("env");
+        // Programs that the test puts into `/mnt/first` come before the system's.
+        command
             .arg("PATH=/mnt/first:/usr/sbin:/usr/bin:/sbin:/bin")
             .arg(format!("NODE_NAME={}", node.name))
             .arg("/mnt/bin/flanneld")
-            .args(args.iter().filter(|arg| !arg.is_empty()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(file.expect("the node's /run takes files"))
-            .spawn()
-            .expect("setpriv is part of every Debian");
-        Self { child, log }
+            .args(args.iter().filter(|arg| !arg.is_empty()));
+        let process = Process::start(&command, Lifetime::Killed, log_file(&log));
+        Self { process, log }
     }
 
-    /// What it logged.
+    /// Returns its log.
     ///
     /// # Panics
     ///
     /// When the log cannot be read.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).expect("the log was made before it started")
+        fs::read_to_string(&self.log).expect("the log was created before flanneld started")
     }
 
-    /// Its process.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits up to five seconds for the process to end.
     pub fn stop(mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a child has an id"), Signal::TERM).ok();
-        for _ in 0..500 {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Flanneld {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        self.process.terminate();
     }
 }

@@ -9,25 +9,26 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-/// A process that does nothing but keep its namespaces alive while its standard input is open.
+/// A process that only keeps its namespaces alive while its standard input is open.
 pub(crate) struct Holder {
     child: RefCell<Child>,
 }
 
-/// The root that a holder's mounts hang on.
+/// How a holder sets up its root file system.
 #[derive(Clone, Copy)]
 pub(crate) enum Root {
-    /// The one that is there, its mounts made private.
+    /// The existing root, with its mounts made private.
     Private,
-    /// The same tree mounted anew, and entered.
+    /// The same tree, mounted again and entered with chroot.
     Own,
 }
 
 const ENTER_OWN_ROOT: &str = "mount --rbind / /mnt && exec chroot /mnt sh \"$@\"";
 
 impl Root {
-    /// What fits where we run. In a chroot, mounts cannot be made private, and iproute2 wants a
-    /// root that is one; where nothing is shared, a root of our own will do.
+    /// Returns the kind that works in the current environment. In a chroot, mounts cannot be made
+    /// private, and iproute2 requires a root that is a mount point. If no mount is shared with
+    /// other namespaces, a root of our own is enough.
     pub(crate) fn here() -> Self {
         if root_is_mount() || is_shared() {
             Self::Private
@@ -36,7 +37,7 @@ impl Root {
         }
     }
 
-    /// What follows unshare's `--propagation`, up to the shell.
+    /// Returns the arguments of `unshare` from the value of `--propagation` up to the shell.
     fn shell(self) -> &'static [&'static str] {
         match self {
             Self::Private => &["private", "sh"],
@@ -46,10 +47,10 @@ impl Root {
 }
 
 impl Holder {
-    /// Runs `script` in new namespaces for network and mounts. `unshare` runs the program of
-    /// that name with the options that follow, perhaps inside other namespaces.
+    /// Runs `script` in new network and mount namespaces. `unshare` is a command that runs the
+    /// program `unshare`, perhaps inside other namespaces, with the options that follow.
     pub(crate) fn start(unshare: &mut Command, root: Root, script: &str) -> Self {
-        // End of input ends it; a line of input makes it stay.
+        // The holder ends at the end of its input. A line of input makes it stay.
         let script =
             format!("{script} && echo ready && read line && exec sleep infinity </dev/null");
         let child = unshare
@@ -60,7 +61,7 @@ impl Holder {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("unshare is part of every Debian");
+            .expect("unshare is installed on every Debian");
         let holder = Self {
             child: RefCell::new(child),
         };
@@ -69,7 +70,7 @@ impl Holder {
             .borrow_mut()
             .stdout
             .take()
-            .expect("it is piped");
+            .expect("the stream is piped");
         let mut line = String::new();
         BufReader::new(stdout)
             .read_line(&mut line)
@@ -77,10 +78,10 @@ impl Holder {
         if line != "ready\n" {
             let mut child = holder.child.borrow_mut();
             drop(child.stdin.take());
-            let stderr = child.stderr.take().expect("it is piped");
+            let stderr = child.stderr.take().expect("the stream is piped");
             let why = std::io::read_to_string(stderr).unwrap_or_default();
             panic!(
-                "cannot make namespaces, which takes root and the Debian package iproute2 (`make packages`): {why}"
+                "cannot create namespaces; this requires root and the Debian package iproute2 (`make packages`): {why}"
             );
         }
         holder
@@ -94,11 +95,12 @@ impl Holder {
         PathBuf::from(format!("/proc/{}/root", self.pid()))
     }
 
-    /// A command that runs in the holder's namespaces, as named by nsenter's options. It ends
-    /// when we do.
+    /// Returns a command that runs in the holder's namespaces, which are named by nsenter's
+    /// options. The caller adds the program.
     pub(crate) fn enter(&self, namespaces: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        // With its root: in a chroot, entering the mounts alone would leave it.
+        // With `-r` for the root: in a chroot, entering only the mount namespace would leave the
+        // chroot.
         command
             .args(["-t", &self.pid().to_string(), "-r", "-w"])
             .args(namespaces)
@@ -108,7 +110,7 @@ impl Holder {
 
     pub(crate) fn keep(&self) {
         let mut child = self.child.borrow_mut();
-        let mut stdin = child.stdin.take().expect("it is piped");
+        let mut stdin = child.stdin.take().expect("the stream is piped");
         stdin.write_all(b"keep\n").expect("the holder reads");
     }
 }
@@ -116,14 +118,14 @@ impl Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         let mut child = self.child.borrow_mut();
-        // Without a standard input it was told to stay.
+        // Without standard input, the holder was asked to stay.
         if child.stdin.take().is_some() {
             drop(child.wait());
         }
     }
 }
 
-/// Whether our root is a mount, as it is but in a chroot.
+/// Returns true if our root is a mount point. It is not in a chroot.
 fn root_is_mount() -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
     mounts
@@ -131,7 +133,7 @@ fn root_is_mount() -> bool {
         .any(|line| line.split(' ').nth(4) == Some("/"))
 }
 
-/// Whether other namespaces would see what is mounted here.
+/// Returns true if mounts made here would appear in other namespaces.
 fn is_shared() -> bool {
     let is_shared = |path| fs::read_to_string(path).is_ok_and(|text| text.contains(" shared:"));
     ["/proc/self/mountinfo", "/proc/1/mountinfo"]
@@ -157,24 +159,24 @@ pub(crate) fn run(command: &mut Command) -> Output {
     }
 }
 
-/// What a program printed, and how it ended.
+/// Output and exit status of a program.
 #[derive(Debug)]
 pub struct Output {
     /// Standard output.
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// Whether it ended with 0.
+    /// True if the program exited with 0.
     pub success: bool,
     command: String,
 }
 
 impl Output {
-    /// Standard output of a program that must succeed.
+    /// Returns the standard output of a program that must succeed.
     ///
     /// # Panics
     ///
-    /// When it did not, with all it printed.
+    /// If it failed; the message includes its output.
     pub fn ok(self) -> String {
         assert!(
             self.success,
@@ -184,7 +186,7 @@ impl Output {
         self.stdout
     }
 
-    /// Standard output as JSON.
+    /// Parses standard output as JSON.
     #[must_use]
     pub fn json(self) -> Value {
         let text = self.ok();

@@ -1,5 +1,6 @@
-//! What runs in a node itself, where thousands of requests must not each be led into its
-//! namespaces: requests to a plugin, and a look at everything that they could leave behind.
+//! Code for programs that run inside a node, because entering the node's namespaces thousands of
+//! times would be slow: requests to a plugin, and a view of everything that a request may leave
+//! behind.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,13 +15,13 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-/// Where the plugins are, for `CNI_PATH`.
+/// Search path of the plugins, for `CNI_PATH`.
 pub const CNI_PATH: &str = "/mnt/bin:/usr/lib/cni";
 
-/// Seconds after which a request hangs.
-const PATIENCE: &str = "30";
+/// Seconds after which a request counts as hanging and is killed.
+const REQUEST_TIMEOUT: &str = "30";
 
-/// A request for `eth0` of one container, whose namespace has its name.
+/// A request for `eth0` of one container. The network namespace has the container's name.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// `CNI_COMMAND`.
@@ -31,32 +32,32 @@ pub struct Request<'a> {
     pub conf: &'a Value,
 }
 
-/// How a request ended.
+/// Outcome of a request.
 #[derive(Clone, Debug)]
-pub struct Ended {
-    /// The exit code; nothing where a signal ended the plugin.
+pub struct Outcome {
+    /// Exit code; `None` if a signal ended the plugin.
     pub code: Option<i32>,
-    /// What it printed on standard output.
+    /// Text from standard output.
     pub stdout: String,
-    /// What it printed on standard error.
+    /// Text from standard error.
     pub stderr: String,
 }
 
 impl Request<'_> {
-    /// Runs `program`, which may be the plugin itself or what starts it, to its end. One that does
-    /// not come to an end is killed.
+    /// Runs `program` with the request until it ends. The program is the plugin itself or a wrapper
+    /// that starts it. A program that does not end in time is killed.
     ///
     /// # Panics
     ///
-    /// When it cannot be started.
+    /// If it cannot be started.
     #[must_use]
-    pub fn run(&self, program: &[&str]) -> Ended {
+    pub fn run(&self, program: &[&str]) -> Outcome {
         let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", PATIENCE]).args(program);
+        command.args(["-s", "KILL", REQUEST_TIMEOUT]).args(program);
         let output = self.prepare(&mut command).output();
         let output = output.unwrap_or_else(|error| panic!("start {program:?}: {error}"));
-        Ended {
-            // `timeout` says of a program that was killed by a signal: 128 and its number.
+        Outcome {
+            // `timeout` exits with 128 plus the signal number if a signal killed the program.
             code: output
                 .status
                 .code()
@@ -66,19 +67,27 @@ impl Request<'_> {
         }
     }
 
-    /// Gives a command the request.
+    /// Sets the request's environment variables and standard input on a command.
     ///
     /// # Panics
     ///
-    /// When there is no memory for it.
+    /// If no memory is available for the input.
     pub fn prepare<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        let stdin = memfd_create("stdin", MemfdFlags::CLOEXEC).expect("memory can be had");
+        let stdin = memfd_create("stdin", MemfdFlags::CLOEXEC).expect("memory is available");
         let mut stdin = File::from(stdin);
         let text = self.conf.to_string();
-        stdin.write_all(text.as_bytes()).expect("it is memory");
-        stdin.rewind().expect("it is memory");
-        let is_of_one = matches!(self.verb, "ADD" | "DEL" | "CHECK");
-        let value = |text: String| if is_of_one { text } else { String::new() };
+        stdin
+            .write_all(text.as_bytes())
+            .expect("a memfd accepts reads and writes");
+        stdin.rewind().expect("a memfd accepts reads and writes");
+        let needs_attachment = matches!(self.verb, "ADD" | "DEL" | "CHECK");
+        let value = |text: String| {
+            if needs_attachment {
+                text
+            } else {
+                String::new()
+            }
+        };
         command
             .env("CNI_COMMAND", self.verb)
             .env("CNI_CONTAINERID", value(self.id.to_owned()))
@@ -91,20 +100,20 @@ impl Request<'_> {
     }
 }
 
-impl Ended {
-    /// Whether it ended with 0.
+impl Outcome {
+    /// Returns true if the exit code is 0.
     #[must_use]
     pub fn is_success(&self) -> bool {
         self.code == Some(0)
     }
 
-    /// The one JSON document that it printed.
+    /// Returns the standard output as JSON, if it is one JSON document.
     #[must_use]
     pub fn json(&self) -> Option<Value> {
         serde_json::from_str(&self.stdout).ok()
     }
 
-    /// The code of the error object that it printed.
+    /// Returns the code of the error object on standard output, if there is one with a message.
     #[must_use]
     pub fn error_code(&self) -> Option<u64> {
         let json = self.json()?;
@@ -113,11 +122,11 @@ impl Ended {
     }
 }
 
-/// Runs a shell script that must succeed, and gives what it printed.
+/// Runs a shell script that must succeed, and returns its standard output.
 ///
 /// # Panics
 ///
-/// When it fails.
+/// If the script fails.
 pub fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-c", script]).output();
     let output = output.expect("there is a shell");
@@ -126,17 +135,17 @@ pub fn sh(script: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The names of the links in this namespace.
+/// Returns the names of the links in this namespace.
 #[must_use]
 pub fn links() -> BTreeSet<String> {
     names_of_links("/proc/thread-self/net/dev")
 }
 
-/// The addresses of the pod called `name`, and the names of its links.
+/// Returns the addresses of the pod called `name`, and the names of its links.
 ///
 /// # Panics
 ///
-/// When it cannot be entered.
+/// If the pod's network namespace cannot be entered.
 #[must_use]
 pub fn inside_pod(name: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let netns = File::open(format!("/run/netns/{name}")).expect("the pod has a namespace");
@@ -146,7 +155,9 @@ pub fn inside_pod(name: &str) -> (BTreeSet<String>, BTreeSet<String>) {
         let links = names_of_links("/proc/thread-self/net/dev");
         (addresses(), links)
     };
-    thread::spawn(look).join().expect("it does not panic")
+    thread::spawn(look)
+        .join()
+        .expect("the thread does not panic")
 }
 
 fn names_of_links(path: &str) -> BTreeSet<String> {
@@ -155,7 +166,8 @@ fn names_of_links(path: &str) -> BTreeSet<String> {
     names.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
-/// The addresses of the thread's namespace, but for those of `lo` and those of the link.
+/// Returns the addresses in the thread's network namespace, without loopback and link-local
+/// addresses.
 fn addresses() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let trie = fs::read_to_string("/proc/thread-self/net/fib_trie").unwrap_or_default();
@@ -180,7 +192,7 @@ fn addresses() -> BTreeSet<String> {
     found
 }
 
-/// The files under a folder, by their paths.
+/// Returns the paths of all files below a folder.
 #[must_use]
 pub fn files(folder: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();

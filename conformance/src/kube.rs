@@ -1,59 +1,62 @@
-//! A real kube-apiserver on a node, with an etcd of its own.
+//! A real kube-apiserver on a node, with its own etcd.
 
-use std::fs::File;
-use std::process::{Child, Command, Stdio};
-use std::thread;
+mod objects;
+
+use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::clients::tool;
+use crate::process::{Lifetime, Process, log_file, poll};
 use crate::{Etcd, Lab, Node};
 
-/// Who may do everything.
+pub use objects::{full_node, node_key};
+
+/// Bearer token of the administrator.
 const ADMIN: &str = "the-admin";
-/// Where the cluster's keys and certificates lie on the API server's node.
+/// Folder of the cluster's keys and certificates on the API server's node.
 const KEYS: &str = "/run/kube";
 
-/// A running API server. It ends when it is dropped, and with the program that started it.
+/// A running API server. It ends when this value is dropped, or when the program that started it
+/// ends.
 pub struct Kube<'a> {
     node: &'a Node<'a>,
     address: String,
     port: u16,
     etcd: Option<Etcd<'a>>,
-    child: Child,
-    is_for_good: bool,
+    process: Process,
+    lifetime: Lifetime,
 }
 
-/// What the API server answered.
+/// A response of the API server.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     /// The HTTP status.
     pub code: u16,
-    /// The body; a text where it is no JSON.
+    /// The body; a string if it is not JSON.
     pub body: Value,
 }
 
 impl<'a> Kube<'a> {
-    /// Starts both on `node`, which has this address.
+    /// Starts etcd and the API server on `node`, which has this address.
     #[must_use]
     pub fn start(node: &'a Node<'a>, address: &str) -> Self {
         let etcd = Etcd::start(node, &in_url(address));
-        Self::begin(node, address, Some(etcd), 6443, false)
+        Self::begin(node, address, Some(etcd), 6443, Lifetime::Killed)
     }
 
-    /// The same, but once it is left it outlives this program.
+    /// Starts etcd and an API server that outlive this program once [`Self::detach`] is called.
     #[must_use]
-    pub fn start_for_good(node: &'a Node<'a>, address: &str) -> Self {
-        let etcd = Etcd::start_for_good(node, address);
-        Self::begin(node, address, Some(etcd), 6443, true)
+    pub fn start_detached(node: &'a Node<'a>, address: &str) -> Self {
+        let etcd = Etcd::start_detached(node, address);
+        Self::begin(node, address, Some(etcd), 6443, Lifetime::Detached)
     }
 
-    /// Another API server on the same etcd, at another port.
+    /// Starts another API server on the same etcd, at another port.
     #[must_use]
     pub fn second(&self) -> Self {
-        Self::begin(self.node, &self.address, None, 6444, false)
+        Self::begin(self.node, &self.address, None, 6444, Lifetime::Killed)
     }
 
     fn begin(
@@ -61,7 +64,7 @@ impl<'a> Kube<'a> {
         address: &str,
         etcd: Option<Etcd<'a>>,
         port: u16,
-        is_for_good: bool,
+        lifetime: Lifetime,
     ) -> Self {
         node.lab()
             .install(&tool("kube-apiserver"), "bin/kube-apiserver");
@@ -69,7 +72,7 @@ impl<'a> Kube<'a> {
             node.write("/run/certificates.sh", include_str!("kube/certificates.sh"));
             node.sh(&format!("sh /run/certificates.sh {KEYS} {address}"))
                 .ok();
-            // Who is who: token, user, number, groups.
+            // Each line: token, user name, user id, groups.
             let mut tokens = format!("{ADMIN},admin,1,system:masters\nslow,slow,2\n");
             for name in ["master", "worker1", "worker2"] {
                 tokens.extend([
@@ -83,41 +86,29 @@ impl<'a> Kube<'a> {
                 ]);
             }
             node.write(&format!("{KEYS}/tokens.csv"), tokens);
-            let ca = std::fs::read(node.path(&format!("{KEYS}/ca.crt"))).expect("it was made");
+            let ca = std::fs::read(node.path(&format!("{KEYS}/ca.crt")))
+                .expect("certificates.sh has created the file");
             node.lab().write("kube/ca.crt", ca);
         }
-        let child = Self::child(node, address, port, is_for_good);
+        let process = Self::process(node, address, port, lifetime);
         let kube = Self {
             node,
             address: address.to_owned(),
             port,
             etcd,
-            child,
-            is_for_good,
+            process,
+            lifetime,
         };
         kube.wait();
         kube
     }
 
-    fn child(node: &Node<'_>, address: &str, port: u16, is_for_good: bool) -> Child {
-        let inner = node.command(Lab::path("bin/kube-apiserver"));
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(node.path(&format!("/run/kube-apiserver-{port}.log")));
-        let mut command = if is_for_good {
-            Command::new("setsid")
-        } else {
-            let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL", "--"]);
-            command
-        };
+    fn process(node: &Node<'_>, address: &str, port: u16, lifetime: Lifetime) -> Process {
+        let mut command = node.command(Lab::path("bin/kube-apiserver"));
         command
-            .arg(inner.get_program())
-            .args(inner.get_args())
             .args([
                 &format!("--etcd-servers=http://{}:2379", in_url(address)),
-                // Both families.
+                // Listens on both address families.
                 "--bind-address=::",
                 &format!("--advertise-address={address}"),
                 &format!("--secure-port={port}"),
@@ -139,27 +130,23 @@ impl<'a> Kube<'a> {
                 "--allow-privileged=true",
                 "--endpoint-reconciler-type=none",
                 "--kubelet-preferred-address-types=InternalIP",
-                // So that a test can put many objects straight into etcd.
+                // JSON, so that a test can write many objects directly into etcd.
                 "--storage-media-type=application/json",
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.expect("the node's /run takes files"))
-            .spawn()
-            .expect("setpriv and setsid are part of every Debian")
+            ]);
+        let log = log_file(&node.path(&format!("/run/kube-apiserver-{port}.log")));
+        Process::start(&command, lifetime, log)
     }
 
-    /// Waits until it answers, with its own roles in place: on a busy machine that is half a minute.
+    /// Waits until the API server is ready and its default roles exist. On a busy machine that
+    /// takes half a minute.
     ///
     /// # Panics
     ///
-    /// When it does not within a minute, with its log.
+    /// If it is not ready within a minute; the message includes its log.
     pub fn wait(&self) {
-        for _ in 0..600 {
-            if self.call("GET", "/readyz", "").code == 200 {
-                return;
-            }
-            thread::sleep(Duration::from_millis(100));
+        let is_ready = || self.call("GET", "/readyz", "").code == 200;
+        if poll(Duration::from_secs(60), is_ready).is_some() {
+            return;
         }
         let tail = format!("tail -20 /run/kube-apiserver-{}.log", self.port);
         panic!(
@@ -168,50 +155,52 @@ impl<'a> Kube<'a> {
         );
     }
 
-    /// Where clients find it.
+    /// Returns the URL for clients.
     #[must_use]
     pub fn url(&self) -> String {
         format!("https://{}:{}", in_url(&self.address), self.port)
     }
 
-    /// Its process.
+    /// Returns the process id of the API server.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
-    /// Its etcd.
+    /// Returns the etcd of this API server.
     ///
     /// # Panics
     ///
-    /// When it is a second one, which has none of its own.
+    /// If this is a second API server, which has no etcd of its own.
     #[must_use]
     pub fn etcd(&self) -> &Etcd<'a> {
-        self.etcd.as_ref().expect("the first has an etcd")
+        self.etcd
+            .as_ref()
+            .expect("the first API server has an etcd")
     }
 
-    /// Lets both go on after this program.
-    pub fn leave(mut self) {
+    /// Lets the API server and its etcd run on after this program ends.
+    pub fn detach(mut self) {
         if let Some(etcd) = self.etcd.take() {
-            etcd.leave();
+            etcd.detach();
         }
-        std::mem::forget(self);
+        self.process.detach();
     }
 
-    /// Asks, as the administrator. A body is JSON, or YAML where it does not begin with a brace; a
-    /// patch is a strategic one.
+    /// Sends a request as the administrator. A body that begins with a brace is sent as JSON, any
+    /// other as YAML. A PATCH is a strategic merge patch.
     ///
     /// # Panics
     ///
-    /// When curl is not there.
+    /// If curl is not installed.
     #[must_use]
-    pub fn call(&self, method: &str, path: &str, body: &str) -> Answer {
+    pub fn call(&self, method: &str, path: &str, body: &str) -> Response {
         self.call_as(ADMIN, method, path, body)
     }
 
-    /// The same as who has `token`.
+    /// Sends a request as the owner of `token`.
     #[must_use]
-    pub fn call_as(&self, token: &str, method: &str, path: &str, body: &str) -> Answer {
+    pub fn call_as(&self, token: &str, method: &str, path: &str, body: &str) -> Response {
         let kind = match (method, body.starts_with('{')) {
             ("PATCH", _) => "application/strategic-merge-patch+json",
             (_, true) => "application/json",
@@ -236,10 +225,10 @@ impl<'a> Kube<'a> {
         }
         command.arg(format!("{}{path}", self.url()));
         let output = command.stdin(Stdio::null()).output();
-        let output = output.expect("curl: make packages installs it");
+        let output = output.expect("curl is installed (`make packages`)");
         let text = String::from_utf8_lossy(&output.stdout);
         let (body, code) = text.rsplit_once('\n').unwrap_or_default();
-        Answer {
+        Response {
             code: code.parse().unwrap_or_default(),
             body: serde_json::from_str(body).unwrap_or_else(|_| body.into()),
         }
@@ -251,120 +240,30 @@ impl<'a> Kube<'a> {
         self.call("GET", path, "").ok()
     }
 
-    /// Makes an object.
+    /// Creates an object.
     pub fn create(&self, path: &str, object: &Value) {
         self.call("POST", path, &object.to_string()).ok();
     }
 
-    /// Changes a part of an object.
+    /// Patches an object.
     pub fn patch(&self, path: &str, change: &Value) {
         self.call("PATCH", path, &change.to_string()).ok();
     }
 
-    /// Takes an object away, at once.
+    /// Deletes an object without a grace period.
     pub fn delete(&self, path: &str) {
         self.call("DELETE", &format!("{path}?gracePeriodSeconds=0"), "")
             .ok();
     }
 
-    /// Makes what a controller manager makes of a namespace: who its pods are, and whom they trust.
-    pub fn prepare(&self, namespace: &str) {
-        let path = format!("/api/v1/namespaces/{namespace}");
-        if namespace != "default" && self.call("GET", &path, "").code == 404 {
-            self.create(
-                "/api/v1/namespaces",
-                &json!({
-                    "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace},
-                }),
-            );
-        }
-        self.create(
-            &format!("{path}/serviceaccounts"),
-            &json!({
-                "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"},
-            }),
-        );
-        let ca = std::fs::read_to_string(self.node.path(&format!("{KEYS}/ca.crt")));
-        self.create(
-            &format!("{path}/configmaps"),
-            &json!({
-                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt"},
-                "data": {"ca.crt": ca.expect("it was made")},
-            }),
-        );
-    }
-
-    /// Makes a Node as kubelet and the control plane would: with these podCIDRs and these
-    /// `InternalIP`s.
-    pub fn create_node(&self, name: &str, cidrs: &[&str], addresses: &[&str]) {
-        self.create(
-            "/api/v1/nodes",
-            &json!({
-                "apiVersion": "v1", "kind": "Node",
-                // Without any annotation flanneld panics.
-                "metadata": {"name": name, "annotations": {
-                    "volumes.kubernetes.io/controller-managed-attach-detach": "true",
-                }},
-                "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
-            }),
-        );
-        let addresses: Vec<_> = addresses
-            .iter()
-            .map(|address| json!({"type": "InternalIP", "address": address}))
-            .collect();
-        let status = json!({"status": {"addresses": addresses}});
-        self.patch(&format!("/api/v1/nodes/{name}/status"), &status);
-    }
-
-    /// A Node.
+    /// Reads a Node.
     #[must_use]
     pub fn node(&self, name: &str) -> Value {
         self.get(&format!("/api/v1/nodes/{name}"))
     }
 
-    /// flannel's annotation of a Node; empty where there is none.
-    #[must_use]
-    pub fn annotation(&self, node: &str, name: &str) -> String {
-        let key = format!("flannel.alpha.coreos.com/{name}");
-        let node = self.node(node);
-        let value = node["metadata"]["annotations"][&key].as_str();
-        value.unwrap_or_default().to_owned()
-    }
-
-    /// Writes flannel's annotations of a Node.
-    pub fn annotate(&self, node: &str, annotations: &[(&str, &str)]) {
-        let annotations: serde_json::Map<_, _> = annotations
-            .iter()
-            .map(|(name, value)| (format!("flannel.alpha.coreos.com/{name}"), json!(value)))
-            .collect();
-        let change = json!({"metadata": {"annotations": annotations}});
-        self.patch(&format!("/api/v1/nodes/{node}"), &change);
-    }
-
-    /// A Node's condition of this type; null where there is none.
-    #[must_use]
-    pub fn condition(&self, node: &str, kind: &str) -> Value {
-        let node = self.node(node);
-        let mut all = node["status"]["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten();
-        let found = all.find(|condition| condition["type"] == kind);
-        found.cloned().unwrap_or_default()
-    }
-
-    /// What the events about a Node say.
-    #[must_use]
-    pub fn events(&self, node: &str) -> Vec<String> {
-        let all = self.get("/api/v1/namespaces/default/events");
-        let events = all["items"].as_array().into_iter().flatten();
-        let about = events.filter(|event| event["involvedObject"]["name"] == node);
-        about
-            .map(|event| event["message"].as_str().unwrap_or_default().to_owned())
-            .collect()
-    }
-
-    /// A kubeconfig file for who has `token`, where every node sees it.
+    /// Writes a kubeconfig file for the owner of `token` into the shared folder, and returns its
+    /// path on the nodes.
     #[must_use]
     pub fn kubeconfig(&self, token: &str) -> String {
         let name = format!("kube/{token}-{}.conf", self.port);
@@ -381,52 +280,48 @@ impl<'a> Kube<'a> {
         Lab::path(&name).display().to_string()
     }
 
-    /// The kubeconfig file of who may do everything.
+    /// Writes the administrator's kubeconfig file and returns its path on the nodes.
     #[must_use]
     pub fn admin(&self) -> String {
         self.kubeconfig(ADMIN)
     }
 
-    /// Ends it, as a crash would.
+    /// Kills the API server, as a crash would.
     pub fn kill(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        self.process.kill();
     }
 
-    /// Starts it again, on what etcd has.
+    /// Restarts the API server on the same etcd data.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = Self::child(self.node, &self.address, self.port, self.is_for_good);
+        self.process = Self::process(self.node, &self.address, self.port, self.lifetime);
         self.wait();
     }
 
-    /// Ends both, as a crash would, and starts them again when that is done.
+    /// Kills the API server and its etcd, calls `doing`, and starts both again.
     ///
     /// # Panics
     ///
-    /// When it is a second one, which has no etcd of its own.
+    /// If this is a second API server, which has no etcd of its own.
     pub fn stopped(&mut self, doing: impl FnOnce()) {
         self.kill();
-        let etcd = self.etcd.as_mut().expect("a first one has one");
+        let etcd = self
+            .etcd
+            .as_mut()
+            .expect("the first API server has an etcd to stop");
         etcd.kill();
         doing();
         etcd.restart();
         self.restart();
     }
 
-    /// Stops it without ending it, as a machine does that hangs; or lets it go on.
+    /// Stops the process with SIGSTOP, as on a machine that hangs, or continues it.
     pub fn freeze(&self, is_frozen: bool) {
-        let signal = if is_frozen {
-            Signal::STOP
-        } else {
-            Signal::CONT
-        };
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a child has an id"), signal).ok();
+        self.process.freeze(is_frozen);
     }
 }
 
-/// An address as a URL has it.
+/// Formats an address as the host part of a URL.
 fn in_url(address: &str) -> String {
     if address.contains(':') {
         format!("[{address}]")
@@ -435,87 +330,14 @@ fn in_url(address: &str) -> String {
     }
 }
 
-/// Where etcd has a Node of the API server's.
-#[must_use]
-pub fn node_key(name: &str) -> String {
-    format!("/registry/minions/{name}")
-}
-
-/// A Node as etcd has it, with all that a kubelet and a kube-flannel write there: some 12 kB.
-#[must_use]
-pub fn full_node(name: &str, cidr: &str, public_ip: &str) -> String {
-    let images: Vec<_> = (0..50)
-        .map(|i| {
-            json!({
-                "names": [
-                    format!("registry.example.com/a/team/some-application-{i}@sha256:{i:064}"),
-                    format!("registry.example.com/a/team/some-application-{i}:v1.{i}.0"),
-                ],
-                "sizeBytes": 100_000_000 + i,
-            })
-        })
-        .collect();
-    let conditions = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"].map(|kind| json!({
-        "type": kind, "status": "False", "reason": "KubeletHasSufficientMemory",
-        "message": "kubelet has sufficient memory available",
-        "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z",
-    }));
-    let fields: serde_json::Map<_, _> = (0..40)
-        .map(|i| (format!("f:a-field-of-a-node-{i}"), json!({"f:type": {}})))
-        .collect();
-    let managed = json!({
-        "manager": "kubelet", "operation": "Update", "apiVersion": "v1",
-        "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1",
-        "fieldsV1": {"f:status": fields},
-    });
-    let flannel = "flannel.alpha.coreos.com";
-    let node = json!({
-        "kind": "Node", "apiVersion": "v1",
-        "metadata": {
-            "name": name, "uid": format!("uid-of-{name}"),
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-            "labels": {
-                "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux",
-                "kubernetes.io/hostname": name,
-                "topology.kubernetes.io/zone": "a-zone-of-some-region",
-            },
-            "annotations": {
-                "node.alpha.kubernetes.io/ttl": "0",
-                "volumes.kubernetes.io/controller-managed-attach-detach": "true",
-                format!("{flannel}/kube-subnet-manager"): "true",
-                format!("{flannel}/backend-type"): "host-gw",
-                format!("{flannel}/backend-data"): "null",
-                format!("{flannel}/public-ip"): public_ip,
-            },
-            "managedFields": [managed],
-        },
-        "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
-        "status": {
-            "addresses": [
-                {"type": "InternalIP", "address": public_ip},
-                {"type": "Hostname", "address": name},
-            ],
-            "conditions": conditions,
-            "images": images,
-        },
-    });
-    node.to_string()
-}
-
-impl Answer {
-    /// The body of an answer that must be a good one.
+impl Response {
+    /// Returns the body of a successful response.
     ///
     /// # Panics
     ///
-    /// When it is not, with all it said.
+    /// If the status is not 2xx; the message includes the response.
     pub fn ok(self) -> Value {
         assert!((200..300).contains(&self.code), "{self:?}");
         self.body
-    }
-}
-
-impl Drop for Kube<'_> {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

@@ -1,7 +1,4 @@
-//! A real kubelet on a node, with the containerd that it runs its pods by.
-
-use std::thread;
-use std::time::Duration;
+//! A real kubelet on a node, with the containerd that runs its pods.
 
 use serde_json::{Value, json};
 
@@ -9,20 +6,20 @@ use crate::clients::tool;
 use crate::holder::Output;
 use crate::{Containerd, Kube, Node, Release, wait_for};
 
-/// The image that pods of a test are made of.
+/// Image of the test pods.
 pub const BUSYBOX: &str = "test.local/busybox:1";
 
-/// A running kubelet and its containerd. They end when it is dropped, with all their pods.
+/// A running kubelet and its containerd. Both end when this value is dropped, with all their pods.
 pub struct Kubelet<'node> {
-    /// Its containerd.
+    /// The containerd of this kubelet.
     pub containerd: Containerd<'node>,
     node: &'node Node<'node>,
 }
 
 impl<'node> Kubelet<'node> {
-    /// Starts both on `node`, which has this address. With an API server, kubelet registers there;
-    /// without one it runs what `/etc/kubernetes/manifests` says. `/etc/cni/net.d` is empty, and
-    /// `/opt/cni/bin` has the reference plugins only.
+    /// Starts kubelet and containerd on `node`, which has this address. With an API server, kubelet
+    /// registers there; without one it runs the static pods in `/etc/kubernetes/manifests`.
+    /// `/etc/cni/net.d` is empty, and `/opt/cni/bin` contains only the reference plugins.
     #[must_use]
     pub fn start(
         node: &'node Node<'node>,
@@ -30,22 +27,23 @@ impl<'node> Kubelet<'node> {
         address: &str,
         kube: Option<&Kube<'_>>,
     ) -> Self {
-        let kubelet = Self::boot(node, release, address, kube);
+        let kubelet = Self::start_on_hold(node, release, address, kube);
         node.sh("rm /run/kubelet.hold").ok();
         kubelet.wait();
         kubelet
     }
 
-    /// The same, but kubelet itself is only started once `/run/kubelet.hold` is gone.
+    /// Like [`Self::start`], but kubelet itself only starts when `/run/kubelet.hold` has been
+    /// removed.
     #[must_use]
-    pub fn boot(
+    pub fn start_on_hold(
         node: &'node Node<'node>,
         release: Release,
         address: &str,
         kube: Option<&Kube<'_>>,
     ) -> Self {
         node.lab().install(&tool("kubelet"), "bin/kubelet");
-        let containerd = Containerd::bare(node, release).with_image();
+        let containerd = Containerd::start_unconfigured(node, release).with_image();
         let kubeconfig = kube.map(|kube| {
             let file = kube.kubeconfig(&format!("kubelet-{}", node.name));
             format!("--kubeconfig={file} ")
@@ -60,7 +58,7 @@ impl<'node> Kubelet<'node> {
         Self { containerd, node }
     }
 
-    /// Waits until it answers.
+    /// Waits until kubelet is healthy.
     pub fn wait(&self) {
         wait_for("kubelet answers", || {
             let healthz = "busybox wget -q -O - http://127.0.0.1:10248/healthz";
@@ -68,19 +66,19 @@ impl<'node> Kubelet<'node> {
         });
     }
 
-    /// What it logged.
+    /// Returns kubelet's log.
     #[must_use]
     pub fn log(&self) -> String {
         self.node.sh("cat /run/kubelet.log").stdout
     }
 
-    /// Ends it, as a crash does, and waits until it is there again.
+    /// Kills kubelet, as a crash would, and waits until it has been restarted.
     pub fn restart(&self) {
         self.containerd.end("kubelet");
         self.wait();
     }
 
-    /// The sandbox of a pod that is ready; empty where there is none.
+    /// Returns the id of a pod's ready sandbox; empty if there is none.
     #[must_use]
     pub fn sandbox(&self, pod: &str) -> String {
         let args = format!("pods -q --state Ready --label io.kubernetes.pod.name={pod}");
@@ -88,14 +86,14 @@ impl<'node> Kubelet<'node> {
         ids.lines().next().unwrap_or_default().to_owned()
     }
 
-    /// How many sandboxes there are that are ready.
+    /// Returns the number of ready sandboxes.
     #[must_use]
     pub fn sandboxes(&self) -> usize {
         let all = self.containerd.crictl("pods -q --state Ready").ok();
         all.lines().count()
     }
 
-    /// Runs a script in a pod's network, with the node's programs.
+    /// Runs a script in a pod's network namespace, with the node's programs.
     #[must_use]
     pub fn in_pod(&self, pod: &str, script: &str) -> Output {
         self.node.sh(&format!(
@@ -104,11 +102,11 @@ impl<'node> Kubelet<'node> {
         ))
     }
 
-    /// Where the node sees a pod's network namespace.
+    /// Returns the path of a pod's network namespace on the node.
     ///
     /// # Panics
     ///
-    /// When it has none.
+    /// If the pod has no network namespace.
     #[must_use]
     pub fn netns(&self, pod: &str) -> String {
         let sandbox = self.sandbox(pod);
@@ -120,11 +118,13 @@ impl<'node> Kubelet<'node> {
         let all = namespaces.as_array().expect("a sandbox has namespaces");
         let network = all.iter().find(|namespace| namespace["type"] == "network");
         let path = network.and_then(|network| network["path"].as_str());
-        path.expect("it has a network").to_owned()
+        path.expect("the sandbox has a network namespace")
+            .to_owned()
     }
 }
 
-/// A pod of busybox on a node, which runs a shell script; `more` goes into its container.
+/// Returns a busybox pod on a node that runs a shell script. The fields of `more` are added to its
+/// container.
 #[must_use]
 pub fn pod(name: &str, node: &str, script: &str, more: &Value) -> Value {
     let mut container = json!({
@@ -145,19 +145,4 @@ pub fn pod(name: &str, node: &str, script: &str, more: &Value) -> Value {
             "containers": [container],
         },
     })
-}
-
-/// Waits for what takes its time, such as many pods; `is_so` is asked ten times a second.
-///
-/// # Panics
-///
-/// When it is not within `seconds`.
-pub fn wait_long(what: &str, seconds: u32, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..seconds * 10 {
-        if is_so() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    panic!("not within {seconds} seconds: {what}");
 }

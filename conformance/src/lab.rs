@@ -1,47 +1,47 @@
-//! Nodes, a switch between them, pods in them: namespaces, each with an owner.
+//! Labs, nodes and pods: namespaces connected by a switch, each with an owner.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 use std::{fs, io, thread};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use crate::holder::{Holder, Output, Root, run};
+use crate::process::{Lifetime, Process};
 
-/// Where all nodes of a lab see one folder, and nobody else does.
+/// Mount point of the folder that all nodes of a lab share. Nothing outside the lab sees it.
 const SHARED: &str = "/mnt";
 
-/// A network of nodes: one switch in a namespace of its own, and a folder that all share.
+/// A network of nodes: one switch in its own namespaces, and a folder that all nodes share.
 pub struct Lab {
     switch: Holder,
 }
 
-/// A node: a network namespace with a `/run` and a `/var/lib` of its own, and an interface
-/// `enp0s5` to the switch.
+/// A node: a network namespace with its own `/run` and `/var/lib`, and an interface `enp0s5`
+/// connected to the switch.
 pub struct Node<'lab> {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
     holder: Holder,
     lab: &'lab Lab,
 }
 
-/// A pod: a network namespace of a node, without any interface but `lo`.
+/// A pod: a network namespace on a node, with no interface but `lo`.
 pub struct Pod<'node> {
-    /// Its name; its namespace is `/run/netns/<name>` in the node.
+    /// Name of the pod. Its network namespace is `/run/netns/<name>` on the node.
     pub name: String,
     node: &'node Node<'node>,
 }
 
 impl Lab {
-    /// A switch without nodes.
+    /// Creates a lab with a switch and no nodes.
     ///
     /// # Panics
     ///
-    /// When namespaces cannot be had: it takes root.
+    /// If the namespaces cannot be created, which requires root.
     #[must_use]
     pub fn new() -> Self {
         let script = format!(
@@ -54,8 +54,8 @@ impl Lab {
         Self { switch }
     }
 
-    /// A node on the switch, with these addresses and prefix lengths on `enp0s5`, and default
-    /// routes by the switch.
+    /// Adds a node to the switch. `enp0s5` gets these addresses (with prefix lengths), and the
+    /// default routes point to the switch.
     #[must_use]
     pub fn node(&self, name: &str, addresses: &[&str]) -> Node<'_> {
         let mut inside = self.switch.enter(&["-m"]);
@@ -81,34 +81,36 @@ impl Lab {
         node
     }
 
-    /// Where the nodes see `name` of the shared folder.
+    /// Returns the path at which the nodes see the file `name` of the shared folder.
     #[must_use]
     pub fn path(name: &str) -> PathBuf {
         Path::new(SHARED).join(name)
     }
 
-    /// Writes a file into the shared folder, replacing it in one step.
+    /// Writes a file into the shared folder, replacing an existing one atomically.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let folder = self.switch.root().join(SHARED.trim_start_matches('/'));
         let path = folder.join(name);
-        fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("makes it");
+        fs::create_dir_all(path.parent().expect("a file has a parent folder"))
+            .expect("the folder can be created");
         let new = folder.join(".new");
-        fs::write(&new, content).expect("the shared folder takes files");
-        fs::rename(&new, path).expect("both lie in the shared folder");
+        fs::write(&new, content).expect("the shared folder is writable");
+        fs::rename(&new, path).expect("both paths are in the shared folder");
     }
 
-    /// Lets a file of the shared folder be started.
+    /// Makes a file of the shared folder executable.
     pub fn make_executable(&self, name: &str) {
         let script = format!("chmod 755 {}", Self::path(name).display());
         run(self.switch.enter(&["-m"]).args(["sh", "-c", &script])).ok();
     }
 
-    /// Copies an executable into the shared folder, under any name, unless it is there.
+    /// Copies an executable into the shared folder under the given name, unless it is already
+    /// there.
     ///
-    /// By a process of its own: a file that is open for writing cannot be executed, and what
-    /// other threads start at this moment would hold ours open.
+    /// A separate process does the copying: a file that is open for writing cannot be executed, and
+    /// a process that another thread starts at this moment would inherit our open file.
     pub fn install(&self, executable: &Path, name: &str) {
-        let executable = executable.canonicalize().expect("the executable is there");
+        let executable = executable.canonicalize().expect("the executable exists");
         let path = Self::path(name);
         let (from, to) = (executable.display(), path.display());
         let script = format!(
@@ -117,17 +119,17 @@ impl Lab {
         run(self.switch.enter(&["-m"]).args(["sh", "-c", &script])).ok();
     }
 
-    /// The process that holds the switch's namespaces.
+    /// Returns the id of the process that holds the switch's namespaces.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.switch.pid()
     }
 
-    /// Has the lab and its nodes stay after this program, until somebody ends the processes
-    /// that hold them.
+    /// Keeps the lab and these nodes running after this program ends, until the processes that hold
+    /// their namespaces are killed.
     pub fn keep<'a>(&self, nodes: impl IntoIterator<Item = &'a Node<'a>>) {
-        let holders = nodes.into_iter().map(|node| &node.holder);
-        for holder in holders.chain([&self.switch]) {
+        let namespace_holders = nodes.into_iter().map(|node| &node.holder);
+        for holder in namespace_holders.chain([&self.switch]) {
             holder.keep();
         }
     }
@@ -140,7 +142,7 @@ impl Default for Lab {
 }
 
 impl<'lab> Node<'lab> {
-    /// A pod of this node, its `lo` up.
+    /// Creates a pod on this node, with its `lo` up.
     #[must_use]
     pub fn pod<'node>(&'node self, name: &str) -> Pod<'node>
     where
@@ -156,19 +158,20 @@ impl<'lab> Node<'lab> {
         }
     }
 
-    /// Gives the node an interface to the switch, with these addresses and prefix lengths.
+    /// Connects the node to the switch by an interface with these addresses and prefix lengths.
     pub fn plug(&self, interface: &str, addresses: &[&str]) {
         let pid = self.holder.pid();
         let port: String = format!("p-{}", self.name).chars().take(13).collect();
         let port = format!("{port}-{}", &interface[interface.len() - 1..]);
-        // One of a node that is gone lasts a moment longer.
+        // The port of a removed node may exist for a moment longer.
         let wire = format!(
             "ip link del {port} 2>/dev/null; ip link add {port} type veth peer name {interface} netns {pid} \
              && ip link set {port} master sw up"
         );
         let mut inside = self.lab.switch.enter(&["-n", "-m"]);
         run(inside.args(["sh", "-c", &wire])).ok();
-        // Duplicate detection would keep IPv6 waiting, and going down would take it away.
+        // Duplicate address detection would delay IPv6, and taking the interface down would remove
+        // its IPv6 addresses.
         let conf = format!("/proc/sys/net/ipv6/conf/{interface}");
         self.sh(&format!(
             "echo 1 > {conf}/keep_addr_on_down; echo 0 > {conf}/accept_dad; \
@@ -182,7 +185,7 @@ impl<'lab> Node<'lab> {
         }
     }
 
-    /// A program that will run in the node.
+    /// Returns a command that will run in the node's namespaces.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.holder.enter(&["-m", "-n"]);
@@ -196,7 +199,7 @@ impl<'lab> Node<'lab> {
         run(self.command("sh").args(["-c", script]))
     }
 
-    /// What `ip -json ...` says in the node.
+    /// Returns the output of `ip -json ...` on the node.
     #[must_use]
     pub fn ip(&self, args: &str) -> Value {
         let text = self.sh(&format!("ip -json {args}")).ok();
@@ -206,20 +209,21 @@ impl<'lab> Node<'lab> {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// A path of the node's, as seen from outside.
+    /// Translates a path on the node into a path that works outside of the node.
     #[must_use]
     pub fn path(&self, path: &str) -> PathBuf {
         self.holder.root().join(path.trim_start_matches('/'))
     }
 
-    /// Writes a file of the node's, and the folder that it lies in.
+    /// Writes a file on the node, and creates its parent folder.
     pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
         let path = self.path(path);
-        fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("makes it");
-        fs::write(path, content).expect("the node takes files");
+        fs::create_dir_all(path.parent().expect("a file has a parent folder"))
+            .expect("the folder can be created");
+        fs::write(path, content).expect("the node's file system is writable");
     }
 
-    /// Writes the node's subnet file, as an agent would that masquerades or does not.
+    /// Writes the node's subnet file as an agent would, with `FLANNEL_IPMASQ` set to `masquerades`.
     pub fn write_subnet_env(&self, masquerades: bool) {
         let text = format!(
             "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
@@ -228,40 +232,42 @@ impl<'lab> Node<'lab> {
         self.write("/run/flannel/subnet.env", text);
     }
 
-    /// The ports of the bridges, by name: what `ip -json` says of each.
+    /// Returns the bridge ports of the node, as `ip -json` describes them.
     #[must_use]
     pub fn ports(&self) -> Vec<Value> {
         let ports = self.ip("-details link show type bridge_slave");
         let all = ports.as_array().expect("ip lists links").iter();
-        // ip leaves an empty object for each link that is none.
+        // ip prints an empty object for each link that is not a bridge port.
         all.filter(|link| link["ifname"].is_string())
             .cloned()
             .collect()
     }
 
-    /// A connection of the node's to `address`, for this program to talk by.
+    /// Opens a TCP connection from the node's network namespace to `address`, for use by this
+    /// program.
     ///
     /// # Errors
     ///
-    /// Where nobody listens.
+    /// If nothing listens at the address.
     pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.pid()))?;
-        // A socket stays in the network that it was made in; the thread that went there ends.
+        // A socket stays in the network namespace in which it was created. The thread that enters
+        // the node's namespace ends afterwards.
         let connect = move || {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
             TcpStream::connect(address)
         };
         let thread = thread::spawn(connect);
-        thread.join().expect("it does not panic")
+        thread.join().expect("the thread does not panic")
     }
 
-    /// The process that holds the node's namespaces.
+    /// Returns the id of the process that holds the node's namespaces.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.holder.pid()
     }
 
-    /// The lab that the node is in.
+    /// Returns the lab of the node.
     #[must_use]
     pub fn lab(&self) -> &'lab Lab {
         self.lab
@@ -269,19 +275,19 @@ impl<'lab> Node<'lab> {
 }
 
 impl Pod<'_> {
-    /// Where the node sees the pod's namespace.
+    /// Returns the path of the pod's network namespace on the node.
     #[must_use]
     pub fn netns(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
 
-    /// The pod's node.
+    /// Returns the node of the pod.
     #[must_use]
     pub fn node(&self) -> &Node<'_> {
         self.node
     }
 
-    /// A program that will run in the pod.
+    /// Returns a command that will run in the pod's network namespace.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let net = format!("--net={}", self.node.path(&self.netns()).display());
@@ -296,98 +302,66 @@ impl Pod<'_> {
         run(self.command("sh").args(["-c", script]))
     }
 
-    /// Whether `address` answers each of three pings.
+    /// Returns true if `address` answers all of three pings.
     #[must_use]
     pub fn pings(&self, address: &str) -> bool {
         let ping = self.sh(&format!("busybox ping -c 3 -i 0.2 -W 2 {address}"));
         ping.success && ping.stdout.contains(" 0% packet loss")
     }
 
-    /// Takes the namespace away, as a runtime does after DEL.
+    /// Deletes the pod's network namespace, as a runtime does after DEL.
     pub fn delete(self) {
         self.node.sh(&format!("ip netns delete {}", self.name)).ok();
     }
 }
 
-/// A server in a pod or on a node, busybox's for most. Ends when it is dropped, and with the program that started it.
-pub struct Server(Child);
+/// A server process in a pod or on a node, usually a busybox applet. It ends when this value is
+/// dropped, or when the program that started it ends.
+pub struct Server(Process);
 
 impl Server {
-    /// Starts the applet with its arguments.
+    /// Starts a busybox applet in a pod; `applet` is its name with its arguments.
     ///
     /// # Panics
     ///
-    /// When it cannot be started.
+    /// If it cannot be started.
     #[must_use]
     pub fn start(pod: &Pod<'_>, applet: &str) -> Self {
-        Self::run(&pod.command("busybox"), applet)
+        Self::run(pod.command("busybox"), applet)
     }
 
-    /// The same on a node itself.
+    /// Starts a busybox applet on a node.
     #[must_use]
     pub fn start_on(node: &Node<'_>, applet: &str) -> Self {
-        Self::run(&node.command("busybox"), applet)
+        Self::run(node.command("busybox"), applet)
     }
 
-    /// Another program's on a node.
+    /// Starts another program on a node.
     #[must_use]
     pub fn program(node: &Node<'_>, program: &str, arguments: &str) -> Self {
-        Self::run(&node.command(program), arguments)
+        Self::run(node.command(program), arguments)
     }
 
-    /// Another program's in a pod.
+    /// Starts another program in a pod.
     #[must_use]
-    pub fn program_in(pod: &Pod<'_>, program: &str, arguments: &str) -> Self {
-        Self::run(&pod.command(program), arguments)
+    pub fn start_program_in(pod: &Pod<'_>, program: &str, arguments: &str) -> Self {
+        Self::run(pod.command(program), arguments)
     }
 
-    fn run(inner: &Command, applet: &str) -> Self {
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(inner.get_program())
-            .args(inner.get_args())
-            .args(applet.split(' '))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("setpriv is part of every Debian");
-        Self(child)
+    fn run(mut command: Command, arguments: &str) -> Self {
+        command.args(arguments.split(' '));
+        Self(Process::start(&command, Lifetime::Killed, Stdio::piped()))
     }
 
-    /// Ends it, and says what it logged.
+    /// Stops the server and returns its log.
     ///
     /// # Panics
     ///
-    /// When it ended by itself.
+    /// If the log is not text.
     #[must_use]
     pub fn stop(mut self) -> String {
-        let log = self.0.stderr.take().expect("it is piped");
-        self.0.kill().expect("it runs");
+        let log = self.0.take_stderr().expect("the stream is piped");
+        self.0.kill();
         std::io::read_to_string(log).expect("a log is text")
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-/// Asks again and again until the answer is yes, and says how long that took.
-///
-/// # Panics
-///
-/// When it is not within ten seconds.
-pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "not within ten seconds: {what}"
-        );
-        thread::sleep(Duration::from_millis(2));
-    }
-    begin.elapsed()
 }

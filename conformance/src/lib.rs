@@ -1,14 +1,16 @@
-//! The black box: a cluster of namespaces, and what is done to it from outside.
+//! The black-box test harness: a cluster of network namespaces, and tools to operate and inspect it
+//! from outside.
 //!
-//! A [`Lab`] is a network of [`Node`]s around one switch; a [`Pod`] is a namespace of a node.
-//! Nothing in it touches the machine's own network, and all of it goes when its owner goes,
-//! however that ends: the kernel takes the namespaces with the last process in them.
+//! A [`Lab`] is a network of [`Node`]s connected to one switch. A [`Pod`] is a network namespace on
+//! a node. Nothing in a lab touches the machine's own network. Everything in a lab disappears with
+//! its owner, however the owner ends: the kernel deletes a namespace together with the last process
+//! in it.
 //!
-//! What cannot run fails, and says how to make it run; nothing is skipped.
+//! A test that cannot run fails, and its message says how to make it run. No test is skipped.
 
 #![expect(
     clippy::must_use_candidate,
-    reason = "a check that nobody looks at is seen by its panic"
+    reason = "a check whose result is ignored still panics on failure"
 )]
 
 mod agent;
@@ -23,6 +25,7 @@ pub mod kubelet;
 mod lab;
 pub mod manifest;
 mod plugin;
+mod process;
 pub mod reference_picture;
 
 pub use agent::Agent;
@@ -30,18 +33,19 @@ pub use containerd::{Containerd, Release, Sandbox};
 pub use etcd::Etcd;
 pub use flanneld::Flanneld;
 pub use holder::Output;
-pub use kube::{Answer, Kube};
+pub use kube::{Kube, Response};
 pub use kubelet::Kubelet;
-pub use lab::{Lab, Node, Pod, Server, wait_for};
+pub use lab::{Lab, Node, Pod, Server};
 pub use plugin::{Attachment, Chain, Plugin, Reply, Running};
+pub use process::{poll, wait_for, wait_within};
 
 use std::path::{Path, PathBuf};
 
-/// The folder of the released executables.
+/// Returns the directory of the release executables.
 ///
 /// # Panics
 ///
-/// When they are not built.
+/// If they are not built.
 #[must_use]
 pub fn dist() -> PathBuf {
     let dist = repository().join("target/dist");
@@ -53,38 +57,39 @@ pub fn dist() -> PathBuf {
     dist
 }
 
-/// The top of the source tree.
+/// Returns the root of the source tree.
 #[must_use]
 pub fn repository() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest
         .parent()
-        .expect("the crate lies in the repository")
+        .expect("the crate is in the repository")
         .to_owned()
 }
 
-/// The archive of the agent's image, its tag behind the version ending with `more`.
+/// Returns the archive of the agent's container image. `more` is appended to the version in its
+/// tag.
 ///
 /// # Panics
 ///
-/// When it is not built.
+/// If the archive is not built.
 #[must_use]
 pub fn image(more: &str) -> PathBuf {
     let name = format!("cni-hostgw-{}{more}.tar", env!("CARGO_PKG_VERSION"));
     let path = repository().join("target/image").join(name);
     assert!(
         path.exists(),
-        "{} is not there: run `make image` first",
+        "{} does not exist: run `make image` first",
         path.display()
     );
     path
 }
 
-/// The folder of the reference plugins.
+/// Returns the directory of the reference plugins.
 ///
 /// # Panics
 ///
-/// When they are not installed.
+/// If they are not installed.
 #[must_use]
 pub fn reference() -> PathBuf {
     let folder = PathBuf::from("/usr/lib/cni");

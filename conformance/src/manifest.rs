@@ -1,4 +1,4 @@
-//! `examples/kubernetes/cni-hostgw.yaml`, as users apply it.
+//! `examples/kubernetes/cni-hostgw.yaml`, applied as users apply it.
 
 use serde_json::{Value, json};
 
@@ -6,26 +6,27 @@ use crate::Kube;
 
 const TEXT: &str = include_str!("../../examples/kubernetes/cni-hostgw.yaml");
 
-/// The namespace that it makes, and the name of everything in it.
+/// Namespace that the manifest creates, and name of every object in it.
 pub const NAME: &str = "cni-hostgw";
 
-/// Its documents, in order.
+/// Returns the documents of the manifest, in order.
 fn documents() -> impl Iterator<Item = &'static str> {
     TEXT.split("\n---\n")
 }
 
-/// A value of a key that stands at the beginning of a line of a document.
+/// Returns the value of the first line of a document that starts with this key; empty if there is
+/// none.
 fn value<'a>(document: &'a str, key: &str) -> &'a str {
     let mut lines = document.lines();
     let found = lines.find_map(|line| line.trim_start().strip_prefix(key));
     found.unwrap_or_default().trim()
 }
 
-/// A file of its `ConfigMap`.
+/// Returns a file of the manifest's `ConfigMap`.
 ///
 /// # Panics
 ///
-/// When there is none of that name.
+/// If the `ConfigMap` has no file with this name.
 #[must_use]
 pub fn file(name: &str) -> String {
     let begin = format!("  {name}: |\n");
@@ -34,12 +35,12 @@ pub fn file(name: &str) -> String {
     lines.flat_map(|line| [&line[4..], "\n"]).collect()
 }
 
-/// Applies it, with strict field checking. `change` is what the user edits before: the text of each
-/// document goes through it.
+/// Applies the manifest with strict field validation. `change` stands for the user's edits before
+/// that: it gets the text of each document and returns the text to apply.
 ///
 /// # Panics
 ///
-/// When the API server does not take it as it is.
+/// If the API server rejects a document.
 pub fn apply(kube: &Kube<'_>, change: impl Fn(&str) -> String) {
     for document in documents() {
         let document = change(document);
@@ -55,14 +56,14 @@ pub fn apply(kube: &Kube<'_>, change: impl Fn(&str) -> String) {
             "ClusterRoleBinding" => format!("{rbac}/clusterrolebindings"),
             "Role" => format!("{rbac}/namespaces/{namespace}/roles"),
             "RoleBinding" => format!("{rbac}/namespaces/{namespace}/rolebindings"),
-            other => panic!("say here where a {other} goes"),
+            other => panic!("no API path is known for the kind {other}: add it here"),
         };
         let strict = format!("{path}?fieldValidation=Strict");
         kube.call("POST", &strict, &document).ok();
     }
 }
 
-/// The pod of its `DaemonSet` on a node, as the controller makes it.
+/// Returns the pod of the manifest's `DaemonSet` on a node, as the controller would create it.
 #[must_use]
 pub fn pod(kube: &Kube<'_>, node: &str) -> Value {
     let path = format!("/apis/apps/v1/namespaces/{NAME}/daemonsets/{NAME}");

@@ -1,4 +1,4 @@
-//! Plugins, run as a runtime runs them: any executable, any verb, alone or chained.
+//! Plugins, run as a runtime runs them: any executable, any verb, alone or in a chain.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{Lab, Node, Pod};
 
-/// An executable, by the path under which a node sees it.
+/// A plugin executable, as the path under which a node sees it.
 #[derive(Clone, Debug)]
 pub struct Plugin(pub PathBuf);
 
@@ -26,7 +26,7 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// `eth0` of a pod, whose container has the pod's name.
+    /// `eth0` of a pod, with the pod's name as container ID.
     #[must_use]
     pub fn of(pod: &Pod<'_>) -> Self {
         Self::named(&pod.name)
@@ -43,7 +43,7 @@ impl Attachment {
         }
     }
 
-    /// The same with other `CNI_ARGS`.
+    /// Returns the attachment with other `CNI_ARGS`.
     #[must_use]
     pub fn with_args(self, args: &str) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Attachment {
         }
     }
 
-    /// The same with another `CNI_NETNS`.
+    /// Returns the attachment with another `CNI_NETNS`.
     #[must_use]
     pub fn in_netns(self, netns: &str) -> Self {
         Self {
@@ -62,14 +62,14 @@ impl Attachment {
     }
 }
 
-/// What a plugin answered.
+/// A plugin's answer to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// Whether it ended with 0.
+    /// True if the plugin exited with 0.
     pub success: bool,
-    /// What it printed on standard output: a result, an error object, or null.
+    /// JSON from standard output: a result, an error object, or null.
     pub json: Value,
-    /// What it printed on standard error.
+    /// Text from standard error.
     pub stderr: String,
 }
 
@@ -82,25 +82,26 @@ impl Reply {
         }
     }
 
-    /// The result of a request that must succeed.
+    /// Returns the result of a request that must succeed.
     ///
     /// # Panics
     ///
-    /// When it did not.
+    /// If it failed.
     #[track_caller]
     pub fn ok(self) -> Value {
         assert!(self.success, "{}{}", self.json, self.stderr);
         self.json
     }
 
-    /// The error's code, message and details, of a request that must fail.
+    /// Returns the error of a request that must fail: its code, and its message and details in one
+    /// text.
     ///
     /// # Panics
     ///
-    /// When it did not.
+    /// If it succeeded, or printed no error object.
     #[track_caller]
     pub fn error(self) -> (u64, String) {
-        assert!(!self.success, "it succeeded: {}", self.json);
+        assert!(!self.success, "the request succeeded: {}", self.json);
         let code = self.json["code"].as_u64();
         let code = code.unwrap_or_else(|| panic!("no error object: {} {}", self.json, self.stderr));
         let details = self.json["details"].as_str().unwrap_or_default();
@@ -108,11 +109,11 @@ impl Reply {
         (code, text.join("; "))
     }
 
-    /// The addresses of a result, without their prefix lengths.
+    /// Returns the addresses of a result, without prefix lengths.
     ///
     /// # Panics
     ///
-    /// When it has none.
+    /// If the request failed, or the result has no addresses.
     #[must_use]
     #[track_caller]
     pub fn addresses(&self) -> Vec<String> {
@@ -133,13 +134,13 @@ impl Reply {
 }
 
 impl Plugin {
-    /// Ours, as released, under the name `cni-hostgw`.
+    /// Our release executable, under the name `cni-hostgw`.
     #[must_use]
     pub fn ours(lab: &Lab) -> Self {
         Self::ours_as(lab, "cni-hostgw")
     }
 
-    /// Ours under another name.
+    /// Our executable under another name.
     #[must_use]
     pub fn ours_as(lab: &Lab, name: &str) -> Self {
         let path = format!("bin/{name}");
@@ -147,13 +148,13 @@ impl Plugin {
         Self(Lab::path(&path))
     }
 
-    /// A reference plugin.
+    /// The reference plugin with this name.
     #[must_use]
     pub fn reference(name: &str) -> Self {
         Self(crate::reference().join(name))
     }
 
-    /// One request, to its end.
+    /// Sends one request and waits for the answer.
     #[must_use]
     pub fn call(
         &self,
@@ -165,23 +166,23 @@ impl Plugin {
         self.start(node, verb, attachment, conf).wait()
     }
 
-    /// ADD.
+    /// Sends ADD for a pod's `eth0`.
     #[must_use]
     pub fn add(&self, pod: &Pod<'_>, conf: &Value) -> Reply {
         self.call(pod.node(), "ADD", &Attachment::of(pod), conf)
     }
 
-    /// DEL.
+    /// Sends DEL for a pod's `eth0`.
     #[must_use]
     pub fn del(&self, pod: &Pod<'_>, conf: &Value) -> Reply {
         self.call(pod.node(), "DEL", &Attachment::of(pod), conf)
     }
 
-    /// One request that runs while we do something else.
+    /// Starts a request without waiting for it.
     ///
     /// # Panics
     ///
-    /// When the plugin cannot be started.
+    /// If the plugin cannot be started.
     #[must_use]
     pub fn start(
         &self,
@@ -190,16 +191,16 @@ impl Plugin {
         attachment: &Attachment,
         conf: &Value,
     ) -> Running {
-        self.start_by(&mut node.command(&self.0), verb, attachment, conf)
+        self.start_with_command(&mut node.command(&self.0), verb, attachment, conf)
     }
 
-    /// The same by a command of the caller's making.
+    /// Starts a request by a command that the caller has prepared.
     ///
     /// # Panics
     ///
-    /// When the plugin cannot be started.
+    /// If the plugin cannot be started.
     #[must_use]
-    pub fn start_by(
+    pub fn start_with_command(
         &self,
         command: &mut Command,
         verb: &str,
@@ -210,7 +211,7 @@ impl Plugin {
     }
 }
 
-/// A request under way.
+/// A running request.
 pub struct Running {
     child: Child,
     plugin: PathBuf,
@@ -241,8 +242,8 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .expect("nsenter is part of every Debian");
-        let mut stdin = child.stdin.take().expect("it is piped");
-        // VERSION does not read it.
+        let mut stdin = child.stdin.take().expect("the stream is piped");
+        // VERSION does not read standard input.
         drop(stdin.write_all(conf.to_string().as_bytes()));
         Self {
             child,
@@ -250,11 +251,11 @@ impl Running {
         }
     }
 
-    /// What it printed on standard output, to the letter.
+    /// Waits for the end and returns standard output verbatim.
     ///
     /// # Panics
     ///
-    /// When it failed.
+    /// If the request failed.
     #[must_use]
     pub fn text(self) -> String {
         let output = self
@@ -266,21 +267,21 @@ impl Running {
         text
     }
 
-    /// Waits for its end, however that comes.
+    /// Waits until the process ends, and ignores its answer.
     ///
     /// # Panics
     ///
-    /// When it cannot be waited for.
+    /// If the process cannot be waited for.
     pub fn end(self) {
         let output = self.child.wait_with_output();
         drop(output.expect("a child can be waited for"));
     }
 
-    /// Its answer.
+    /// Waits for the answer.
     ///
     /// # Panics
     ///
-    /// When what it printed is not JSON.
+    /// If the output is not JSON.
     #[must_use]
     pub fn wait(self) -> Reply {
         let output = self
@@ -302,7 +303,7 @@ impl Running {
     }
 }
 
-/// A network configuration list and the plugins that it names, run in order as libcni does.
+/// A network configuration list and its plugins, which run in order as libcni runs them.
 pub struct Chain {
     name: Value,
     version: Value,
@@ -310,11 +311,12 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The list in `text`. Plugins are looked for among ours first, then among the reference.
+    /// Parses the list in `text`. `cni-hostgw` and `flannel` are our executable; every other plugin
+    /// is the reference plugin with its name.
     ///
     /// # Panics
     ///
-    /// When it is not such a list.
+    /// If the text is not a network configuration list.
     #[must_use]
     pub fn new(lab: &Lab, text: &str) -> Self {
         let list: Value = serde_json::from_str(text).expect("a conflist is JSON");
@@ -334,8 +336,8 @@ impl Chain {
         }
     }
 
-    /// ADD through the list: each plugin gets the result of the one before. What failed is
-    /// the answer of the whole.
+    /// Runs ADD through the list. Each plugin gets the result of the plugin before it. The first
+    /// failure is the answer of the whole list.
     #[must_use]
     pub fn add(&self, pod: &Pod<'_>, attachment: &Attachment) -> Reply {
         let mut last: Option<Reply> = None;
@@ -350,8 +352,8 @@ impl Chain {
         last.expect("a list has a plugin")
     }
 
-    /// CHECK through the list, each plugin with the result of the whole. What failed is the
-    /// answer.
+    /// Runs CHECK through the list. Each plugin gets the result of the whole list. The first
+    /// failure is the answer of the whole list.
     #[must_use]
     pub fn check(&self, pod: &Pod<'_>, attachment: &Attachment, result: &Value) -> Reply {
         let mut last = Reply::nothing();
@@ -365,7 +367,8 @@ impl Chain {
         last
     }
 
-    /// DEL through the list, last plugin first, with the result of ADD where the version has it.
+    /// Runs DEL through the list, last plugin first, with the result of ADD if the version passes
+    /// it.
     #[must_use]
     pub fn del(&self, pod: &Pod<'_>, attachment: &Attachment, result: Option<&Value>) -> Reply {
         let mut last = Reply::nothing();
@@ -385,7 +388,7 @@ impl Chain {
         if let Some(previous) = previous {
             conf["prevResult"] = previous.clone();
         }
-        // A runtime supplies each capability that is declared.
+        // A runtime supplies a value for each declared capability.
         if conf["capabilities"]["portMappings"] == json!(true) {
             conf["runtimeConfig"] = json!({"portMappings": []});
         }

@@ -1,4 +1,5 @@
-//! The picture that the demo shows and the first test compares with: three nodes, four pods.
+//! The reference cluster that the demo shows and that tests/picture.rs checks: three nodes, four
+//! pods.
 
 use std::net::Ipv6Addr;
 
@@ -9,7 +10,7 @@ use crate::{Agent, Attachment, Chain, Kube, Lab, Node, Pod, Reply, wait_for};
 /// The stock configuration list of kube-flannel.
 pub const CNI_CONF: &str = include_str!("../../examples/kube-flannel/cni-conf.json");
 
-/// Which families the picture is drawn in.
+/// Address families of the reference cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Family {
@@ -19,32 +20,32 @@ pub enum Family {
 }
 
 impl Family {
-    /// Whether there is IPv4 in it.
+    /// Returns true if the cluster has IPv4.
     #[must_use]
     pub fn has_ipv4(self) -> bool {
         self != Self::Ipv6
     }
 
-    /// Whether there is IPv6 in it.
+    /// Returns true if the cluster has IPv6.
     #[must_use]
     pub fn has_ipv6(self) -> bool {
         self != Self::Ipv4
     }
 
-    /// Of an IPv4 and an IPv6 text, those that are in the picture.
+    /// Returns the IPv4 item, the IPv6 item, or both, as the family requires.
     pub fn of<T>(self, ipv4: T, ipv6: T) -> impl Iterator<Item = T> {
         let ipv4 = self.has_ipv4().then_some(ipv4);
         ipv4.into_iter().chain(self.has_ipv6().then_some(ipv6))
     }
 }
 
-/// A node of the picture: name, last part of its address, number of its subnet.
+/// Nodes of the reference cluster: name, last part of the address, number of the subnet.
 pub const NODES: [(&str, u8, u8); 3] = [("master", 17, 0), ("worker1", 16, 1), ("worker2", 15, 2)];
 
-/// A pod of the picture: its node's place among [`NODES`], the last part of its address.
+/// Pods of the reference cluster: index of the node in [`NODES`], last part of the address.
 pub const PODS: [(usize, u8); 4] = [(1, 5), (1, 6), (2, 3), (2, 4)];
 
-/// The address of a pod in each family, IPv4 first.
+/// Returns the IPv4 and the IPv6 address of a pod.
 #[must_use]
 pub fn pod_addresses(subnet: u8, host: u8) -> (String, String) {
     (
@@ -53,7 +54,7 @@ pub fn pod_addresses(subnet: u8, host: u8) -> (String, String) {
     )
 }
 
-/// The address of a node in each family.
+/// Returns the IPv4 and the IPv6 address of a node.
 #[must_use]
 pub fn node_addresses(host: u8) -> (String, String) {
     (
@@ -62,7 +63,7 @@ pub fn node_addresses(host: u8) -> (String, String) {
     )
 }
 
-/// The picture's network, in the keys of `net-conf.json`.
+/// Returns the network of the reference cluster, in the keys of `net-conf.json`.
 #[must_use]
 pub fn network(family: Family) -> Value {
     let mut network = json!({"Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}});
@@ -76,7 +77,7 @@ pub fn network(family: Family) -> Value {
     network
 }
 
-/// Makes the three Nodes of the picture, with their podCIDRs, as kubelets and the control plane would.
+/// Creates the three Nodes with their podCIDRs, as kubelets and the control plane would.
 pub fn create_nodes(kube: &Kube<'_>, family: Family) {
     for (name, host, subnet) in NODES {
         let (ipv4, ipv6) = node_addresses(host);
@@ -88,7 +89,7 @@ pub fn create_nodes(kube: &Kube<'_>, family: Family) {
     }
 }
 
-/// The subnets of a node of the picture.
+/// Returns the subnets of a node of the reference cluster.
 #[must_use]
 pub fn cidrs(family: Family, subnet: u8) -> Vec<String> {
     family
@@ -96,17 +97,17 @@ pub fn cidrs(family: Family, subnet: u8) -> Vec<String> {
         .collect()
 }
 
-/// The cluster file of the picture, without the nodes that `left_out` names.
+/// Returns the cluster file of the reference cluster, without the nodes named in `excluded`.
 #[must_use]
-pub fn cluster(family: Family, left_out: &[&str]) -> String {
-    let nodes = NODES.iter().filter(|(name, ..)| !left_out.contains(name));
+pub fn cluster(family: Family, excluded: &[&str]) -> String {
+    let nodes = NODES.iter().filter(|(name, ..)| !excluded.contains(name));
     let nodes = nodes.map(|(name, host, subnet)| node_entry(family, name, *host, *subnet));
     let nodes: Vec<_> = nodes.collect();
     serde_json::to_string_pretty(&json!({"network": network(family), "nodes": nodes}))
         .expect("JSON can be written")
 }
 
-/// A node's entry in the cluster file.
+/// Returns a node's entry in the cluster file.
 #[must_use]
 pub fn node_entry(family: Family, name: &str, host: u8, subnet: u8) -> Value {
     let mut node = json!({"name": name});
@@ -122,7 +123,7 @@ pub fn node_entry(family: Family, name: &str, host: u8, subnet: u8) -> Value {
     node
 }
 
-/// Raises the three nodes.
+/// Starts the three nodes.
 #[must_use]
 pub fn nodes(lab: &Lab, family: Family) -> Vec<Node<'_>> {
     let node = |(name, host, _): &(&str, u8, u8)| {
@@ -136,7 +137,7 @@ pub fn nodes(lab: &Lab, family: Family) -> Vec<Node<'_>> {
     NODES.iter().map(node).collect()
 }
 
-/// Starts an agent on each node, on one cluster file, and waits until all have written their
+/// Starts an agent on each node with the same cluster file, and waits until all have written their
 /// subnet files.
 #[must_use]
 pub fn agents(nodes: &[Node<'_>], start: impl Fn(&Node<'_>, &[&str]) -> Agent) -> Vec<Agent> {
@@ -144,7 +145,8 @@ pub fn agents(nodes: &[Node<'_>], start: impl Fn(&Node<'_>, &[&str]) -> Agent) -
     agents_with(nodes, &["--cluster", &cluster], start)
 }
 
-/// The same with these arguments.
+/// Starts an agent on each node with these arguments, and waits until all have written their subnet
+/// files.
 #[must_use]
 pub fn agents_with(
     nodes: &[Node<'_>],
@@ -161,39 +163,41 @@ pub fn agents_with(
     agents
 }
 
-/// A pod of the picture.
-pub struct Drawn<'a> {
+/// An attached pod of the reference cluster.
+pub struct AttachedPod<'a> {
     /// The pod.
     pub pod: Pod<'a>,
-    /// Its addresses: IPv4 and IPv6, as the family has them.
+    /// Addresses of the pod, IPv4 before IPv6.
     pub addresses: Vec<String>,
-    /// What ADD answered.
+    /// The plugin's reply to ADD.
     pub reply: Reply,
 }
 
-/// Attaches the four pods with exactly their addresses, through the stock list.
+/// Attaches the four pods through the stock configuration list, each with its fixed addresses.
 #[must_use]
-pub fn pods<'a>(lab: &Lab, nodes: &'a [Node<'a>], family: Family) -> Vec<Drawn<'a>> {
+pub fn pods<'a>(lab: &Lab, nodes: &'a [Node<'a>], family: Family) -> Vec<AttachedPod<'a>> {
     let chain = Chain::new(lab, CNI_CONF);
-    let draw = |(node, host): &(usize, u8)| {
+    let attach = |(node, host): &(usize, u8)| {
         let (ipv4, ipv6) = pod_addresses(NODES[*node].2, *host);
         let addresses: Vec<_> = family.of(ipv4, ipv6).collect();
         let pod = nodes[*node].pod(&format!("{}-pod{host}", nodes[*node].name));
-        // CNI_ARGS has room for one address; IPv6 of a dual stack comes by round robin.
+        // CNI_ARGS can name one address only. In a dual-stack network, the IPv6 address comes from
+        // the round robin.
         let args = format!("IP={};IgnoreUnknown=1", addresses[0]);
         let reply = chain.add(&pod, &Attachment::of(&pod).with_args(&args));
         let got = reply.addresses();
-        assert_eq!(got[0], addresses[0], "the address that was asked for");
-        Drawn {
+        assert_eq!(got[0], addresses[0], "the pod gets the requested address");
+        AttachedPod {
             pod,
             addresses: got,
             reply,
         }
     };
-    PODS.iter().map(draw).collect()
+    PODS.iter().map(attach).collect()
 }
 
-/// The routes of a listing, without who put them there: the picture does not show it.
+/// Returns the routes of an `ip route` listing without protocol, metric and preference, which the
+/// expected routes do not include.
 #[must_use]
 pub fn routes(listing: &str) -> Vec<String> {
     let mut routes = Vec::new();
@@ -209,7 +213,7 @@ pub fn routes(listing: &str) -> Vec<String> {
     routes
 }
 
-/// The IPv4 routes in a pod of the picture, as the picture has them.
+/// Returns the expected IPv4 routes in a pod of the reference cluster.
 #[must_use]
 pub fn pod_routes(subnet: u8, host: u8) -> Vec<String> {
     vec![
@@ -219,8 +223,8 @@ pub fn pod_routes(subnet: u8, host: u8) -> Vec<String> {
     ]
 }
 
-/// The IPv4 routes to the pods' subnets on a node of the picture; `has_bridge` once it has a
-/// pod.
+/// Returns the expected IPv4 routes to the pods' subnets on a node. `has_bridge` is true once the
+/// node has a pod.
 #[must_use]
 pub fn node_routes(node: &str, has_bridge: bool) -> Vec<String> {
     let route = |(name, host, subnet): &(&str, u8, u8)| {
@@ -234,7 +238,8 @@ pub fn node_routes(node: &str, has_bridge: bool) -> Vec<String> {
     NODES.iter().filter_map(route).collect()
 }
 
-/// The IPv6 routes to the pods' subnets on a node of the picture.
+/// Returns the expected IPv6 routes to the pods' subnets on a node. `has_bridge` is true once the
+/// node has a pod.
 #[must_use]
 pub fn node_routes6(node: &str, has_bridge: bool) -> Vec<String> {
     let route = |(name, host, subnet): &(&str, u8, u8)| {
@@ -247,7 +252,7 @@ pub fn node_routes6(node: &str, has_bridge: bool) -> Vec<String> {
     NODES.iter().filter_map(route).collect()
 }
 
-/// A node's IPv6 subnet as the kernel prints it.
+/// Returns a node's IPv6 subnet as the kernel prints it.
 fn subnet6(subnet: u8) -> String {
     let network = Ipv6Addr::new(0xfd00, 0x10, 0x10, subnet.into(), 0, 0, 0, 0);
     format!("{network}/64")

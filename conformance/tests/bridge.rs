@@ -1,5 +1,5 @@
-//! The bridge and its ports: hardware addresses that never move, settings that are put right,
-//! addresses of an earlier subnet, modes.
+//! The bridge and its ports: stable hardware addresses, settings that are corrected, addresses of
+//! an earlier subnet, and modes.
 
 use conformance::reference_picture::{Family, agents, cluster, nodes};
 use conformance::{Agent, Attachment, Lab, Node, Plugin, Server, wait_for};
@@ -32,7 +32,7 @@ fn port_settings(node: &Node<'_>) -> Vec<(bool, bool)> {
 }
 
 #[test]
-fn hardware_addresses_never_move() {
+fn the_bridges_hardware_address_does_not_change_with_its_ports() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -40,13 +40,14 @@ fn hardware_addresses_never_move() {
     plugin.add(&a, &conf("cni-hostgw")).ok();
     let before = bridge(&node)["address"].clone();
     assert_eq!(before, "0a:58:0a:0a:01:01");
-    // A port with the smallest address of all is what moves a bridge that was given none.
+    // Without an address of its own, a bridge takes the lowest hardware address of its ports.
     node.sh("ip link add low address 02:00:00:00:00:01 type veth peer name high && ip link set low master cni0 up")
         .ok();
     plugin.add(&b, &conf("cni-hostgw")).ok();
     plugin.del(&a, &conf("cni-hostgw")).ok();
     assert_eq!(bridge(&node)["address"], before);
-    // What udev asks before it changes an address (systemd's MACAddressPolicy): 3 is "set".
+    // udev reads addr_assign_type before it changes an address (systemd's MACAddressPolicy). The
+    // value 3 means that the address was set explicitly.
     let given = node
         .sh("mount -t sysfs sysfs /mnt && cat /mnt/class/net/cni0/addr_assign_type /mnt/class/net/veth*/addr_assign_type")
         .ok();
@@ -54,7 +55,7 @@ fn hardware_addresses_never_move() {
 }
 
 #[test]
-fn a_bridge_that_somebody_else_made_keeps_its_hardware_address_too() {
+fn a_preexisting_bridge_also_retains_its_hardware_address() {
     for plugin_of in [Plugin::ours as fn(&Lab) -> Plugin, |_| {
         Plugin::reference("bridge")
     }] {
@@ -71,7 +72,7 @@ fn a_bridge_that_somebody_else_made_keeps_its_hardware_address_too() {
 }
 
 #[test]
-fn mtu_hairpin_and_isolation_are_put_right_on_the_next_add() {
+fn the_next_add_corrects_mtu_hairpin_mode_and_port_isolation() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -79,7 +80,7 @@ fn mtu_hairpin_and_isolation_are_put_right_on_the_next_add() {
     conf["mtu"] = json!(1400);
     let first = node.pod("a");
     plugin.add(&first, &conf).ok();
-    // Somebody else's port is somebody else's.
+    // A port that our plugin did not create is left alone.
     node.sh("ip link add tap type veth peer name pat && ip link set tap master cni0")
         .ok();
     assert_eq!(bridge(&node)["mtu"], 1400);
@@ -96,11 +97,11 @@ fn mtu_hairpin_and_isolation_are_put_right_on_the_next_add() {
     plugin.add(&node.pod("c"), &conf).ok();
     assert_eq!(bridge(&node)["mtu"], 1450);
     let gateway = "10.10.1.1";
-    assert!(first.pings(gateway), "the first pod lives");
+    assert!(first.pings(gateway), "the first pod still has connectivity");
 }
 
 #[test]
-fn the_reference_never_puts_the_bridges_mtu_right() {
+fn the_reference_does_not_correct_the_bridges_mtu() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::reference("bridge");
@@ -113,7 +114,7 @@ fn the_reference_never_puts_the_bridges_mtu_right() {
 }
 
 #[test]
-fn a_bridge_of_another_subnet_without_pods_is_readdressed() {
+fn a_bridge_without_pods_gets_the_gateway_address_of_a_new_subnet() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
@@ -139,7 +140,7 @@ fn a_bridge_of_another_subnet_without_pods_is_readdressed() {
 }
 
 #[test]
-fn a_bridge_of_another_subnet_with_pods_says_which_and_what_to_do() {
+fn a_bridge_whose_pods_use_another_subnet_fails_the_add_and_names_the_pods() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
@@ -154,14 +155,14 @@ fn a_bridge_of_another_subnet_with_pods_says_which_and_what_to_do() {
     reference.del(&pod, &other).ok();
     let (code, text) = ours.add(&pod, &other).error();
     assert_eq!(code, 100);
-    for said in [
+    for expected_text in [
         r#""cni0" already has an IP address different from 10.10.7.1/24: 10.10.1.1/24"#,
         "shop/web-1",
         "b",
         "drain the node",
-        "put subnet 10.10.1.0/24 back",
+        "restore subnet 10.10.1.0/24",
     ] {
-        assert!(text.contains(said), "{said}: {text}");
+        assert!(text.contains(expected_text), "{expected_text}: {text}");
     }
     let addresses = node.sh("ip -4 -o addr show dev cni0").ok();
     assert!(addresses.contains("10.10.1.1/24") && !addresses.contains("10.10.7.1"));
@@ -172,7 +173,7 @@ fn a_bridge_of_another_subnet_with_pods_says_which_and_what_to_do() {
 }
 
 #[test]
-fn promiscuous_mode_is_the_references() {
+fn promiscuous_mode_works_as_in_the_reference() {
     for plugin_of in [
         |_: &Lab| Plugin::reference("bridge"),
         Plugin::ours as fn(&Lab) -> Plugin,
@@ -189,13 +190,13 @@ fn promiscuous_mode_is_the_references() {
         assert!(flags(&node).contains("PROMISC"));
         conf["hairpinMode"] = json!(true);
         let (_, text) = plugin.add(&node.pod("c"), &conf).error();
-        let said = "cannot set hairpin mode and promiscuous mode at the same time";
-        assert!(text.contains(said), "{text}");
+        let expected_text = "cannot set hairpin mode and promiscuous mode at the same time";
+        assert!(text.contains(expected_text), "{text}");
     }
 }
 
 #[test]
-fn without_ipam_there_are_links_and_nothing_else() {
+fn without_ipam_the_pod_gets_a_link_without_addresses() {
     for (plugin_of, kind) in [
         (
             (|_: &Lab| Plugin::reference("bridge")) as fn(&Lab) -> Plugin,
@@ -220,7 +221,7 @@ fn without_ipam_there_are_links_and_nothing_else() {
             plugin.del(pod, &conf).ok();
         }
         assert!(node.ports().is_empty(), "{kind}");
-        // The reference that Debian has is older than this key.
+        // Debian's release of the reference is older than this key.
         if kind == "cni-hostgw" {
             let mut disabled = conf.clone();
             disabled["disableContainerInterface"] = json!(true);
@@ -229,8 +230,8 @@ fn without_ipam_there_are_links_and_nothing_else() {
             disabled["ipam"] =
                 json!({"type": "host-local", "ranges": [[{"subnet": "10.1.1.0/24"}]]});
             let (_, text) = plugin.add(&node.pod("c"), &disabled).error();
-            let said = "cannot use IPAM when DisableContainerInterface flag is set";
-            assert!(text.contains(said), "{text}");
+            let expected_text = "cannot use IPAM when DisableContainerInterface flag is set";
+            assert!(text.contains(expected_text), "{text}");
             let one = node.pod("one");
             let mac = |result: Value| result["interfaces"][2]["mac"].to_string();
             let first = mac(plugin.add(&one, &conf).ok());
@@ -238,14 +239,14 @@ fn without_ipam_there_are_links_and_nothing_else() {
             let second = mac(plugin.add(&one, &conf).ok());
             assert_ne!(
                 first, second,
-                "by chance: other nodes may be on this bridge"
+                "the hardware address is random: other nodes may be on this bridge"
             );
         }
     }
 }
 
 #[test]
-fn many_adds_at_once_readdress_a_bridge_once() {
+fn concurrent_adds_replace_the_bridges_addresses_once() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -269,7 +270,7 @@ fn many_adds_at_once_readdress_a_bridge_once() {
 }
 
 #[test]
-fn a_range_set_of_two_subnets_has_both_gateways() {
+fn a_range_set_with_two_subnets_puts_both_gateways_on_the_bridge() {
     for plugin_of in [
         |_: &Lab| Plugin::reference("bridge"),
         Plugin::ours as fn(&Lab) -> Plugin,
@@ -285,7 +286,7 @@ fn a_range_set_of_two_subnets_has_both_gateways() {
         let (a, b) = (node.pod("a"), node.pod("b"));
         plugin.add(&a, &conf).ok();
         let second = plugin.add(&b, &conf);
-        // The reference fails here: for it the first subnet's gateway stands in the way.
+        // The reference fails here: it treats the first subnet's gateway as a conflicting address.
         assert_eq!(second.success, plugin.0.ends_with("cni-hostgw"));
         if second.success {
             assert!(b.pings("10.10.2.1") && b.pings("10.10.1.5"));
@@ -294,7 +295,7 @@ fn a_range_set_of_two_subnets_has_both_gateways() {
 }
 
 #[test]
-fn a_default_route_from_a_router_outlives_the_first_pod() {
+fn a_default_route_from_a_router_advertisement_survives_the_first_add() {
     for is_ours in [false, true] {
         let lab = Lab::new();
         let router = lab.node("router", &["fd00:192:168:2::9/64"]);
@@ -310,8 +311,10 @@ fn a_default_route_from_a_router_outlives_the_first_pod() {
             .ok();
         let arguments = "-n -C /run/radvd.conf -p /run/radvd.pid -m stderr";
         let _radvd = Server::program(&router, "radvd", arguments);
-        let by_router = || node.sh("ip -6 route show default proto ra").stdout;
-        wait_for("a router is heard", || !by_router().is_empty());
+        let from_router_advertisements = || node.sh("ip -6 route show default proto ra").stdout;
+        wait_for("the node has received a router advertisement", || {
+            !from_router_advertisements().is_empty()
+        });
         let (plugin, kind) = if is_ours {
             (Plugin::ours(&lab), "cni-hostgw")
         } else {
@@ -322,24 +325,31 @@ fn a_default_route_from_a_router_outlives_the_first_pod() {
         plugin.add(&node.pod("a"), &conf).ok();
         let forwards = node.sh("cat /proc/sys/net/ipv6/conf/all/forwarding").ok();
         assert_eq!(forwards, "1\n");
-        assert_eq!(!by_router().is_empty(), is_ours, "{}", by_router());
+        assert_eq!(
+            !from_router_advertisements().is_empty(),
+            is_ours,
+            "{}",
+            from_router_advertisements()
+        );
     }
 }
 
-/// A router advertisement, as anybody can send one: prefix, lifetime and all.
+/// Configuration of radvd in a pod: any pod can send such router advertisements, with a prefix and
+/// a lifetime.
 const ADVERTISER: &str = "interface eth0 { AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; \
      AdvDefaultLifetime 9000; prefix fd00:bad::/64 { AdvOnLink on; AdvAutonomous on; }; };";
 
-/// What the node has by router advertisements on `bridge`: routes and addresses.
-fn by_router(node: &Node<'_>, bridge: &str) -> String {
+/// Returns the routes and addresses that the node has from router advertisements on `bridge`.
+fn from_router_advertisements(node: &Node<'_>, bridge: &str) -> String {
     node.sh(&format!(
         "ip -6 route show proto ra dev {bridge}; ip -6 -o addr show dev {bridge} dynamic"
     ))
     .stdout
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn a_pod_does_not_become_the_nodes_router() {
+fn the_node_ignores_router_advertisements_of_pods() {
     let with_ipam = |ipam: Value, is_gateway: bool| {
         json!({
             "cniVersion": "1.0.0", "name": "l2", "type": "bridge", "bridge": "br10",
@@ -348,21 +358,21 @@ fn a_pod_does_not_become_the_nodes_router() {
     };
     let ranges = json!({"type": "host-local", "ranges": [[{"subnet": "10.20.1.0/24"}]]});
     let fixed = json!({"type": "static", "addresses": [{"address": "10.20.1.9/24"}]});
-    let there_already = "ip link add br10 type bridge && ip link set br10 up \
+    let existing_bridge = "ip link add br10 type bridge && ip link set br10 up \
          && ip addr add 10.20.1.1/24 dev br10";
-    let insisting = "ip link add br10 type bridge && ip link set br10 up \
+    let accepting_bridge = "ip link add br10 type bridge && ip link set br10 up \
          && echo 2 > /proc/sys/net/ipv6/conf/br10/accept_ra";
     for (conf, before) in [
         (with_ipam(json!({}), false), ""),
         (with_ipam(ranges.clone(), false), ""),
-        (with_ipam(ranges.clone(), true), there_already),
-        (with_ipam(fixed, true), there_already),
-        (with_ipam(json!({}), false), insisting),
+        (with_ipam(ranges.clone(), true), existing_bridge),
+        (with_ipam(fixed, true), existing_bridge),
+        (with_ipam(json!({}), false), accepting_bridge),
     ] {
         let lab = Lab::new();
         let node = lab.node("worker1", &["192.168.2.16/24"]);
         let plugin = Plugin::ours(&lab);
-        // The kernel's defaults.
+        // These are the kernel's defaults.
         let defaults =
             "cat /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/default/accept_ra";
         assert_eq!(node.sh(defaults).ok(), "0\n1\n");
@@ -374,19 +384,24 @@ fn a_pod_does_not_become_the_nodes_router() {
         node.write("/run/radvd.conf", ADVERTISER);
         pod.sh("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
             .ok();
-        let _radvd = Server::program_in(
+        let _radvd = Server::start_program_in(
             &pod,
             "radvd",
             "-n -C /run/radvd.conf -p /run/radvd.pid -m stderr",
         );
-        // Whoever listens as the kernel does by default hears it.
+        // The witness pod accepts router advertisements, as the kernel does by default.
         let witness = node.pod("witness");
         plugin.add(&witness, &conf).ok();
         wait_for("the advertisement is on the bridge", || {
             !witness.sh("ip -6 route show proto ra").stdout.is_empty()
         });
-        assert_eq!(by_router(&node, "br10"), "", "{conf} {before}");
-        // The next dual-stack ADD has the node forward; the bridge still does not listen.
+        assert_eq!(
+            from_router_advertisements(&node, "br10"),
+            "",
+            "{conf} {before}"
+        );
+        // The next dual-stack ADD enables forwarding on the node. The bridge still ignores router
+        // advertisements.
         let mut dual = with_ipam(
             json!({"type": "host-local", "ranges": [[{"subnet": "fd00:20::/64"}]]}),
             true,
@@ -402,7 +417,7 @@ fn a_pod_does_not_become_the_nodes_router() {
 }
 
 #[test]
-fn what_a_router_gave_a_bridge_before_is_taken_back() {
+fn routes_and_addresses_that_a_bridge_got_from_router_advertisements_are_removed() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -418,18 +433,18 @@ fn what_a_router_gave_a_bridge_before_is_taken_back() {
     pod.sh("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
         .ok();
     let arguments = "-n -C /run/radvd.conf -p /run/radvd.pid -m stderr";
-    let _radvd = Server::program_in(&pod, "radvd", arguments);
-    wait_for("the node hears it", || {
-        by_router(&node, "br10").contains("fd00:bad:")
+    let _radvd = Server::start_program_in(&pod, "radvd", arguments);
+    wait_for("the node has received the advertisement", || {
+        from_router_advertisements(&node, "br10").contains("fd00:bad:")
     });
     let conf = json!({
         "cniVersion": "1.0.0", "name": "l2", "type": "bridge", "bridge": "br10", "ipam": {},
     });
     plugin.add(&node.pod("a"), &conf).ok();
-    assert_eq!(by_router(&node, "br10"), "");
+    assert_eq!(from_router_advertisements(&node, "br10"), "");
 }
 
-/// A bridge of the node's own, with an uplink whose MTU is `mtu`.
+/// Returns a node with an existing bridge and an uplink port with this MTU.
 fn with_uplink(lab: &Lab, mtu: u32) -> Node<'_> {
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.sh(&format!(
@@ -441,8 +456,8 @@ fn with_uplink(lab: &Lab, mtu: u32) -> Node<'_> {
 }
 
 #[test]
-fn the_mtu_of_a_bridge_respects_ports_that_are_not_pods() {
-    // An uplink that takes less than the list asks for, and one that takes more.
+fn the_bridge_mtu_follows_ports_that_are_not_pods() {
+    // An uplink with a smaller MTU than the configuration requests, and two with a larger MTU.
     for (uplink, asked, expected) in [(1500, 9000, 1500), (9000, 1500, 9000), (1500, 1400, 1500)] {
         let lab = Lab::new();
         let node = with_uplink(&lab, uplink);
@@ -461,7 +476,7 @@ fn the_mtu_of_a_bridge_respects_ports_that_are_not_pods() {
 }
 
 #[test]
-fn two_networks_on_one_bridge_agree_on_its_mtu() {
+fn two_networks_on_one_bridge_use_the_smaller_mtu() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -483,13 +498,13 @@ fn two_networks_on_one_bridge_agree_on_its_mtu() {
         assert_eq!(
             bridge(&node)["mtu"],
             1400,
-            "no port is asked for more than it takes"
+            "the bridge MTU does not exceed the smallest port MTU"
         );
     }
 }
 
 #[test]
-fn a_bridge_that_has_its_address_already_keeps_its_hardware_address() {
+fn a_preexisting_bridge_with_the_gateway_address_retains_its_hardware_address() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -505,7 +520,8 @@ fn a_bridge_that_has_its_address_already_keeps_its_hardware_address() {
     plugin.add(&node.pod("b"), &conf("cni-hostgw")).ok();
     plugin.del(&first, &conf("cni-hostgw")).ok();
     assert_eq!(bridge(&node)["address"], before);
-    // What is known of the pods is forgotten only once, when the address is made to stay.
+    // Neighbour entries are flushed only once, when the hardware address is fixed; later ADDs leave
+    // them alone.
     node.sh("ip neigh add 10.10.1.99 lladdr 02:00:00:00:00:99 dev cni0 nud reachable")
         .ok();
     plugin.add(&node.pod("c"), &conf("cni-hostgw")).ok();
@@ -517,7 +533,7 @@ fn a_bridge_that_has_its_address_already_keeps_its_hardware_address() {
 }
 
 #[test]
-fn a_bridge_whose_last_port_left_gets_a_hardware_address() {
+fn a_bridge_without_ports_and_hardware_address_gets_one() {
     for has_address in [false, true] {
         let lab = Lab::new();
         let node = lab.node("worker1", &["192.168.2.16/24"]);
@@ -543,7 +559,7 @@ fn a_bridge_whose_last_port_left_gets_a_hardware_address() {
 }
 
 #[test]
-fn the_agent_keeps_bridges_of_pods_from_listening_to_routers() {
+fn the_agent_disables_router_advertisements_on_pod_bridges() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Dual);
     lab.write("cluster.json", cluster(Family::Dual, &[]));
@@ -567,25 +583,26 @@ fn the_agent_keeps_bridges_of_pods_from_listening_to_routers() {
         ))
         .ok();
     }
-    // A setting tells nobody that it was changed; the next change of a link does.
+    // The kernel sends no notification when this sysctl changes. The agent checks it at the next
+    // change of a link.
     node.sh("ip link add nudge type bridge").ok();
     let accepts = |bridge: &str| {
         node.sh(&format!("cat /proc/sys/net/ipv6/conf/{bridge}/accept_ra"))
             .ok()
     };
-    wait_for("the agent puts it right", || {
+    wait_for("the agent corrects the sysctl", || {
         accepts("cni0") == "0\n" && accepts("br10") == "0\n"
     });
-    assert_eq!(accepts("br-other"), "2\n", "it has no pods");
+    assert_eq!(accepts("br-other"), "2\n", "the bridge has no pods");
     assert_eq!(
         accepts("enp0s5"),
         "2\n",
-        "the uplink hears its router although the node forwards"
+        "the uplink accepts router advertisements although the node forwards"
     );
 }
 
 #[test]
-fn the_pod_that_another_ipam_plugin_serves_does_not_stand_in_its_own_way() {
+fn an_add_with_another_ipam_plugin_does_not_count_its_own_port_as_a_pod() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -602,7 +619,7 @@ fn the_pod_that_another_ipam_plugin_serves_does_not_stand_in_its_own_way() {
     assert!(pod.pings("10.10.1.1"));
     let addresses = node.sh("ip -4 -o addr show dev cni0").ok();
     assert!(!addresses.contains("10.77.9.1"), "{addresses}");
-    // Another pod does.
+    // A port of another pod does prevent the change of the bridge's address.
     conf["name"] = json!("other");
     conf["ipam"]["addresses"] = json!([{"address": "10.20.1.9/24", "gateway": "10.20.1.1"}]);
     assert_eq!(plugin.add(&node.pod("b"), &conf).error().0, 100);
@@ -610,11 +627,11 @@ fn the_pod_that_another_ipam_plugin_serves_does_not_stand_in_its_own_way() {
 }
 
 #[test]
-fn only_uplinks_go_on_listening_to_routers_when_the_node_forwards() {
+fn when_the_node_forwards_only_uplinks_accept_router_advertisements() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
-    // A bridge of containers of somebody else's, one of which has advertised itself.
+    // A container bridge of another program, on which one container has sent router advertisements.
     let pod = node.pod("theirs");
     node.sh(
         "ip link add docker0 type bridge && ip link set docker0 up \
@@ -626,9 +643,9 @@ fn only_uplinks_go_on_listening_to_routers_when_the_node_forwards() {
     pod.sh("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
         .ok();
     let arguments = "-n -C /run/radvd.conf -p /run/radvd.pid -m stderr";
-    let _radvd = Server::program_in(&pod, "radvd", arguments);
-    wait_for("the node hears it", || {
-        by_router(&node, "docker0").contains("default")
+    let _radvd = Server::start_program_in(&pod, "radvd", arguments);
+    wait_for("the node has received the advertisement", || {
+        from_router_advertisements(&node, "docker0").contains("default")
     });
     let mut conf = conf("cni-hostgw");
     conf["ipam"]["ranges"] = json!([[{"subnet": "fd00:10:10:1::/64"}]]);
@@ -637,5 +654,10 @@ fn only_uplinks_go_on_listening_to_routers_when_the_node_forwards() {
         .sh("cat /proc/sys/net/ipv6/conf/docker0/accept_ra")
         .ok();
     assert_eq!(accepts, "1\n");
-    assert_eq!(by_router(&node, "docker0").matches("default").count(), 0);
+    assert_eq!(
+        from_router_advertisements(&node, "docker0")
+            .matches("default")
+            .count(),
+        0
+    );
 }

@@ -1,4 +1,5 @@
-//! Lists of plugins: what came before is kept, and what is declared for another entry is its own.
+//! Lists of plugins: results of earlier plugins are retained, and options for another entry do not
+//! matter.
 
 use conformance::{Attachment, Chain, Lab, Plugin};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ fn conf() -> Value {
 }
 
 #[test]
-fn what_came_before_is_kept_in_the_result() {
+fn prev_result_is_included_in_the_result() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let (plugin, pod) = (Plugin::ours(&lab), node.pod("a"));
@@ -44,7 +45,8 @@ fn what_came_before_is_kept_in_the_result() {
         conf["prevResult"] = previous.clone();
         let result = plugin.add(&pod, &conf).ok();
         assert_eq!(result["cniVersion"], version);
-        // Behind ours: `firewall` takes the first interface for the bridge.
+        // The previous result comes after ours, because `firewall` takes the first interface for
+        // the bridge.
         assert_eq!(result["interfaces"][0]["name"], "cni0");
         assert_eq!(result["interfaces"][2]["name"], "eth0");
         assert_eq!(result["interfaces"][3], previous["interfaces"][0]);
@@ -111,11 +113,15 @@ fn check_finds_routes_that_sbr_moved_to_a_table() {
             "cniVersion": "1.0.0", "name": name, "type": "sbr", "prevResult": result,
         });
         conf["prevResult"] = Plugin::reference("sbr").add(&pod, &sbr).ok();
-        assert_eq!(pod.sh("ip route show default").ok(), "", "it moved them");
+        assert_eq!(
+            pod.sh("ip route show default").ok(),
+            "",
+            "sbr has moved the default route"
+        );
         plugin
             .call(&node, "CHECK", &Attachment::of(&pod), &conf)
             .ok();
-        // In a table that no rule leads to, a route does not count.
+        // A route in a table that no rule selects does not count.
         pod.sh("ip rule flush; ip rule add lookup main").ok();
         let (code, text) = plugin
             .call(&node, "CHECK", &Attachment::of(&pod), &conf)
@@ -126,11 +132,11 @@ fn check_finds_routes_that_sbr_moved_to_a_table() {
 }
 
 #[test]
-fn capabilities_are_refused_only_where_they_are_declared_for_us() {
+fn unsupported_capabilities_are_rejected_only_if_declared_for_our_plugin() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let (plugin, pod) = (Plugin::ours(&lab), node.pod("a"));
-    // Capitals, as containerd sends them.
+    // With capitalized keys, as containerd sends them.
     let ports = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp"}]);
     for (capability, value) in [
         ("portMappings", ports),
@@ -149,7 +155,8 @@ fn capabilities_are_refused_only_where_they_are_declared_for_us() {
                 || text.contains("8080"),
             "key and value: {text}"
         );
-        // Declared, and nothing asked for by this pod; or declared for another entry only.
+        // Accepted: the capability is declared but not used by this pod, or it is declared for
+        // another entry only.
         conf["runtimeConfig"] = json!({});
         plugin.add(&pod, &conf).ok();
         plugin.del(&pod, &conf).ok();
@@ -161,7 +168,7 @@ fn capabilities_are_refused_only_where_they_are_declared_for_us() {
 }
 
 #[test]
-fn the_reference_plugins_work_behind_ours_as_behind_their_own() {
+fn chained_reference_plugins_work_after_ours_as_after_the_reference() {
     for kind in ["bridge", "cni-hostgw"] {
         let lab = Lab::new();
         let node = lab.node("worker1", &["192.168.2.16/24"]);
@@ -193,12 +200,14 @@ fn the_reference_plugins_work_behind_ours_as_behind_their_own() {
             "{kind}"
         );
         assert!(b.pings("10.10.1.2"), "{kind}");
-        let veth = result["interfaces"][1]["name"].as_str().expect("has one");
+        let veth = result["interfaces"][1]["name"]
+            .as_str()
+            .expect("the value is present");
         let shaped = node.sh(&format!("tc qdisc show dev {veth}")).ok();
         assert!(shaped.contains("tbf"), "{kind}: {shaped}");
         let rules = node.sh("iptables-save -t filter").ok();
         assert!(rules.contains("-d 10.10.1.2/32"), "{kind}: {rules}");
-        // What tuning changed is in the result, so CHECK accepts it.
+        // The result contains the changes by tuning, so CHECK accepts them.
         chain.check(&a, &attachment, &result).ok();
         chain.del(&a, &attachment, Some(&result)).ok();
         chain.del(&a, &attachment, Some(&result)).ok();

@@ -1,13 +1,14 @@
-//! Real clients, built by `make tools`: cnitool, containerd by CRI, CRI-O's library.
+//! Real clients, built by `make tools`: cnitool, containerd through CRI, and CRI-O's CNI library.
 
 use conformance::clients::tool;
 use conformance::{Containerd, Lab, Node, Plugin, Release, repository, wait_for};
 use serde_json::{Value, json};
 
-/// The plugins that a list may chain, in a release that speaks 1.1.0.
+/// Plugins that a list may chain, in a release that supports 1.1.0.
 const CHAINED: [&str; 4] = ["portmap", "bandwidth", "firewall", "tuning"];
 
-/// A node with a subnet file and our plugin under both names; `tools` are installed beside.
+/// Returns a node with a subnet file and with our plugin under both names. `tools` are installed in
+/// the same folder.
 fn node<'lab>(lab: &'lab Lab, tools: &[&str]) -> Node<'lab> {
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(false);
@@ -31,7 +32,7 @@ fn flannel_form() -> Value {
     json!({"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}})
 }
 
-/// A list of one plugin, alone or with the others behind it.
+/// Returns a list with one plugin, or with all the chained plugins after it.
 fn list(version: &str, first: &Value, is_chained: bool) -> Value {
     let mut plugins = vec![first.clone()];
     if is_chained {
@@ -45,7 +46,7 @@ fn list(version: &str, first: &Value, is_chained: bool) -> Value {
     json!({"cniVersion": version, "name": "cbr0", "plugins": plugins})
 }
 
-/// What is left on the node of any attachment.
+/// Returns everything that attachments have left on the node.
 fn left(node: &Node<'_>) -> String {
     node.sh(
         "ls /var/lib/cni/networks/cbr0 /var/lib/cni/networks/cbr0/.attachments /var/lib/cni/results \
@@ -56,9 +57,10 @@ fn left(node: &Node<'_>) -> String {
     .stdout
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn cnitool_adds_checks_deletes_collects_and_asks_for_the_status() {
-    // The reference that Debian has ends at 1.0.0: no GC, no STATUS.
+fn cnitool_sends_every_verb() {
+    // Debian's release of the reference supports versions up to 1.0.0, without GC and STATUS.
     for (version, first, verbs) in [
         ("1.0.0", bridge_form("bridge"), "theirs"),
         ("1.1.0", bridge_form("cni-hostgw"), "ours"),
@@ -88,7 +90,9 @@ fn cnitool_adds_checks_deletes_collects_and_asks_for_the_status() {
             }
             cnitool("add", "a", "").ok();
             let result = cnitool("add", "b", ports).json();
-            let address = result["ips"][0]["address"].as_str().expect("has one");
+            let address = result["ips"][0]["address"]
+                .as_str()
+                .expect("the value is present");
             let address = address.split('/').next().expect("has a first part");
             assert!(a.pings(address), "{case}");
             assert!(b.pings("192.168.2.1"), "{case}: masqueraded");
@@ -113,7 +117,8 @@ fn cnitool_adds_checks_deletes_collects_and_asks_for_the_status() {
                     "{}",
                     refused.stderr
                 );
-                // cnitool names no attachment as valid, so its GC deletes all it knows.
+                // cnitool passes no valid attachments, so its GC deletes every attachment that it
+                // knows.
                 cnitool("gc", "a", "").ok();
                 assert_eq!(left(&node), "", "{case}");
                 cnitool("add", "a", "").ok();
@@ -133,11 +138,11 @@ fn cnitool_adds_checks_deletes_collects_and_asks_for_the_status() {
     }
 }
 
-/// What containerd's user does, with our list and with the reference's.
+/// Does what a user of containerd does, with our plugin and with the reference.
 #[test]
 fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
     let stock = repository().join("examples/kube-flannel/cni-conf.json");
-    let stock = std::fs::read_to_string(stock).expect("is there");
+    let stock = std::fs::read_to_string(stock).expect("the file exists");
     let with_ports = |first: Value| {
         let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
         json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": [first, portmap]})
@@ -186,9 +191,9 @@ fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
     }
 }
 
-/// containerd killed at bad moments, and what is there when the pods are gone at last.
+/// Kills containerd at bad moments, and checks what is left once all pods are gone.
 #[test]
-fn a_containerd_that_is_killed_between_add_and_del_leaks_nothing() {
+fn nothing_leaks_if_containerd_is_killed_between_add_and_del() {
     for (kind, first) in [
         ("reference", bridge_form("bridge")),
         ("ours", bridge_form("cni-hostgw")),
@@ -196,7 +201,8 @@ fn a_containerd_that_is_killed_between_add_and_del_leaks_nothing() {
         let lab = Lab::new();
         let node = node(&lab, &[]);
         let mut list = list("1.0.0", &first, false);
-        // The reference's masquerading is left when the namespace is gone: its known defect.
+        // The reference leaves its masquerading rules behind if the namespace is gone, which is a
+        // known bug.
         list["plugins"][0]["ipMasq"] = json!(kind == "ours");
         let containerd = Containerd::start(&node, Release::Debian, &list).with_image();
         let one = containerd.run_sandbox("one", None);
@@ -206,10 +212,12 @@ fn a_containerd_that_is_killed_between_add_and_del_leaks_nothing() {
         let ping = format!("busybox ping -c 1 -W 2 {}", two.address);
         assert!(
             containerd.in_sandbox(&one, &ping).success,
-            "{kind}: the pod lives on"
+            "{kind}: the pod still has its network"
         );
-        // The next one is killed when ADD is done and containerd has not heard of it yet.
-        let plugin = list["plugins"][0]["type"].as_str().expect("has one");
+        // The next time, containerd is killed after ADD has finished but before it has the result.
+        let plugin = list["plugins"][0]["type"]
+            .as_str()
+            .expect("the value is present");
         let slow = format!(
             "#!/bin/sh\nout=$(/run/real/{plugin}); rc=$?; test $CNI_COMMAND = ADD && touch /run/added && \
              while test -e /run/wait; do sleep 0.02; done\necho \"$out\"; exit $rc\n"
@@ -224,9 +232,9 @@ fn a_containerd_that_is_killed_between_add_and_del_leaks_nothing() {
         wait_for("ADD is done", || node.path("/run/added").exists());
         containerd.kill(true);
         node.sh("rm /run/wait").ok();
-        containerd.let_go();
-        assert_eq!(node.ports().len(), 3, "{kind}: it is there still");
-        // As kubelet does, to all that it finds.
+        containerd.release_hold();
+        assert_eq!(node.ports().len(), 3, "{kind}: the attachment still exists");
+        // Removes every sandbox that containerd lists, as kubelet does.
         containerd
             .crictl(
                 "stopp $(/mnt/bin/crictl -r unix:///run/containerd-test/containerd.sock pods -q)",
@@ -238,7 +246,7 @@ fn a_containerd_that_is_killed_between_add_and_del_leaks_nothing() {
     }
 }
 
-/// The STATUS of our plugin, as the newest containerd reports it.
+/// The newest containerd reports the STATUS of our plugin.
 #[test]
 fn the_newest_containerd_reports_our_status() {
     let lab = Lab::new();
@@ -256,11 +264,13 @@ fn the_newest_containerd_reports_our_status() {
         let conditions = info["status"]["conditions"].as_array().cloned();
         let conditions = conditions.expect("a list");
         let network = conditions.into_iter().find(|c| c["type"] == "NetworkReady");
-        network.expect("is told")
+        network.expect("containerd reports the condition NetworkReady")
     };
     let not_ready = network();
     assert_eq!(not_ready["status"], false, "{not_ready}");
-    let message = not_ready["message"].as_str().expect("says why");
+    let message = not_ready["message"]
+        .as_str()
+        .expect("the condition has a message");
     assert!(message.contains("/run/flannel/subnet.env"), "{message}");
     node.sh("mv /run/flannel/later /run/flannel/subnet.env")
         .ok();
@@ -272,14 +282,15 @@ fn the_newest_containerd_reports_our_status() {
     assert_eq!(left(&node), "");
 }
 
-/// What CRI-O does: VERSION when it loads the list, CHECK after ADD, STATUS and GC at its start.
+/// Does what CRI-O does: VERSION when it loads the list, CHECK after ADD, and STATUS and GC when it
+/// starts.
 #[test]
-fn cri_os_library_versions_checks_and_collects() {
+fn cri_os_library_sends_version_check_status_and_gc() {
     for first in [bridge_form("cni-hostgw"), flannel_form()] {
         let lab = Lab::new();
         let node = node(&lab, &["ocicnitool", "ocicni-start"]);
-        // Beside the answer, what was asked.
-        let plugin = first["type"].as_str().expect("has one");
+        // Wraps the plugin in a script that records the requests.
+        let plugin = first["type"].as_str().expect("the value is present");
         let script = format!(
             "#!/bin/sh\ntee -a /run/asked.$CNI_COMMAND | /mnt/bin/{plugin}\n\
              rc=$?; echo $CNI_COMMAND $rc >> /run/verbs; exit $rc\n"
@@ -305,9 +316,9 @@ fn cri_os_library_versions_checks_and_collects() {
         }
         assert!(a.pings("10.10.1.3"));
         let verbs = asked("/run/verbs");
-        let wanted = "VERSION 0\nADD 0\nVERSION 0\nCHECK 0\n".repeat(2);
-        assert_eq!(verbs, wanted, "{first}");
-        // CRI-O starts and knows a; b's DEL was lost.
+        let expected = "VERSION 0\nADD 0\nVERSION 0\nCHECK 0\n".repeat(2);
+        assert_eq!(verbs, expected, "{first}");
+        // CRI-O starts and knows only pod a, because the DEL of b was lost.
         run("ocicni-start", "shop/a/id-a//run/netns/a").ok();
         assert!(
             asked("/run/verbs").ends_with("STATUS 0\nDEL 0\nGC 0\n"),
@@ -317,7 +328,8 @@ fn cri_os_library_versions_checks_and_collects() {
         assert!(asked("/run/asked.GC").contains(r#""containerID":"id-a""#));
         assert_eq!(node.ports().len(), 1);
         assert!(a.pings("10.10.1.1"));
-        // And knows nobody, and its cache is gone: nothing is valid, as null says.
+        // CRI-O starts without any pod and without its cache: no attachment is valid, which it
+        // passes as null.
         node.sh("rm -r /var/lib/cni/results").ok();
         run("ocicni-start", "").ok();
         assert!(
@@ -326,7 +338,7 @@ fn cri_os_library_versions_checks_and_collects() {
             asked("/run/asked.GC")
         );
         assert_eq!(left(&node), "", "{first}");
-        // The veth went without a DEL, and DEL is a success still.
+        // The veth is gone without a DEL. DEL still succeeds.
         run("ocicnitool", "del shop a id-a /run/netns/a").ok();
     }
 }

@@ -1,23 +1,24 @@
-//! A fixed tenth of the crash test, and a minute of the long run: `make crash` and `make soak` do all.
+//! A fixed tenth of the crash test, and one minute of the long run. `make crash` and `make soak`
+//! run all of it.
 
 use std::process::Command;
 
-/// Runs one of this crate's programs, which prints what it found.
+/// Runs a program of this crate. On failure, the message includes its output.
 fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output();
-    let output = output.expect("cargo built it");
+    let output = output.expect("cargo has built the program");
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stdout}{stderr}");
 }
 
 #[test]
-fn whatever_fails_and_whenever_it_is_killed_the_rules_hold() {
+fn a_failed_or_killed_system_call_breaks_no_rule() {
     run(env!("CARGO_BIN_EXE_crash"), &["--tenth"]);
 }
 
 #[test]
-fn a_minute_of_everything_at_once_breaks_no_rule() {
+fn a_minute_of_random_concurrent_operations_breaks_no_rule() {
     run(
         env!("CARGO_BIN_EXE_soak"),
         &["--minutes", "1", "--seed", "12"],

@@ -1,4 +1,4 @@
-//! The demo itself: it shows the picture, says so when it is not right, and leaves nothing.
+//! The demo: it shows the reference cluster, reports errors, and leaves nothing behind.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -18,17 +18,18 @@ fn demo_on(keep: &str, store: &str) -> Child {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("cargo built it")
+        .expect("cargo has built the program")
 }
 
-/// The demo up to the line that tells of worker1's agent, and that agent's process.
+/// Reads the demo's output up to the line about worker1's agent. Returns the rest of the output and
+/// the agent's process id.
 fn up_to_worker1(child: &mut Child) -> (BufReader<std::process::ChildStdout>, u32) {
-    let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
+    let mut lines = BufReader::new(child.stdout.take().expect("the stream is piped"));
     loop {
         let mut line = String::new();
         assert!(
             lines.read_line(&mut line).expect("text") > 0,
-            "it ended early"
+            "the demo ended early"
         );
         if let Some(rest) = line.strip_prefix("worker1 (agent is process ") {
             return (
@@ -40,20 +41,22 @@ fn up_to_worker1(child: &mut Child) -> (BufReader<std::process::ChildStdout>, u3
 }
 
 fn is_gone(pid: u32) -> bool {
-    // A process that ended and that nobody waited for has no namespace any more.
+    // A zombie process has no network namespace any more.
     !Path::new(&format!("/proc/{pid}/ns/net")).exists()
         || std::fs::read_link(format!("/proc/{pid}/ns/net")).is_err()
 }
 
 #[test]
-fn it_shows_the_picture() {
+fn the_demo_succeeds_with_a_cluster_file_and_with_etcd() {
     for store in ["", "etcd"] {
-        shows_the_picture(store);
+        demo_succeeds(store);
     }
 }
 
-fn shows_the_picture(store: &str) {
-    let output = demo_on("", store).wait_with_output().expect("it ends");
+fn demo_succeeds(store: &str) {
+    let output = demo_on("", store)
+        .wait_with_output()
+        .expect("the process ends");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
@@ -71,7 +74,7 @@ fn shows_the_picture(store: &str) {
 }
 
 #[test]
-fn it_says_so_when_something_is_not_right_and_takes_everything_down() {
+fn the_demo_reports_a_fault_and_cleans_up() {
     let mut child = demo("");
     let (mut lines, agent) = up_to_worker1(&mut child);
     let blackhole = [
@@ -88,12 +91,12 @@ fn it_says_so_when_something_is_not_right_and_takes_everything_down() {
         Command::new("nsenter")
             .args(blackhole)
             .status()
-            .expect("nsenter is there")
+            .expect("nsenter is installed")
             .success()
     );
     let mut rest = String::new();
     lines.read_to_string(&mut rest).expect("text");
-    assert!(!child.wait().expect("it ends").success());
+    assert!(!child.wait().expect("the process ends").success());
     assert!(
         rest.contains("NOT as it should be") && rest.contains("the pings' loss"),
         "{rest}"
@@ -102,11 +105,12 @@ fn it_says_so_when_something_is_not_right_and_takes_everything_down() {
 }
 
 #[test]
-fn interrupted_it_takes_everything_down() {
+fn an_interrupted_demo_cleans_up() {
     let mut child = demo("");
     let (_lines, agent) = up_to_worker1(&mut child);
     let holders = || {
-        let namespace = std::fs::read_link(format!("/proc/{agent}/ns/net")).expect("it runs");
+        let namespace =
+            std::fs::read_link(format!("/proc/{agent}/ns/net")).expect("the process is running");
         let all = std::fs::read_dir("/proc").expect("readable").flatten();
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let inside = |pid: &u32| {
@@ -122,17 +126,17 @@ fn interrupted_it_takes_everything_down() {
     let pid = i32::try_from(child.id())
         .ok()
         .and_then(Pid::from_raw)
-        .expect("a child has an id");
-    kill_process(pid, Signal::INT).expect("it runs");
-    assert!(!child.wait().expect("it ends").success());
-    wait_for("nobody is left in worker1", || {
+        .expect("a child process has an id");
+    kill_process(pid, Signal::INT).expect("the process is running");
+    assert!(!child.wait().expect("the process ends").success());
+    wait_for("no process is left in worker1", || {
         before.iter().all(|pid| is_gone(*pid))
     });
 }
 
 #[test]
-fn kept_it_stays_until_it_is_taken_down() {
-    let output = demo("1").wait_with_output().expect("it ends");
+fn with_keep_the_lab_stays_until_it_is_taken_down() {
+    let output = demo("1").wait_with_output().expect("the process ends");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
     let after = |what: &str| {
@@ -147,7 +151,7 @@ fn kept_it_stays_until_it_is_taken_down() {
         Command::new("sh")
             .args(["-c", script])
             .output()
-            .expect("sh is there")
+            .expect("sh is installed")
     };
     let enter = after("enter worker1-pod6:");
     let ping = sh(&format!("{enter} busybox ping -c 1 -W 2 10.10.2.4"));

@@ -1,13 +1,14 @@
-//! The `etcd` store: leases as flannel writes them, held whatever happens to the store.
+//! The `etcd` store: leases in flannel's format, and their whole life on a healthy etcd.
 
 use std::thread::sleep;
 use std::time::Duration;
 
+use conformance::etcd::PREFIX;
 use conformance::reference_picture::{Family, nodes};
 use conformance::{Agent, Etcd, Lab, Node, wait_for};
 use serde_json::{Value, json};
 
-/// How the agents reach their store.
+/// Starts an agent that uses `etcd` as its store.
 fn start(node: &Node<'_>, etcd: &Etcd<'_>, more: &[&str]) -> Agent {
     let url = etcd.url();
     Agent::start(node, &[&["--etcd-endpoints", url.as_str()], more].concat())
@@ -17,7 +18,7 @@ fn subnet_file(node: &Node<'_>) -> String {
     std::fs::read_to_string(node.path("/run/flannel/subnet.env")).unwrap_or_default()
 }
 
-/// The subnet that the node's file says is its own, as a key of etcd's.
+/// Returns the node's own subnet from its subnet file, in the form of an etcd key.
 fn own(node: &Node<'_>) -> String {
     let file = subnet_file(node);
     let value = |key: &str| {
@@ -62,7 +63,7 @@ fn network(family: Family) -> Value {
     }
 }
 
-/// A value as flannel writes it.
+/// Returns the value of a lease as flannel writes it.
 fn value(host: u8, family: Family) -> String {
     let v4 = if family.has_ipv4() {
         format!("192.168.2.{host}")
@@ -78,12 +79,12 @@ fn value(host: u8, family: Family) -> String {
 }
 
 #[test]
-fn nodes_lease_subnets_as_flannel_writes_them_and_route_one_another() {
+fn nodes_write_leases_in_flannels_format_and_route_to_one_another() {
     for family in [Family::Ipv4, Family::Dual, Family::Ipv6] {
         let lab = Lab::new();
         let nodes = nodes(&lab, family);
         let store = lab.node("etcd", &["192.168.2.20/24"]);
-        // IPv6 alone still needs a way to the store.
+        // A cluster with IPv6 only still needs an IPv4 route to the store.
         if family == Family::Ipv6 {
             for (node, host) in nodes.iter().zip([117, 116, 115]) {
                 node.sh(&format!("ip addr add 192.168.2.{host}/24 dev enp0s5"))
@@ -93,10 +94,10 @@ fn nodes_lease_subnets_as_flannel_writes_them_and_route_one_another() {
         let etcd = Etcd::start(&store, "192.168.2.20");
         etcd.configure(&network(family));
         let agents: Vec<_> = nodes.iter().map(|node| start(node, &etcd, &[])).collect();
-        let mut wanted = Vec::new();
+        let mut expected = Vec::new();
         for ((node, agent), host) in nodes.iter().zip(&agents).zip([17, 16, 15]) {
             let key = wait_for_subnet(node, agent);
-            wanted.push((key.clone(), value(host, family)));
+            expected.push((key.clone(), value(host, family)));
             assert_ne!(
                 etcd.entry(&format!("subnets/{key}"))["lease"],
                 json!(null),
@@ -105,8 +106,8 @@ fn nodes_lease_subnets_as_flannel_writes_them_and_route_one_another() {
         }
         let mut leases = etcd.leases();
         leases.sort();
-        wanted.sort();
-        assert_eq!(leases, wanted, "{family:?}");
+        expected.sort();
+        assert_eq!(leases, expected, "{family:?}");
         for node in &nodes {
             let count = if family == Family::Dual { 4 } else { 2 };
             wait_for(&format!("{count} routes on {}", node.name), || {
@@ -116,8 +117,9 @@ fn nodes_lease_subnets_as_flannel_writes_them_and_route_one_another() {
     }
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn what_a_lease_says_is_followed() {
+fn routes_follow_the_leases() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd", &["192.168.2.20/24"]);
@@ -130,12 +132,12 @@ fn what_a_lease_says_is_followed() {
     let lease = |ip: &str| json!({"PublicIP": ip, "PublicIPv6": null, "BackendType": "host-gw"});
     etcd.put("subnets/10.10.2.0-24", &lease("192.168.2.15"));
     wait_for("the route", || routes(&nodes[1]) == [to("192.168.2.15")]);
-    // The same subnet, another address: flannel's snapshots miss that.
+    // The same subnet with another address. flannel's own snapshots miss this change.
     etcd.put("subnets/10.10.2.0-24", &lease("192.168.2.17"));
     wait_for("the other route", || {
         routes(&nodes[1]) == [to("192.168.2.17")]
     });
-    // What cannot be routed is said, once, and keeps nothing else from being routed.
+    // A lease that cannot be routed is logged once, and does not affect the routes of other leases.
     etcd.put(
         "subnets/10.10.3.0-24",
         &json!({"PublicIP": "192.168.2.18", "BackendType": "vxlan"}),
@@ -147,34 +149,35 @@ fn what_a_lease_says_is_followed() {
     etcd.put("subnets/10.10.6.0-24", &lease("192.168.2.16"));
     etcd.put("subnets/10.10.7.0-24", &json!({"PublicIP": null}));
     etcd.put("subnets/nonsense", &json!(1));
-    for said in [
+    for output in [
         r#"10.10.3.0/24 of 10.10.3.0-24 is not routed: its backend is "vxlan", not "host-gw""#,
         "10.10.4.0/24 of 10.10.4.0-24 is not routed: 10.99.99.99 is not on the link of enp0s5",
         "10.99.0.0/24 of 10.99.0.0-24 is not routed: it lies outside the network 10.10.0.0/16",
         "10.10.2.128/25 of 10.10.2.128-25 is not routed: it overlaps 10.10.2.0/24 of 10.10.2.0-24",
         "10.10.2.0/24 of 10.10.2.0-24 is not routed: 192.168.2.17 is also the address of 10.10.5.0-24, which is newer",
         "10.10.6.0/24 of 10.10.6.0-24 is not routed: 192.168.2.16 is not the address of another node",
-        "the lease 10.10.7.0-24 is not routed: its value is not a lease's",
-        "the lease nonsense is not routed: its key names no subnet",
+        "the lease 10.10.7.0-24 is not routed: the value is not a lease",
+        "the lease nonsense is not routed: its key is not a subnet",
     ] {
-        agent.wait_for_log(said);
+        agent.wait_for_log(output);
     }
-    wait_for("the newer lease counts", || {
+    wait_for("the newer lease takes precedence", || {
         routes(&nodes[1])
             == [
-                // What the older one took is free by that.
+                // This subnet is free again, because the older lease that overlapped it is not
+                // routed.
                 "10.10.2.128/25 via 192.168.2.21 dev enp0s5",
                 "10.10.5.0/24 via 192.168.2.17 dev enp0s5",
             ]
     });
     etcd.ctl("del /coreos.com/network/subnets/10.10.5.0-24")
         .ok();
-    wait_for("the older lease counts again", || {
+    wait_for("the older lease is routed again", || {
         routes(&nodes[1]) == [to("192.168.2.17")]
     });
     sleep(Duration::from_millis(300));
     assert_eq!(agent.log().matches("is not on the link").count(), 1);
-    // Nothing is forgotten when the configuration breaks, and it goes on when it is mended.
+    // Routes stay when the network configuration becomes invalid.
     etcd.ctl("put /coreos.com/network/config '{\"Network\": \"10.10.0.0/29\"}'")
         .ok();
     agent.wait_for_log(
@@ -184,7 +187,7 @@ fn what_a_lease_says_is_followed() {
 }
 
 #[test]
-fn a_node_that_comes_back_has_its_subnet() {
+fn a_node_that_restarts_gets_its_previous_subnet() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd", &["192.168.2.20/24"]);
@@ -197,39 +200,43 @@ fn a_node_that_comes_back_has_its_subnet() {
     assert!(agent.stop());
     let mut last = etcd.entry(&path);
     assert_ne!(last["mod_revision"], json!(null), "the lease stays: {last}");
-    // Known by its address, by its subnet file, and by its saved state.
-    for forget in [
-        "rm -r /run/flannel /var/lib/hostgw",
-        "rm -r /var/lib/hostgw; ETCDCTL_API=3 true",
-        "rm -r /run/flannel; ip addr del 192.168.2.16/24 dev enp0s5; \
-         ip addr add 192.168.2.66/24 dev enp0s5; ip route add default via 192.168.2.1",
+    // The subnet is found by the node's address, by its subnet file, or by its saved state.
+    for (removal, deletes_the_lease, address) in [
+        ("rm -r /run/flannel /var/lib/hostgw", false, "192.168.2.16"),
+        ("rm -r /var/lib/hostgw", true, "192.168.2.16"),
+        (
+            "rm -r /run/flannel; ip addr del 192.168.2.16/24 dev enp0s5; \
+             ip addr add 192.168.2.66/24 dev enp0s5; ip route add default via 192.168.2.1",
+            false,
+            "192.168.2.66",
+        ),
     ] {
-        worker1.sh(forget).ok();
-        if forget.contains("true") {
-            etcd.ctl(&format!("del /coreos.com/network/{path}")).ok();
+        worker1.sh(removal).ok();
+        if deletes_the_lease {
+            etcd.ctl(&format!("del {PREFIX}/{path}")).ok();
         }
         let agent = start(worker1, &etcd, &[]);
-        assert_eq!(wait_for_subnet(worker1, &agent), first, "{forget}");
-        wait_for("the lease is taken over", || {
-            let now = etcd.entry(&path);
-            now["mod_revision"] != last["mod_revision"] && now["kvs"] == last["kvs"]
+        assert_eq!(wait_for_subnet(worker1, &agent), first, "{removal}");
+        wait_for("the lease of the subnet has the node's address", || {
+            etcd.get(&path).contains(&format!("\"{address}\""))
         });
-        last = etcd.entry(&path);
-        assert_eq!(etcd.leases().len(), 1, "{forget}");
+        let now = etcd.entry(&path);
+        // Without the lease, the key is created again. Otherwise it is the same key.
+        let is_same = now["create_revision"] == last["create_revision"];
+        assert_eq!(is_same, !deletes_the_lease, "{removal}: {last} {now}");
+        last = now;
+        assert_eq!(etcd.leases().len(), 1, "{removal}");
         assert!(agent.stop());
     }
-    assert!(
-        etcd.get(&path).contains("192.168.2.66"),
-        "with its new address"
-    );
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn many_new_nodes_at_once_get_a_subnet_each() {
+fn concurrently_started_nodes_get_distinct_subnets_and_a_full_network_waits_for_a_release() {
     let lab = Lab::new();
     let store = lab.node("etcd", &["192.168.2.20/24"]);
     let etcd = Etcd::start(&store, "192.168.2.20");
-    // Eight nodes for eight subnets: everybody wants what somebody else takes.
+    // Eight nodes for eight subnets, so that nodes compete for the same subnets.
     etcd.configure(&json!({"SubnetMin": "10.10.1.0", "SubnetMax": "10.10.8.0"}));
     let name = |i: u8| format!("node{i}");
     let nodes: Vec<_> = (1..=8)
@@ -242,54 +249,54 @@ fn many_new_nodes_at_once_get_a_subnet_each() {
         .map(|(node, agent)| wait_for_subnet(node, agent))
         .collect();
     subnets.sort();
-    let wanted: Vec<_> = (1..=8).map(|i| format!("10.10.{i}.0-24")).collect();
-    assert_eq!(subnets, wanted);
+    let expected: Vec<_> = (1..=8).map(|i| format!("10.10.{i}.0-24")).collect();
+    assert_eq!(subnets, expected);
     for node in &nodes {
         wait_for("seven routes", || routes(node).len() == 7);
     }
-    // For a ninth there is none, until somebody gives his back.
+    // A ninth node gets no subnet until another node releases its lease.
     let ninth = lab.node("node9", &["192.168.2.39/24"]);
     let agent = start(&ninth, &etcd, &[]);
     agent.wait_for_log("no subnet is free: all 8 from 10.10.1.0/24 to 10.10.8.0/24 are leased");
     let mut agents = agents;
     assert!(agents.remove(0).stop());
     let url = etcd.url();
-    let said = nodes[0]
+    let output = nodes[0]
         .sh(&format!(
             "/mnt/bin/hostgw-agent release --etcd-endpoints {url}"
         ))
         .ok();
-    let freed = said
-        .trim()
-        .strip_prefix("gave ")
-        .and_then(|rest| rest.strip_suffix(" back"));
-    let freed = freed.unwrap_or_else(|| panic!("{said}")).to_owned();
+    let freed = output.trim().strip_prefix("released lease ");
+    let freed = freed.unwrap_or_else(|| panic!("{output}")).to_owned();
     assert_eq!(wait_for_subnet(&ninth, &agent), freed);
     assert_eq!(
         subnet_file(&nodes[0]),
         "",
-        "no pod gets an address of it any more"
+        "without a subnet file, no new pod gets an address from the released subnet"
     );
-    // The one who gave it back holds none now.
-    let said = nodes[0]
+    // The node that released its lease now holds none.
+    let output = nodes[0]
         .sh(&format!(
             "/mnt/bin/hostgw-agent release --etcd-endpoints {url}"
         ))
         .ok();
-    assert_eq!(said, "this node holds no lease below /coreos.com/network\n");
-    // While an agent runs, nothing is given back.
+    assert_eq!(
+        output,
+        "this node holds no lease below /coreos.com/network\n"
+    );
+    // A lease is not released while an agent is running on the node.
     let refused = ninth.sh(&format!(
         "/mnt/bin/hostgw-agent release --etcd-endpoints {url}"
     ));
     assert!(
-        !refused.success && refused.stderr.contains("an agent runs here"),
+        !refused.success && refused.stderr.contains("an agent is running on this node"),
         "{}",
         refused.stderr
     );
 }
 
 #[test]
-fn a_reservation_stays_one() {
+fn a_reserved_lease_without_ttl_is_used_and_never_expires_or_released() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd", &["192.168.2.20/24"]);
@@ -307,17 +314,17 @@ fn a_reservation_stays_one() {
     assert!(entry["lease"].is_null() && entry["version"] == 1, "{entry}");
     assert!(agent.stop());
     let url = etcd.url();
-    let said = nodes[1]
+    let output = nodes[1]
         .sh(&format!(
             "/mnt/bin/hostgw-agent release --etcd-endpoints {url}"
         ))
         .ok();
-    assert_eq!(said, "10.10.77.0-24 is a reservation, and stays\n");
+    assert_eq!(output, "10.10.77.0-24 is a reservation and stays\n");
     assert_eq!(etcd.entry(reserved)["version"], 1);
 }
 
 #[test]
-fn a_lease_is_renewed_and_taken_again() {
+fn a_lease_is_renewed_and_reacquired_after_it_expired_or_was_deleted() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd", &["192.168.2.20/24"]);
@@ -328,38 +335,39 @@ fn a_lease_is_renewed_and_taken_again() {
     let key = wait_for_subnet(worker1, &agent);
     let path = format!("subnets/{key}");
     let first = etcd.entry(&path);
-    // Renewed, it is the same: keeping it alive takes no room in etcd.
+    // A renewal does not write the key, so it does not use space in etcd.
     std::thread::sleep(Duration::from_secs(9));
     assert_eq!(etcd.entry(&path), first);
     let granted = etcd.ctl("lease list").ok();
     assert!(
         granted.contains("found 1 leases"),
-        "nothing is left behind: {granted}"
+        "the agent holds exactly one etcd lease: {granted}"
     );
-    // Whatever is wrong with the configuration, the lease is renewed.
+    // The lease is renewed even if the network configuration is invalid.
     etcd.ctl("put /coreos.com/network/config '{'").ok();
     agent.wait_for_log("/coreos.com/network/config: EOF while parsing");
     std::thread::sleep(Duration::from_secs(9));
-    assert_eq!(etcd.entry(&path), first, "renewed all the same");
+    assert_eq!(etcd.entry(&path), first, "the lease is still renewed");
     etcd.configure(&json!({}));
-    // Cut off for longer than the lease holds: it is said, and taken again by itself.
+    // If the node is disconnected for longer than the lease's TTL, the agent logs the loss and
+    // acquires the lease again.
     worker1.sh("ip link set enp0s5 down").ok();
-    wait_for("etcd forgets the node", || etcd.leases().is_empty());
-    agent.wait_for_log("this node's lease has run out");
+    wait_for("the lease expires in etcd", || etcd.leases().is_empty());
+    agent.wait_for_log("this node's lease has expired");
     worker1
         .sh("ip link set enp0s5 up; ip route add default via 192.168.2.1")
         .ok();
     wait_for("the lease is back", || etcd.leases().len() == 1);
     assert_eq!(own(worker1), key);
     assert!(!etcd.get(&path).is_empty(), "the same subnet");
-    // Deleted under its hands.
+    // The key is deleted while the agent is running.
     etcd.ctl(&format!("del /coreos.com/network/{path}")).ok();
-    agent.wait_for_log(&format!("the lease of {key} was gone; took it again"));
+    agent.wait_for_log(&format!("lease {key} was gone; acquired it again"));
     wait_for("the lease is back", || !etcd.get(&path).is_empty());
 }
 
 #[test]
-fn theft_is_an_alarm() {
+fn a_lease_overwritten_by_another_node_is_reported_and_not_overwritten_back() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd", &["192.168.2.20/24"]);
@@ -388,28 +396,38 @@ fn theft_is_an_alarm() {
     assert!((86_000.0..=86_400.0).contains(&metric("hostgw_lease_seconds ")));
     assert!((0.0..5.0).contains(&metric("hostgw_store_lag_seconds ")));
     assert!(metric("hostgw_store_revision ") >= 2.0);
-    let thief = serde_json::from_str(&value(15, Family::Ipv4)).expect("JSON");
-    etcd.put(&path, &thief);
+    let other_nodes_value = serde_json::from_str(&value(15, Family::Ipv4)).expect("JSON");
+    etcd.put(&path, &other_nodes_value);
     agent.wait_for_log(&format!(
-        "the lease of {key} was taken over by 192.168.2.15: two nodes have one subnet"
+        "the lease of {key} was taken over by 192.168.2.15: two nodes use the same subnet"
     ));
     wait_for("readiness is gone", || !ready());
     let subnet = key.replace('-', "/");
     agent.wait_for_log(&format!(
         "{subnet} of {key} is not routed: it overlaps {subnet} of this node"
     ));
-    assert_eq!(own(worker1), key, "pods go on");
+    assert_eq!(
+        own(worker1),
+        key,
+        "the node continues to use its subnet for pods"
+    );
     sleep(Duration::from_secs(2));
-    assert_eq!(etcd.get(&path), thief.to_string(), "it is not fought for");
+    assert_eq!(
+        etcd.get(&path),
+        other_nodes_value.to_string(),
+        "the agent does not overwrite the other node's value"
+    );
     etcd.ctl(&format!("del /coreos.com/network/{path}")).ok();
-    wait_for("it is taken again when it is free", || {
-        etcd.get(&path) == value(16, Family::Ipv4)
-    });
+    wait_for(
+        "the lease is acquired again once the key is deleted",
+        || etcd.get(&path) == value(16, Family::Ipv4),
+    );
     wait_for("readiness is back", ready);
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn in_a_large_cluster_next_hops_are_objects_of_their_own() {
+fn large_clusters_use_nexthop_objects_and_restore_them() {
     const NODES: usize = 600;
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
@@ -440,21 +458,22 @@ fn in_a_large_cluster_next_hops_are_objects_of_their_own() {
             .ok()
     };
     assert!(route().contains("via 172.17.0.7 dev ens7"), "{}", route());
-    // A node moves, one goes, somebody takes everything away, and the link goes down and up.
+    // A node gets a new address, another is removed, next hops and routes are deleted, and the link
+    // goes down and up.
     etcd.put_all([lease(7, 18)]);
     wait_for("the new next hop", || route().contains("via 172.18.0.7"));
     etcd.ctl("del /coreos.com/network/subnets/10.0.8.0-24").ok();
     wait_for("its route goes", || routes() == NODES - 1);
-    for harm in [
+    for damage in [
         "ip nexthop flush proto 104",
         "for i in 1 2 3 4 5; do ip route del 10.0.$i.0/24; done",
         "ip link set ens7 down; ip link set ens7 up",
     ] {
-        node.sh(harm).ok();
-        wait_for(harm, || routes() == NODES - 1);
+        node.sh(damage).ok();
+        wait_for(damage, || routes() == NODES - 1);
     }
     assert!(route().contains("via 172.18.0.7"), "{}", route());
-    // What no route names any more goes when there is time.
+    // A nexthop object that no route uses is removed later, outside of urgent changes.
     node.sh("ip nexthop add id 4242 via 172.16.9.9 dev ens7 proto 104")
         .ok();
     let begin = std::time::Instant::now();
@@ -463,17 +482,21 @@ fn in_a_large_cluster_next_hops_are_objects_of_their_own() {
         sleep(Duration::from_millis(200));
     }
     assert!(agent.stop());
-    let said = node.sh("/mnt/bin/hostgw-agent cleanup").ok();
-    assert!(said.contains("removed 599 next hop(s) of ours\n"), "{said}");
+    let output = node.sh("/mnt/bin/hostgw-agent cleanup").ok();
+    assert!(
+        output.contains("removed 599 next hop(s) of ours\n"),
+        "{output}"
+    );
     assert_eq!((routes(), objects()), (0, 0));
 }
 
 #[test]
-fn no_two_new_nodes_of_two_families_get_one_subnet() {
+fn concurrently_started_dual_stack_nodes_never_share_an_ipv4_subnet() {
     let lab = Lab::new();
     let store = lab.node("etcd", &["192.168.2.20/24"]);
     let etcd = Etcd::start(&store, "192.168.2.20");
-    // Six nodes at once, four IPv4 subnets, any number of IPv6 ones: a key has both in its name.
+    // Six nodes start at once with four IPv4 subnets and many IPv6 subnets. A key contains both
+    // subnets, so two keys could contain the same IPv4 subnet.
     etcd.configure(&json!({
         "SubnetMin": "10.10.1.0", "SubnetMax": "10.10.4.0",
         "EnableIPv6": true, "IPv6Network": "fd00:10:10::/48",
@@ -491,7 +514,7 @@ fn no_two_new_nodes_of_two_families_get_one_subnet() {
     wait_for("four have a subnet", || {
         nodes.iter().filter(|node| !own(node).is_empty()).count() == 4
     });
-    wait_for("two have none, and say so", || {
+    wait_for("two nodes log that no subnet is free", || {
         let stuck = |agent: &&Agent| agent.log().contains("no subnet is free: all 4 from");
         agents.iter().filter(stuck).count() == 2
     });
@@ -501,12 +524,12 @@ fn no_two_new_nodes_of_two_families_get_one_subnet() {
         .map(|(key, _)| key.split('&').next().unwrap_or_default().to_owned())
         .collect();
     subnets.sort();
-    let wanted: Vec<_> = (1..=4).map(|i| format!("10.10.{i}.0-24")).collect();
-    assert_eq!(subnets, wanted);
+    let expected: Vec<_> = (1..=4).map(|i| format!("10.10.{i}.0-24")).collect();
+    assert_eq!(subnets, expected);
 }
 
 #[test]
-fn a_reservation_goes_before_what_the_node_remembers() {
+fn a_reserved_lease_takes_precedence_over_the_nodes_previous_subnet() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd", &["192.168.2.20/24"]);
@@ -530,12 +553,12 @@ fn a_reservation_goes_before_what_the_node_remembers() {
 }
 
 #[test]
-fn one_address_on_two_nodes_is_an_alarm() {
+fn two_nodes_with_the_same_address_are_reported() {
     let lab = Lab::new();
     let store = lab.node("etcd", &["192.168.2.20/24"]);
     let etcd = Etcd::start(&store, "192.168.2.20");
     etcd.configure(&json!({}));
-    // As with machines that are all 10.0.2.15 on their first interface.
+    // For example, virtual machines that all have 10.0.2.15 on their first interface.
     let node = |name: &str, host: u8| {
         let node = lab.node(name, &[&format!("192.168.2.{host}/24")]);
         node.sh(
@@ -555,7 +578,7 @@ fn one_address_on_two_nodes_is_an_alarm() {
 }
 
 #[test]
-fn a_node_that_starts_while_the_configuration_is_broken_has_what_it_had() {
+fn a_node_that_starts_with_an_invalid_network_configuration_uses_its_saved_state() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd", &["192.168.2.20/24"]);
@@ -574,7 +597,10 @@ fn a_node_that_starts_while_the_configuration_is_broken_has_what_it_had() {
         let fetch = "busybox wget -q -O - http://127.0.0.1:8080/readyz";
         worker1.sh(fetch).success
     };
-    assert!(!ready(), "it is not as it should be");
+    assert!(
+        !ready(),
+        "the node is not ready while the configuration is invalid"
+    );
     etcd.configure(&json!({}));
     wait_for("readiness", ready);
 }

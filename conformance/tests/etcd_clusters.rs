@@ -1,5 +1,5 @@
-//! etcd as users run it: with logins that grow old, without room, restored from a backup; and nodes that
-//! are copies of others, or lack a family.
+//! etcd as it is in practice: with logins whose tokens become invalid, full, or restored from a
+//! backup; and nodes that are copies of other nodes, or lack an address family.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn is_ready(node: &Node<'_>) -> bool {
     status(node)["ready"] == true
 }
 
-/// The key of the lease that a node holds.
+/// Returns the key of the lease that a node holds.
 fn key(node: &Node<'_>) -> String {
     let name = &status(node)["node"]["name"];
     name.as_str().unwrap_or_default().to_owned()
@@ -40,8 +40,24 @@ fn value(i: u8) -> String {
     json!({"PublicIP": format!("192.168.2.{i}"), "BackendType": "host-gw"}).to_string()
 }
 
+/// Creates the users `root` and `flannel`, and enables authentication.
+fn enable_authentication(etcd: &Etcd<'_>) {
+    for step in [
+        "user add root:rootsecret",
+        "user grant-role root root",
+        "user add flannel:s3cr3t",
+        "role add flannel",
+        "role grant-permission flannel --prefix=true readwrite /coreos.com/network",
+        "user grant-role flannel flannel",
+        "auth enable",
+    ] {
+        etcd.ctl(step).ok();
+    }
+}
+
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn a_login_that_grows_old_is_made_anew() {
+fn the_agent_logs_in_again_when_its_token_becomes_invalid() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -59,26 +75,16 @@ fn a_login_that_grows_old_is_made_anew() {
         "--etcd-password=s3cr3t",
         "--subnet-lease-ttl=8s",
     ];
-    // Where nobody can log in, nobody needs to, as with flanneld.
+    // If authentication is disabled in etcd, the agent works without a login, as flanneld does.
     let agent = start(worker1, &etcd, &login);
     wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
     assert!(agent.stop());
-    for step in [
-        "user add root:rootsecret",
-        "user grant-role root root",
-        "user add flannel:s3cr3t",
-        "role add flannel",
-        "role grant-permission flannel --prefix=true readwrite /coreos.com/network",
-        "user grant-role flannel flannel",
-        "auth enable",
-    ] {
-        etcd.ctl(step).ok();
-    }
+    enable_authentication(&etcd);
     let as_root = |args: &str| etcd.ctl(&format!("--user=root:rootsecret {args}")).ok();
     let own = || as_root("get --keys-only /coreos.com/network/subnets/10.10.1.0-24");
     let agent = start(worker1, &etcd, &login);
     wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
-    // Any change of a user or a role makes every token too old.
+    // Any change of a user or a role invalidates every token.
     for (round, change) in [
         (2, "role add another"),
         (3, "user add somebody:pw"),
@@ -93,48 +99,38 @@ fn a_login_that_grows_old_is_made_anew() {
             has_route(worker1, round)
         });
     }
-    // Longer than the lease holds without being renewed.
-    sleep(Duration::from_secs(10));
-    assert!(!own().trim().is_empty(), "{}", agent.log());
-    wait_for("readiness", || is_ready(worker1));
-    assert!(
-        !agent.log().contains("cannot be reached"),
-        "{}",
-        agent.log()
-    );
-    // Turned off while it runs.
-    as_root("auth disable");
-    etcd.ctl(&format!(
-        "put /coreos.com/network/subnets/10.10.5.0-24 '{}'",
-        value(105)
-    ))
-    .ok();
-    wait_for(&format!("the route: {}", agent.log()), || {
-        has_route(worker1, 5)
-    });
-    sleep(Duration::from_secs(10));
-    assert!(
-        !etcd.get("subnets/10.10.1.0-24").is_empty(),
-        "{}",
-        agent.log()
-    );
-    wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
-    // And on again.
-    etcd.ctl("auth enable").ok();
-    as_root(&format!(
-        "put /coreos.com/network/subnets/10.10.6.0-24 '{}'",
-        value(106)
-    ));
-    wait_for(&format!("the route: {}", agent.log()), || {
-        has_route(worker1, 6)
-    });
-    sleep(Duration::from_secs(10));
-    assert!(!own().trim().is_empty(), "{}", agent.log());
+    let stays_ready = |why: &str| {
+        // Longer than the lease's TTL without renewal.
+        sleep(Duration::from_secs(10));
+        assert!(!own().trim().is_empty(), "{why}: {}", agent.log());
+        wait_for(why, || is_ready(worker1));
+    };
+    stays_ready("after changes of users and roles");
+    let log = agent.log();
+    assert!(!log.contains("cannot be reached"), "{log}");
+    // Authentication is disabled while the agent runs, and then enabled again.
+    for (round, enabled) in [(5, false), (6, true)] {
+        let put = format!(
+            "put /coreos.com/network/subnets/10.10.{round}.0-24 '{}'",
+            value(100 + round)
+        );
+        if enabled {
+            etcd.ctl("auth enable").ok();
+            as_root(&put);
+        } else {
+            as_root("auth disable");
+            etcd.ctl(&put).ok();
+        }
+        wait_for(&format!("the route: {}", agent.log()), || {
+            has_route(worker1, round)
+        });
+        stays_ready(if enabled { "enabled" } else { "disabled" });
+    }
     assert!(agent.stop());
 }
 
 #[test]
-fn a_lease_is_kept_where_nothing_can_be_written() {
+fn a_lease_is_renewed_even_if_etcds_quota_is_exhausted() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -154,13 +150,14 @@ fn a_lease_is_kept_where_nothing_can_be_written() {
     let path = format!("subnets/{key}");
     let fill = "head -c 500000 /dev/zero | tr '\\0' x >/run/much; \
                 ETCDCTL_API=3 etcdctl --endpoints=http://192.168.2.21:2379 put /fill/$(date +%N) </run/much";
-    wait_for("it is full", || {
+    wait_for("etcd's quota is exhausted", || {
         !store.sh(fill).success && !etcd.ctl("put /fill/more more").success
     });
     sleep(Duration::from_secs(18));
     assert!(!etcd.get(&path).is_empty(), "{}", agent.log());
     assert!(is_ready(worker1), "{}", status(worker1));
-    // A restart writes, which is refused: a warning, while what is there can be kept.
+    // After a restart, the agent tries to write its lease, which fails. As long as the existing
+    // lease can be renewed, this is only a warning.
     assert!(agent.stop());
     let agent = start(worker1, &etcd, &args);
     wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
@@ -173,8 +170,9 @@ fn a_lease_is_kept_where_nothing_can_be_written() {
     assert!(agent.stop());
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn an_own_key_that_somebody_else_wrote_is_its_own() {
+fn the_nodes_key_stays_its_own_after_a_restore_or_a_manual_rewrite() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -186,7 +184,7 @@ fn an_own_key_that_somebody_else_wrote_is_its_own() {
     let key = key(worker1);
     let path = format!("/coreos.com/network/subnets/{key}");
     assert!(agent.stop());
-    // A backup of before the agent took its lease over again.
+    // A backup from before the agent acquired its lease again.
     etcd.kill();
     store.sh("cp -r /var/lib/etcd /run/backup").ok();
     etcd.restart();
@@ -206,33 +204,42 @@ fn an_own_key_that_somebody_else_wrote_is_its_own() {
         .ok();
     etcd.restart();
     agent.wait_for_log("etcd went back in time");
-    wait_for(&format!("what came later is gone: {}", agent.log()), || {
-        !has_route(worker1, 5)
-    });
+    wait_for(
+        &format!(
+            "routes of leases that the backup lacks are removed: {}",
+            agent.log()
+        ),
+        || !has_route(worker1, 5),
+    );
     wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
-    // By hand, with this node's own address, and by a lease of somebody's.
+    // The key is rewritten by hand with this node's own address, first with another process's etcd
+    // lease, then without a lease.
     let value = etcd.get(&format!("subnets/{key}"));
     let granted = etcd.ctl("lease grant 600").ok();
-    let id = granted.split(' ').nth(1).expect("its number").to_owned();
+    let id = granted
+        .split(' ')
+        .nth(1)
+        .expect("etcdctl prints the lease id")
+        .to_owned();
     for put in [format!("--lease={id}"), String::new()] {
         sleep(Duration::from_millis(1500));
         etcd.ctl(&format!("put {put} {path} '{value}'")).ok();
         sleep(Duration::from_secs(1));
         wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
         assert!(
-            !agent.log().contains("two nodes have one subnet"),
+            !agent.log().contains("two nodes use the same subnet"),
             "{}",
             agent.log()
         );
     }
     assert_eq!(self::key(worker1), key);
-    // Without a lease it is a reservation, and stays one.
+    // Without an etcd lease the key is a reservation, and stays one.
     assert!(!etcd.entry(&format!("subnets/{key}"))["lease"].is_i64());
     assert!(agent.stop());
 }
 
 #[test]
-fn a_copy_of_a_nodes_state_takes_nothing_from_it() {
+fn a_copy_of_a_nodes_saved_state_does_not_acquire_its_lease() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -247,19 +254,20 @@ fn a_copy_of_a_nodes_state_takes_nothing_from_it() {
         worker1.path("/var/lib/hostgw/state.json").exists()
     });
     let state = std::fs::read(worker1.path("/var/lib/hostgw/state.json")).expect("read");
-    let said = || etcd.get(&format!("subnets/{key}"));
-    let before = said();
-    // A clone has the machine's number and other hardware addresses.
+    let lease_value = || etcd.get(&format!("subnets/{key}"));
+    let before = lease_value();
+    // A cloned machine has the same machine id and other hardware addresses.
     worker2.write("/var/lib/hostgw/state.json", &state);
     let copy = start(worker2, &etcd, &args);
     wait_for("readiness", || is_ready(worker2));
     assert_ne!(self::key(worker2), key);
-    assert_eq!(said(), before);
+    assert_eq!(lease_value(), before);
     assert!(copy.stop());
-    // Even where a hardware address is the same: the node that has the lease keeps renewing it.
+    // The copy does not count even if a hardware address is the same, because the original node
+    // continues to renew its lease.
     let mac = worker1.ip("link show enp0s5")[0]["address"]
         .as_str()
-        .expect("it has one")
+        .expect("the value is present")
         .to_owned();
     worker2
         .sh(&format!(
@@ -271,14 +279,14 @@ fn a_copy_of_a_nodes_state_takes_nothing_from_it() {
     let copy = start(worker2, &etcd, &args);
     wait_for(&format!("readiness: {}", copy.log()), || is_ready(worker2));
     assert_ne!(self::key(worker2), key);
-    assert_eq!(said(), before);
-    copy.wait_for_log("the state is a copy, and does not count");
+    assert_eq!(lease_value(), before);
+    copy.wait_for_log("the saved state is a copy, and is ignored");
     assert!(is_ready(worker1), "{}", status(worker1));
     assert!(agent.stop() && copy.stop());
 }
 
 #[test]
-fn what_one_family_lacks_takes_nothing_from_the_other() {
+fn a_missing_address_in_one_family_does_not_affect_the_other_family() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -296,7 +304,7 @@ fn what_one_family_lacks_takes_nothing_from_the_other() {
     );
     let file = || std::fs::read_to_string(node.path("/run/flannel/subnet.env")).unwrap_or_default();
     assert!(!file().contains("IPV6"), "{}", file());
-    // It comes: the other one's subnet stays.
+    // The IPv6 address is added: the IPv4 subnet stays.
     node.sh("ip addr add fd00:192:168:2::16/64 dev enp0s5 nodad")
         .ok();
     wait_for(&format!("both: {}", agent.log()), || {
@@ -305,9 +313,9 @@ fn what_one_family_lacks_takes_nothing_from_the_other() {
     wait_for("the file", || file().contains("FLANNEL_IPV6_SUBNET="));
     assert_eq!(etcd.leases().len(), 1);
     let both = key(&node);
-    // It goes: the lease stays as it is, and so does the network.
+    // The IPv6 address is removed: the lease and the network stay unchanged.
     node.sh("ip addr del fd00:192:168:2::16/64 dev enp0s5").ok();
-    wait_for("it is said", || {
+    wait_for("the warning is in the status", || {
         status(&node)["warnings"].to_string().contains(warning)
     });
     assert!(is_ready(&node), "{}", status(&node));
@@ -319,8 +327,9 @@ fn what_one_family_lacks_takes_nothing_from_the_other() {
     assert!(agent.stop());
 }
 
+// Long: a table of cases.
 #[test]
-fn a_certificate_of_no_use_is_named() {
+fn unusable_certificates_and_keys_are_reported_with_their_path() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -346,12 +355,12 @@ fn a_certificate_of_no_use_is_named() {
         ],
     );
     let worker1 = &nodes[1];
-    for (ca, certificate, key, said) in [
+    for (ca, certificate, key, lease_value) in [
         (
             "ca.pem",
             "client.pem",
             "other.key",
-            "/mnt/pki/other.key: it is not the key of /mnt/pki/client.pem",
+            "/mnt/pki/other.key: this private key does not match the certificate /mnt/pki/client.pem",
         ),
         (
             "ca.pem",
@@ -369,37 +378,37 @@ fn a_certificate_of_no_use_is_named() {
             "ca.pem",
             "client.pem",
             "empty.pem",
-            "/mnt/pki/empty.pem: there is no private key in it",
+            "/mnt/pki/empty.pem: the file contains no private key",
         ),
         (
             "ca.pem",
             "empty.pem",
             "client.key",
-            "/mnt/pki/empty.pem: there is no certificate in it",
+            "/mnt/pki/empty.pem: the file contains no certificate",
         ),
         (
             "ca.pem",
             "torn.pem",
             "client.key",
-            "/mnt/pki/torn.pem: a certificate in it is torn",
+            "/mnt/pki/torn.pem: a certificate in it is cut off",
         ),
         (
             "empty.pem",
             "client.pem",
             "client.key",
-            "/mnt/pki/empty.pem: there is no certificate in it",
+            "/mnt/pki/empty.pem: the file contains no certificate",
         ),
         (
             "ca.pem",
             "",
             "",
-            "the server may want a certificate of this node, and none is given",
+            "the server may want a certificate of this node, but there is none",
         ),
         (
             "ca.pem",
             "alien.pem",
             "alien.key",
-            "the server may refuse the certificate /mnt/pki/alien.pem",
+            "the server may have rejected the client certificate /mnt/pki/alien.pem",
         ),
     ] {
         worker1.sh("rm -f /run/hostgw-agent.log").ok();
@@ -413,7 +422,7 @@ fn a_certificate_of_no_use_is_named() {
         }
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let agent = Agent::start(worker1, &args);
-        agent.wait_for_log(said);
+        agent.wait_for_log(lease_value);
         assert!(agent.stop());
     }
 }

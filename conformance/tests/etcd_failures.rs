@@ -1,4 +1,4 @@
-//! What happens to the `etcd` store, and what does not happen to the node for it.
+//! Failures of the `etcd` store, and how the node continues to work.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ fn endpoints(members: &[Etcd<'_>]) -> String {
     format!("--etcd-endpoints={}", urls.join(","))
 }
 
-/// Gives subnet `i` to another node.
+/// Writes a lease of another node for subnet `i`.
 fn lease(etcd: &Etcd<'_>, i: u8) -> bool {
     let value = json!({"PublicIP": format!("192.168.2.{}", 100 + i), "BackendType": "host-gw"});
     let key = format!("/coreos.com/network/subnets/10.10.{i}.0-24");
@@ -57,7 +57,7 @@ fn ready(node: &Node<'_>) -> bool {
 }
 
 #[test]
-fn a_store_that_is_away_changes_nothing_and_counts_again_when_it_is_back() {
+fn an_unreachable_store_changes_nothing_and_is_used_again_when_it_returns() {
     let lab = Lab::new();
     let (nodes, stores) = (nodes(&lab, Family::Ipv4), stores(&lab));
     let mut members = cluster(&stores);
@@ -72,10 +72,10 @@ fn a_store_that_is_away_changes_nothing_and_counts_again_when_it_is_back() {
     members.iter_mut().for_each(Etcd::kill);
     agent.wait_for_log("etcd cannot be reached");
     assert!(has_route(worker1, 2) && ready(worker1), "nothing changed");
-    // What is damaged is still mended.
+    // Damaged routes are still restored.
     worker1.sh("ip route del 10.10.2.0/24").ok();
     wait_for_route(worker1, &agent, 2);
-    // A boot without the store: links and routes are new, and so is /run.
+    // A reboot while the store is unreachable: routes and /run are empty.
     assert!(agent.stop());
     worker1
         .sh("ip route flush proto 104; rm -r /run/flannel; rm /run/hostgw-agent.log")
@@ -88,28 +88,28 @@ fn a_store_that_is_away_changes_nothing_and_counts_again_when_it_is_back() {
     wait_for("readiness", || ready(worker1));
     let status = worker1.sh("/mnt/bin/hostgw-agent status").ok();
     assert!(
-        status.contains("(not reached)") && status.contains("going by what it said last"),
+        status.contains("(not reached)") && status.contains("using the last known state"),
         "{status}"
     );
-    // What was kept may be outdated: nothing is taken away on its word.
+    // The saved state may be outdated, so no route is removed because of it.
     worker1
         .sh("ip route add 10.10.77.0/24 via 192.168.2.1 proto 104")
         .ok();
     std::thread::sleep(Duration::from_millis(500));
     assert!(!worker1.sh("ip route show 10.10.77.0/24").ok().is_empty());
-    // Back again.
+    // The store returns.
     members.iter_mut().for_each(Etcd::restart);
     wait_for("etcd takes a lease", || lease(&members[1], 3));
     let late = wait_for_route(worker1, &agent, 3);
-    // Within a second, and another for a machine that is busy.
+    // It takes less than a second; allow another for a busy machine.
     assert!(late < Duration::from_secs(2), "{late:?}");
-    wait_for("what is stale goes", || {
+    wait_for("the stale route is removed", || {
         worker1.sh("ip route show 10.10.77.0/24").ok().is_empty()
     });
 }
 
 #[test]
-fn a_server_that_hangs_costs_a_few_seconds() {
+fn a_hanging_server_delays_the_start_by_less_than_nine_seconds() {
     let lab = Lab::new();
     let (nodes, stores) = (nodes(&lab, Family::Ipv4), stores(&lab));
     let members = cluster(&stores);
@@ -118,7 +118,7 @@ fn a_server_that_hangs_costs_a_few_seconds() {
     assert!(lease(&members[0], 2));
     wait_for_route(worker1, &agent, 2);
     assert!(agent.stop());
-    // Where another one is well, and where none is.
+    // First with two other members that work, then with none.
     for count in [1, 3] {
         members[..count]
             .iter()
@@ -139,15 +139,15 @@ fn a_server_that_hangs_costs_a_few_seconds() {
             .iter()
             .for_each(|member| member.freeze(false));
     }
-    // To give the lease back, the next one is asked, too.
+    // `release` also tries the next endpoint.
     let said = worker1
         .sh("/mnt/bin/hostgw-agent release --etcd-endpoints=http://192.168.2.99:2379,http://192.168.2.22:2379")
         .ok();
-    assert_eq!(said, "gave 10.10.1.0-24 back\n");
+    assert_eq!(said, "released lease 10.10.1.0-24\n");
 }
 
 #[test]
-fn a_state_that_cannot_be_written_is_written_when_it_can() {
+fn saved_state_is_written_once_the_file_system_becomes_writable() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -156,7 +156,7 @@ fn a_state_that_cannot_be_written_is_written_when_it_can() {
     let worker1 = &nodes[1];
     worker1.sh("mkdir /var/lib/hostgw && touch /var/lib/hostgw/state.json.d && mount -t tmpfs -o ro tmpfs /var/lib/hostgw").ok();
     let agent = Agent::start(worker1, &[&format!("--etcd-endpoints={}", etcd.url())]);
-    // Said by the next look at it.
+    // The agent logs the error at its next attempt.
     agent.wait_for_log("write /var/lib/hostgw/state.json: Read-only file system");
     worker1.sh("mount -o remount,rw /var/lib/hostgw").ok();
     assert!(agent.stop());
@@ -164,7 +164,7 @@ fn a_state_that_cannot_be_written_is_written_when_it_can() {
 }
 
 #[test]
-fn a_lost_leader_and_a_member_that_hangs_are_left_for_another() {
+fn the_agent_switches_to_another_member_when_one_dies_or_hangs() {
     let lab = Lab::new();
     let (nodes, stores) = (nodes(&lab, Family::Ipv4), stores(&lab));
     let mut members = cluster(&stores);
@@ -172,20 +172,20 @@ fn a_lost_leader_and_a_member_that_hangs_are_left_for_another() {
     let agent = Agent::start(worker1, &[&endpoints(&members)]);
     assert!(lease(&members[0], 2));
     wait_for_route(worker1, &agent, 2);
-    // The agent talks to the first. It ends.
+    // The agent is connected to the first member, which is killed.
     members[0].kill();
     wait_for("the others take a lease", || lease(&members[1], 3));
     wait_for_route(worker1, &agent, 3);
     members[0].restart();
     members[0].wait();
-    // Now it talks to the second. That one hangs, with its connections open.
+    // Now the agent is connected to the second member, which hangs with its connections open.
     members[1].freeze(true);
     wait_for("the others take a lease", || lease(&members[2], 4));
     let late = wait_for_route(worker1, &agent, 4);
     assert!(late < Duration::from_secs(9), "{late:?}");
     members[1].freeze(false);
-    // Who talks to a member without a leader hears nothing new, and knows it.
-    let lonely = Agent::start(
+    // An agent that is connected to a member without a leader receives no events, and reports this.
+    let isolated = Agent::start(
         &nodes[2],
         &[
             "--etcd-endpoints=http://192.168.2.23:2379",
@@ -194,10 +194,11 @@ fn a_lost_leader_and_a_member_that_hangs_are_left_for_another() {
             "--socket=/run/other/socket",
         ],
     );
-    lonely.wait_for_log("no subnet is free");
+    isolated.wait_for_log("no subnet is free");
     members[0].kill();
     members[1].kill();
-    lonely.wait_for_log("etcd cannot be reached: http://192.168.2.23:2379: etcdserver: no leader");
+    isolated
+        .wait_for_log("etcd cannot be reached: http://192.168.2.23:2379: etcdserver: no leader");
     members[0].restart();
     members[1].restart();
     wait_for("a leader takes a lease", || lease(&members[0], 5));
@@ -205,7 +206,7 @@ fn a_lost_leader_and_a_member_that_hangs_are_left_for_another() {
 }
 
 #[test]
-fn a_reader_that_slept_through_a_compaction_reads_everything_anew() {
+fn an_agent_that_missed_a_compaction_reads_everything_again() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -216,7 +217,8 @@ fn a_reader_that_slept_through_a_compaction_reads_everything_anew() {
     assert!(lease(&etcd, 2) && lease(&etcd, 3));
     wait_for_route(worker1, &agent, 3);
     worker1.sh(&format!("kill -STOP {}", agent.pid())).ok();
-    // More than the sockets in between can hold, and then more than etcd keeps for its reader.
+    // More data than the sockets can buffer, and then more events than etcd retains for its
+    // watcher.
     let junk = |_| ("subnets/junk".to_owned(), "x".repeat(500_000));
     etcd.put_each((0..20).map(junk));
     etcd.put_each((0..3000).map(|i| ("subnets/junk".to_owned(), format!("{i}"))));
@@ -228,13 +230,13 @@ fn a_reader_that_slept_through_a_compaction_reads_everything_anew() {
     etcd.ctl(&format!("compact --physical {revision}")).ok();
     worker1.sh(&format!("kill -CONT {}", agent.pid())).ok();
     wait_for_route(worker1, &agent, 4);
-    wait_for("the old route goes", || !has_route(worker1, 2));
+    wait_for("the old route is removed", || !has_route(worker1, 2));
     assert!(has_route(worker1, 3));
-    agent.wait_for_log("etcd has forgotten what was before revision");
+    agent.wait_for_log("etcd has no history before revision");
 }
 
-/// Makes an authority, and certificates of it for the store and for a client, in /mnt/pki/<name>.
-fn authority(store: &Node<'_>, name: &str) {
+/// Creates a CA, and its certificates for the store and for a client, in /mnt/pki/<name>.
+fn create_ca(store: &Node<'_>, name: &str) {
     let script = format!(
         "mkdir -p /mnt/pki/{name} && cd /mnt/pki/{name} && \
          new() {{ openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout $1.key -subj /CN=$1 \"$@\"; }} && \
@@ -248,13 +250,14 @@ fn authority(store: &Node<'_>, name: &str) {
     store.sh(&script).ok();
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn certificates_are_checked_and_followed() {
+fn certificates_are_verified_and_reloaded_when_they_change() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
-    authority(&store, "first");
-    authority(&store, "second");
+    create_ca(&store, "first");
+    create_ca(&store, "second");
     store
         .sh("cp -r /mnt/pki/first /mnt/pki/server && cp -r /mnt/pki/first /mnt/pki/node")
         .ok();
@@ -285,37 +288,38 @@ fn certificates_are_checked_and_followed() {
             &[&["--etcd-endpoints=https://192.168.2.21:2379"], args].concat(),
         )
     };
-    // The servers' authority is enough, where they do not ask who we are.
+    // The CA certificate is enough if the server does not require client certificates.
     let etcd = serve(&[]);
     wait_for("etcd takes the configuration", || {
         let network =
             r#"{"Network": "10.10.0.0/16", "SubnetMin": "10.10.1.0", "SubnetMax": "10.10.1.0"}"#;
         ctl(&format!("put /coreos.com/network/config '{network}'")).success
     });
-    let trusting = agent(&["--etcd-cafile=/mnt/pki/node/ca.pem"]);
+    let with_ca_only = agent(&["--etcd-cafile=/mnt/pki/node/ca.pem"]);
     assert!(put(2));
-    wait_for_route(worker1, &trusting, 2);
-    assert!(trusting.stop());
+    wait_for_route(worker1, &with_ca_only, 2);
+    assert!(with_ca_only.stop());
     let wrong = agent(&["--etcd-cafile=/mnt/pki/second/ca.pem"]);
     wrong.wait_for_log("invalid peer certificate");
     assert!(wrong.stop());
     drop(etcd);
-    // Where they do, it takes a certificate.
+    // If the server requires client certificates, the agent needs one.
     let etcd = serve(&[
         "--client-cert-auth",
         "--trusted-ca-file=/mnt/pki/server/ca.pem",
     ]);
     wait_for("etcd answers", || put(3));
-    let known = agent(&[
+    let with_client_certificate = agent(&[
         "--etcd-cafile=/mnt/pki/node/ca.pem",
         "--etcd-certfile=/mnt/pki/node/client.pem",
         "--etcd-keyfile=/mnt/pki/node/client.key",
     ]);
-    wait_for_route(worker1, &known, 3);
-    // All certificates change, on both sides.
+    wait_for_route(worker1, &with_client_certificate, 3);
+    // All certificates are replaced, on both sides.
     worker1.sh("cp /mnt/pki/second/* /mnt/pki/node/").ok();
-    known.wait_for_log("the certificates changed; connecting anew");
-    known.wait_for_log("etcd cannot be reached");
+    with_client_certificate
+        .wait_for_log("the certificate or password files changed; connecting again");
+    with_client_certificate.wait_for_log("etcd cannot be reached");
     store.sh("cp /mnt/pki/second/* /mnt/pki/server/").ok();
     drop(etcd);
     let _etcd = serve(&[
@@ -323,11 +327,12 @@ fn certificates_are_checked_and_followed() {
         "--trusted-ca-file=/mnt/pki/server/ca.pem",
     ]);
     wait_for("etcd answers", || put(4));
-    wait_for_route(worker1, &known, 4);
+    wait_for_route(worker1, &with_client_certificate, 4);
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn a_password_comes_from_a_file_and_goes_nowhere_else() {
+fn the_password_is_read_from_a_file_and_never_appears_in_logs_or_state() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let store = lab.node("etcd1", &["192.168.2.21/24"]);
@@ -359,7 +364,8 @@ fn a_password_comes_from_a_file_and_goes_nowhere_else() {
             &[&endpoints, "-v=9", "--etcd-username=flannel", &file],
         )
     };
-    // Who may read and not write gets no subnet. It is said once, and tried again in peace.
+    // A user with read permission only gets no subnet. The error is logged once, and the agent
+    // retries without load.
     let twice = format!("{endpoints},{}", etcd.url());
     let reader = Agent::start(
         worker1,
@@ -378,7 +384,7 @@ fn a_password_comes_from_a_file_and_goes_nowhere_else() {
     assert!(reader.stop());
     let agent = start("wrong");
     agent.wait_for_log("authentication failed, invalid user ID or password");
-    // A file that is put right counts by itself.
+    // A corrected password file takes effect without a restart.
     lab.write("wrong", "s3cr3t\n");
     wait_for("a subnet", || {
         worker1.path("/run/flannel/subnet.env").exists()
@@ -404,10 +410,10 @@ fn a_password_comes_from_a_file_and_goes_nowhere_else() {
     wait_for_route(worker1, &agent, 3);
 }
 
-/// The time that an agent has had of the processors.
+/// Returns the CPU time that an agent has used.
 fn cpu(agent: &Agent) -> Duration {
     let path = format!("/proc/{}/schedstat", agent.pid());
-    let text = std::fs::read_to_string(path).expect("it runs");
+    let text = std::fs::read_to_string(path).expect("the process is running");
     let nanos = text
         .split(' ')
         .next()

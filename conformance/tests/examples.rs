@@ -1,4 +1,4 @@
-//! Every file in `examples/` does what it is an example of.
+//! Every file in `examples/` works.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -10,7 +10,7 @@ use conformance::{Agent, Attachment, Chain, Lab, manifest, repository, wait_for}
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
-    for entry in fs::read_dir(folder).expect("the folder is there") {
+    for entry in fs::read_dir(folder).expect("the folder exists") {
         let path = entry.expect("readable").path();
         if path.is_dir() {
             all.extend(files(&path));
@@ -40,19 +40,21 @@ fn every_example_works() {
             )),
             "hostgw-agent.service" => starts(&text),
             "hostgw.conf" => names_the_routes(&text),
-            // The API server's part is in the test `kube`.
+            // The test `manifest` covers the manifest with an API server.
             "cni-hostgw.yaml" => {
                 attaches(&manifest::file("cni-conf.json"));
                 checks(&manifest::file("net-conf.json"));
             }
-            other => panic!("nothing runs examples/{other}: say here how"),
+            // The test `documents` checks the documents.
+            "README.md" => {}
+            other => panic!("no test for examples/{other}: add one here"),
         }
         tried += 1;
     }
     assert!(tried > 0);
 }
 
-/// A conflist attaches two pods that reach each other.
+/// A conflist attaches two pods, which reach each other.
 fn attaches(text: &str) {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
@@ -76,7 +78,7 @@ fn attaches(text: &str) {
     assert!(store.join("lock").exists() && !store.join(&addresses[0]).exists());
 }
 
-/// A network's configuration is one by the agent's word.
+/// `hostgw-agent check` accepts the network configuration.
 fn checks(text: &str) {
     let lab = Lab::new();
     lab.install(
@@ -85,13 +87,13 @@ fn checks(text: &str) {
     );
     lab.write("net-conf.json", text);
     let node = lab.node("worker1", &[]);
-    let said = node
+    let message = node
         .sh("/mnt/bin/hostgw-agent check /mnt/net-conf.json")
         .ok();
-    assert!(said.contains("a network 10.244.0.0/16"), "{said}");
+    assert!(message.contains("a network 10.244.0.0/16"), "{message}");
 }
 
-/// A cluster file makes the agent of worker1 route the other nodes' subnets.
+/// With the cluster file, the agent of worker1 routes the other nodes' subnets.
 fn routes(text: &str) {
     let lab = Lab::new();
     let family = if text.contains("publicIPv6") {
@@ -110,12 +112,12 @@ fn routes(text: &str) {
     });
 }
 
-/// The unit's command line is one that the agent takes, with the installed files.
+/// The unit's command line starts the agent, with the capabilities that the unit allows.
 fn starts(text: &str) {
     let command = text
         .lines()
         .find_map(|line| line.strip_prefix("ExecStart="))
-        .expect("has one");
+        .expect("the value is present");
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let example = repository().join("examples/cluster.json");
@@ -134,13 +136,14 @@ fn starts(text: &str) {
         assert!(text.lines().any(|line| line == section), "{section}");
     }
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
-    let capabilities = value("CapabilityBoundingSet=").expect("it needs no others");
+    let capabilities = value("CapabilityBoundingSet=").expect("the unit limits the capabilities");
     let capabilities = capabilities
         .to_lowercase()
         .replace("cap_", "+")
         .replace(' ', ",");
     assert_eq!(value("Type="), Some("notify"));
-    // The same words, with the paths of this node, what the unit allows, and somebody who listens.
+    // The same arguments, with paths of this node, with the unit's capabilities, and with a
+    // listener for notifications.
     let worker1 = &nodes[1];
     let listener = UnixDatagram::bind(worker1.path("/run/notify")).expect("binds");
     let mut command = worker1.command("setpriv");
@@ -152,11 +155,11 @@ fn starts(text: &str) {
     listener
         .set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a timeout");
-    let mut said = String::new();
-    while !said.contains("READY=1") {
+    let mut message = String::new();
+    while !message.contains("READY=1") {
         let mut buffer = [0; 4096];
-        let length = listener.recv(&mut buffer).expect("it gets ready");
-        said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let length = listener.recv(&mut buffer).expect("the agent becomes ready");
+        message = String::from_utf8_lossy(&buffer[..length]).into_owned();
     }
     let rules = worker1.sh("nft list table inet hostgw").ok();
     assert!(rules.contains("masquerade"), "{rules}");
@@ -165,7 +168,7 @@ fn starts(text: &str) {
     drop(agent.wait());
 }
 
-/// With it, `ip route` shows whose the routes are.
+/// With the file, `ip route` shows the protocol's name.
 fn names_the_routes(text: &str) {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);

@@ -1,4 +1,5 @@
-//! The executables as files: static, installed in one step; and `subnet-env` by hand.
+//! The executables as files: statically linked, and installed atomically. Also the command line of
+//! `subnet-env`.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -7,7 +8,7 @@ use std::process::Command;
 
 use conformance::{Lab, dist, repository};
 
-/// The program headers of an ELF file of 64 bits.
+/// Returns the types of the program headers of a 64-bit ELF file.
 fn program_headers(image: &[u8]) -> Vec<u32> {
     assert_eq!(image[..5], *b"\x7fELF\x02");
     let at = |offset: usize, length: usize| {
@@ -28,7 +29,8 @@ fn the_executables_have_no_dynamic_loader() {
     const PT_LOAD: u32 = 1;
     const PT_INTERP: u32 = 3;
     for name in ["cni-hostgw", "hostgw-agent", "subnet-env"] {
-        let headers = program_headers(&fs::read(dist().join(name)).expect("is built"));
+        let headers =
+            program_headers(&fs::read(dist().join(name)).expect("the executable has been built"));
         assert!(
             headers.contains(&PT_LOAD) && !headers.contains(&PT_INTERP),
             "{name}"
@@ -37,12 +39,13 @@ fn the_executables_have_no_dynamic_loader() {
 }
 
 #[test]
-fn install_replaces_a_plugin_in_use_in_one_step() {
+fn install_replaces_a_plugin_in_use_atomically() {
     let lab = Lab::new();
     let node = lab.node("worker1", &[]);
     let destination = format!("/tmp/cni-hostgw-install-{}", node.pid());
     let install = || {
-        // What `make build` would do is done; the rest of the environment is cargo's.
+        // `make build` has already run, so `-o build` skips it. The rest of the environment comes
+        // from cargo.
         let output = Command::new("make")
             .args([
                 "-o",
@@ -56,20 +59,21 @@ fn install_replaces_a_plugin_in_use_in_one_step() {
             .env_remove("MAKELEVEL")
             .current_dir(repository())
             .output()
-            .expect("make is there");
+            .expect("make is installed");
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let said = install();
     let plugin = format!("{destination}/opt/cni/bin/cni-hostgw");
     assert!(said.contains(&plugin), "{said}");
-    let mut old = File::open(&plugin).expect("is installed");
+    let mut old = File::open(&plugin).expect("the plugin has been installed");
     let inode = old.metadata().expect("readable").ino();
     install();
-    let new = fs::metadata(&plugin).expect("is installed");
-    assert_ne!(new.ino(), inode, "another file has its name");
+    let new = fs::metadata(&plugin).expect("the plugin has been installed");
+    assert_ne!(new.ino(), inode, "the name refers to a new file");
     let mut content = Vec::new();
-    old.read_to_end(&mut content).expect("the old one is whole");
+    old.read_to_end(&mut content)
+        .expect("the old file can still be read");
     assert_eq!(
         content,
         fs::read(dist().join("cni-hostgw")).expect("is built")
@@ -78,13 +82,13 @@ fn install_replaces_a_plugin_in_use_in_one_step() {
     let found = Command::new("find")
         .args([&destination, "-type", "f"])
         .output()
-        .expect("finds");
+        .expect("find is installed");
     let mut found: Vec<_> = String::from_utf8_lossy(&found.stdout)
         .lines()
         .map(|line| line.trim_start_matches(&destination).to_owned())
         .collect();
     found.sort();
-    fs::remove_dir_all(&destination).expect("was made here");
+    fs::remove_dir_all(&destination).expect("make install created the directory");
     assert_eq!(
         found,
         [
@@ -96,6 +100,7 @@ fn install_replaces_a_plugin_in_use_in_one_step() {
     );
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
 fn subnet_env_writes_and_shows_the_file() {
     let lab = Lab::new();
@@ -114,7 +119,7 @@ fn subnet_env_writes_and_shows_the_file() {
         "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_IPV6_NETWORK=fd00:10:10::/48\n\
          FLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n"
     );
-    // A shell sources it.
+    // A shell can source the file.
     assert_eq!(
         node.sh(". /run/flannel/subnet.env; echo $FLANNEL_SUBNET")
             .ok(),
@@ -123,7 +128,7 @@ fn subnet_env_writes_and_shows_the_file() {
     for (args, said) in [
         (
             "write --network 10.10.0.0/16 --subnet 10.11.1.0/24",
-            "subnet 10.11.1.0/24 lies in none of the networks",
+            "subnet 10.11.1.0/24 is not in any of the networks",
         ),
         (
             "write --network 10.10.0.0 --subnet 10.10.1.0/24",

@@ -1,17 +1,17 @@
-//! The agent's firewall rules: masquerading as flannel means it, forwarding where others drop, and
-//! both put right when somebody changes them.
+//! The agent's firewall rules: masquerading with flannel's semantics, forwarding where other rules
+//! drop packets, and restoration of both after external changes.
 
 use std::thread::sleep;
 use std::time::Duration;
 
-use conformance::reference_picture::{Drawn, Family, agents, cluster, nodes, pods};
+use conformance::reference_picture::{AttachedPod, Family, agents, cluster, nodes, pods};
 use conformance::{Agent, Lab, Node, Server, wait_for};
 
-/// The picture, with agents that got these arguments, too.
-fn in_picture(
+/// Runs a test on the reference cluster, with these additional arguments for the agents.
+fn in_reference_cluster(
     family: Family,
     more: &[&str],
-    test: impl FnOnce(&Lab, &[Node<'_>], &[Drawn<'_>], Vec<Agent>),
+    test: impl FnOnce(&Lab, &[Node<'_>], &[AttachedPod<'_>], Vec<Agent>),
 ) {
     let lab = Lab::new();
     let nodes = nodes(&lab, family);
@@ -19,12 +19,12 @@ fn in_picture(
     let agents = agents(&nodes, |node, args| {
         Agent::start(node, &[args, more].concat())
     });
-    let drawn = pods(&lab, &nodes, family);
-    test(&lab, &nodes, &drawn, agents);
+    let attached = pods(&lab, &nodes, family);
+    test(&lab, &nodes, &attached, agents);
 }
 
-/// Who asked, as a web server on `server` saw it when `client` ran this.
-fn seen(server: Server, fetch: &str, client: impl Fn(&str) -> bool) -> String {
+/// Runs `fetch` by `client`, and returns the source address that the web server on `server` saw.
+fn source_address(server: Server, fetch: &str, client: impl Fn(&str) -> bool) -> String {
     let script = format!(
         "for i in 1 2 3 4 5 6 7 8 9 10; do {fetch} 2>&1 | grep -q 404 && exit; sleep 0.1; done; exit 1"
     );
@@ -56,8 +56,9 @@ fn wget(address: &str) -> String {
 
 const HTTPD: &str = "httpd -f -vv -p 8080 -h /run";
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn pods_have_their_nodes_address_towards_the_world_and_their_own_within_the_cluster() {
+fn pods_are_masqueraded_outside_the_cluster_only() {
     for backend in ["nftables", "iptables"] {
         let more = [
             "--ip-masq",
@@ -65,53 +66,57 @@ fn pods_have_their_nodes_address_towards_the_world_and_their_own_within_the_clus
             "--non-masquerade-cidr=192.168.2.201/32",
             "--non-masquerade-cidr=fd00:192:168:2::201/128",
         ];
-        in_picture(Family::Dual, &more, |lab, nodes, drawn, agents| {
+        in_reference_cluster(Family::Dual, &more, |lab, nodes, attached, agents| {
             let text = std::fs::read_to_string(nodes[1].path("/run/flannel/subnet.env"));
             assert!(text.expect("written").ends_with("FLANNEL_IPMASQ=true\n"));
             let world = lab.node("world", &["192.168.2.200/24", "fd00:192:168:2::200/64"]);
             world
                 .sh("ip addr add 192.168.2.201/24 dev enp0s5; ip addr add fd00:192:168:2::201/64 dev enp0s5 nodad")
                 .ok();
-            // The way back to pods that keep their addresses.
+            // Return routes to pods that are not masqueraded.
             world.sh("ip route add 10.10.1.0/24 via 192.168.2.16; ip -6 route add fd00:10:10:1::/64 via fd00:192:168:2::16").ok();
-            let (from, to) = (&drawn[1], &drawn[3]);
+            let (from, to) = (&attached[1], &attached[3]);
             let in_pod = |script: &str| from.pod.sh(script).success;
-            for (server, sees) in [
+            for (server, expected_source) in [
                 ("192.168.2.200", "192.168.2.16"),
                 ("192.168.2.201", from.addresses[0].as_str()),
                 ("fd00:192:168:2::200", "fd00:192:168:2::16"),
                 ("fd00:192:168:2::201", from.addresses[1].as_str()),
             ] {
-                let who = seen(Server::start_on(&world, HTTPD), &wget(server), in_pod);
-                assert_eq!(who, sees, "{backend}: a pod to {server}");
+                let who = source_address(Server::start_on(&world, HTTPD), &wget(server), in_pod);
+                assert_eq!(who, expected_source, "{backend}: a pod to {server}");
             }
             for (address, own) in to.addresses.iter().zip(&from.addresses) {
-                let who = seen(Server::start(&to.pod, HTTPD), &wget(address), in_pod);
+                let who = source_address(Server::start(&to.pod, HTTPD), &wget(address), in_pod);
                 assert_eq!(who, *own, "{backend}: a pod to {address} of another node");
             }
-            // From elsewhere to a pod: it sees who that is.
+            // A pod sees the real source address of a client outside of the cluster.
             let in_world = |script: &str| world.sh(script).success;
             let address = &from.addresses[0];
-            let who = seen(Server::start(&from.pod, HTTPD), &wget(address), in_world);
+            let who = source_address(Server::start(&from.pod, HTTPD), &wget(address), in_world);
             assert_eq!(who, "192.168.2.200", "{backend}: the world to a pod");
-            // The node itself to a pod of another node: under the address that leads back.
+            // The node's packets to a pod of another node have a source address to which the answer
+            // can be routed.
             let on_node = |script: &str| nodes[1].sh(script).success;
-            let who = seen(
+            let who = source_address(
                 Server::start(&to.pod, HTTPD),
                 &wget(&to.addresses[0]),
                 on_node,
             );
             assert_eq!(who, "192.168.2.16", "{backend}: a node to a pod");
-            // What kube-proxy marked is its own business.
+            // Packets with kube-proxy's mark are left to kube-proxy.
             nodes[1].sh("nft 'add table ip test; add chain ip test pre { type filter hook prerouting priority mangle; }; \
                          add rule ip test pre ip saddr 10.10.1.6 meta mark set mark or 0x4000'").ok();
             world.sh("ip addr add 192.168.2.202/24 dev enp0s5").ok();
-            let who = seen(
+            let who = source_address(
                 Server::start_on(&world, HTTPD),
                 &wget("192.168.2.202"),
                 in_pod,
             );
-            assert_eq!(who, from.addresses[0], "{backend}: what is marked");
+            assert_eq!(
+                who, from.addresses[0],
+                "{backend}: packets with kube-proxy's mark"
+            );
             if backend == "nftables" {
                 let rules = nodes[1].sh("nft list table inet hostgw").ok();
                 let rule = "ip saddr 10.10.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random";
@@ -120,15 +125,15 @@ fn pods_have_their_nodes_address_towards_the_world_and_their_own_within_the_clus
                 let rules = nodes[1].sh("iptables -t nat -S HOSTGW-POSTRTG").ok();
                 let rule = "-s 10.10.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully";
                 assert!(rules.contains(rule), "{rules}");
-                // What is right is left alone, and what is not is put right.
+                // Correct rules are not rewritten; wrong ones are restored.
                 sleep(Duration::from_secs(6));
                 assert!(
-                    !agents[1].log().contains("put them right"),
+                    !agents[1].log().contains("restored our iptables rules"),
                     "{}",
                     agents[1].log()
                 );
                 nodes[1].sh("iptables -t nat -F; ip6tables -t nat -F").ok();
-                agents[1].wait_for_log("somebody changed the iptables rules; put them right");
+                agents[1].wait_for_log("restored our iptables rules after an external change");
                 assert_eq!(nodes[1].sh("iptables -t nat -S HOSTGW-POSTRTG").ok(), rules);
             }
         });
@@ -136,14 +141,14 @@ fn pods_have_their_nodes_address_towards_the_world_and_their_own_within_the_clus
 }
 
 #[test]
-fn whatever_others_do_to_our_table_is_put_right() {
-    in_picture(
+fn the_nftables_table_is_restored_after_any_external_change() {
+    in_reference_cluster(
         Family::Dual,
         &["--ip-masq"],
-        |_lab, nodes, drawn, agents| {
+        |_lab, nodes, attached, agents| {
             let (worker1, agent) = (&nodes[1], &agents[1]);
             let list = || worker1.sh("nft list table inet hostgw").stdout;
-            agent.wait_for_log("wrote the table inet hostgw");
+            agent.wait_for_log("wrote table inet hostgw");
             let written = list();
             assert!(written.contains("masquerade"), "{written}");
             let handle = |word: &str| {
@@ -178,15 +183,18 @@ fn whatever_others_do_to_our_table_is_put_right() {
                 times.iter().all(|time| *time < Duration::from_secs(2)),
                 "{times:?}"
             );
-            assert!(drawn[1].pod.pings("192.168.2.1"));
-            // What is not about it is nobody's business.
-            let before = agent.log().matches("put it right").count();
+            assert!(attached[1].pod.pings("192.168.2.1"));
+            // A change of another table has no effect.
+            let before = agent.log().matches("restored table inet hostgw").count();
             worker1
                 .sh("nft add table ip other; nft delete table ip other")
                 .ok();
             sleep(Duration::from_millis(300));
-            assert_eq!(agent.log().matches("put it right").count(), before);
-            // A restart replaces it in one step, and the last state stays.
+            assert_eq!(
+                agent.log().matches("restored table inet hostgw").count(),
+                before
+            );
+            // A restart replaces the table atomically, and the table stays when the agent stops.
             let mut agents = agents;
             assert!(agents.remove(1).stop());
             assert_eq!(list(), written);
@@ -194,35 +202,36 @@ fn whatever_others_do_to_our_table_is_put_right() {
     );
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn pods_talk_where_docker_drops() {
+fn pods_can_communicate_if_docker_sets_forward_to_drop() {
     for (program, family) in [
         ("iptables", Family::Dual),
         ("iptables-legacy", Family::Ipv4),
         ("iptables-legacy", Family::Ipv6),
     ] {
-        in_picture(family, &[], |_lab, nodes, drawn, _agents| {
-            let (from, to, near) = (&drawn[1], &drawn[3], &drawn[0]);
-            let talk = |what: &str| {
+        in_reference_cluster(family, &[], |_lab, nodes, attached, _agents| {
+            let (from, to, near) = (&attached[1], &attached[3], &attached[0]);
+            let check_connectivity = |what: &str| {
                 for address in to.addresses.iter().chain(&near.addresses) {
                     let reaches = || {
                         let ping = format!("busybox ping -c 1 -W 1 {address}");
                         from.pod.sh(&ping).success
                     };
-                    // The old iptables tells nobody: it is looked at every ten seconds, and every
-                    // five once it is in use.
+                    // iptables-legacy sends no notifications. The agent checks its rules every ten
+                    // seconds, and every five seconds once they are in use.
                     let came = (0..15).any(|_| reaches());
                     assert!(came, "{program}: {what}: a pod reaches {address}");
                     assert!(from.pod.pings(address), "{program}: {what}: {address}");
                 }
             };
-            talk("before");
+            check_connectivity("before");
             let six = program.replace("iptables", "ip6tables");
             for node in &nodes[1..] {
                 node.sh(&format!("{program} -P FORWARD DROP; {six} -P FORWARD DROP"))
                     .ok();
             }
-            talk("once Docker came");
+            check_connectivity("after Docker set FORWARD to DROP");
             for call in [1, 0] {
                 for node in &nodes[1..] {
                     node.sh(&format!(
@@ -230,7 +239,7 @@ fn pods_talk_where_docker_drops() {
                     ))
                     .ok();
                 }
-                talk("whether or not bridges ask");
+                check_connectivity("with bridge netfilter on or off");
             }
             let listed = nodes[1]
                 .sh(&format!("{program} -S FORWARD; {six} -S FORWARD"))
@@ -241,19 +250,19 @@ fn pods_talk_where_docker_drops() {
                     assert_eq!(listed.matches(&rule).count(), 1, "{rule} in {listed}");
                 }
             }
-            // Docker writes its rules anew.
+            // Docker rewrites its rules.
             for node in &nodes[1..] {
                 node.sh(&format!("{program} -F FORWARD; {six} -F FORWARD"))
                     .ok();
             }
-            talk("once it started again");
-            // Where nothing is dropped any more, nothing needs to be accepted.
+            check_connectivity("after Docker rewrote its rules");
+            // If no packet is dropped any more, the accept rules are not needed.
             nodes[1]
                 .sh(&format!(
                     "{program} -P FORWARD ACCEPT; {six} -P FORWARD ACCEPT"
                 ))
                 .ok();
-            wait_for("our rules go", || {
+            wait_for("our rules are removed", || {
                 let listed = nodes[1]
                     .sh(&format!("{program} -S FORWARD; {six} -S FORWARD"))
                     .ok();
@@ -264,26 +273,26 @@ fn pods_talk_where_docker_drops() {
 }
 
 #[test]
-fn without_a_firewall_there_is_none() {
-    in_picture(
+fn firewall_none_and_forward_rules_false_write_no_rules() {
+    in_reference_cluster(
         Family::Dual,
         &["--firewall=none", "--ip-masq"],
-        |_lab, nodes, drawn, _agents| {
-            assert!(drawn[1].pod.pings(&drawn[3].addresses[0]));
+        |_lab, nodes, attached, _agents| {
+            assert!(attached[1].pod.pings(&attached[3].addresses[0]));
             let text = std::fs::read_to_string(nodes[1].path("/run/flannel/subnet.env"));
             assert!(
                 text.expect("written").ends_with("FLANNEL_IPMASQ=false\n"),
-                "the plugin is to masquerade"
+                "the plugin has to masquerade"
             );
-            // What is there, the plugin made.
+            // A rule that exists here was created by the plugin.
             assert!(!nodes[0].sh("nft list ruleset").ok().contains("hostgw"));
         },
     );
-    in_picture(
+    in_reference_cluster(
         Family::Ipv4,
         &["--iptables-forward-rules=false"],
         |_lab, nodes, _drawn, agents| {
-            agents[1].wait_for_log("wrote the table inet hostgw");
+            agents[1].wait_for_log("wrote table inet hostgw");
             nodes[1].sh("iptables -P FORWARD DROP").ok();
             sleep(Duration::from_millis(500));
             assert_eq!(nodes[1].sh("iptables -S FORWARD").ok(), "-P FORWARD DROP\n");
@@ -298,13 +307,13 @@ fn without_a_firewall_there_is_none() {
 }
 
 #[test]
-fn what_an_earlier_run_made_and_this_one_does_not_want_goes() {
-    in_picture(
+fn rules_of_an_earlier_run_with_other_flags_are_removed() {
+    in_reference_cluster(
         Family::Ipv4,
         &["--ip-masq"],
         |_lab, nodes, _drawn, mut agents| {
             let worker1 = &nodes[1];
-            agents[1].wait_for_log("wrote the table inet hostgw");
+            agents[1].wait_for_log("wrote table inet hostgw");
             worker1.sh("iptables -P FORWARD DROP").ok();
             wait_for("rules in FORWARD", || {
                 worker1
@@ -338,7 +347,11 @@ fn what_an_earlier_run_made_and_this_one_does_not_want_goes() {
                 });
                 if wanted {
                     sleep(Duration::from_secs(6));
-                    assert!(!agent.log().contains("put them right"), "{}", agent.log());
+                    assert!(
+                        !agent.log().contains("restored our iptables rules"),
+                        "{}",
+                        agent.log()
+                    );
                 }
                 assert!(agent.stop());
             }
@@ -347,8 +360,8 @@ fn what_an_earlier_run_made_and_this_one_does_not_want_goes() {
     );
 }
 
-/// The rules of ours in the FORWARD chain.
-fn ours(node: &Node<'_>, program: &str) -> usize {
+/// Returns the number of our rules in the FORWARD chain.
+fn count_our_rules(node: &Node<'_>, program: &str) -> usize {
     let rules = node.sh(&format!("{program} -S FORWARD")).ok();
     rules
         .lines()
@@ -357,7 +370,7 @@ fn ours(node: &Node<'_>, program: &str) -> usize {
 }
 
 #[test]
-fn our_rules_are_known_in_whatever_form_they_come_back() {
+fn our_rules_are_recognized_after_iptables_save_and_restore() {
     for program in ["iptables-nft", "iptables-legacy"] {
         let lab = Lab::new();
         let nodes = nodes(&lab, Family::Ipv4);
@@ -367,7 +380,7 @@ fn our_rules_are_known_in_whatever_form_they_come_back() {
         let args = ["--cluster=/mnt/cluster.json", "--iptables-resync=1"];
         let agent = Agent::start(worker1, &args);
         wait_for(&format!("{program}: {}", agent.log()), || {
-            ours(worker1, program) == 2
+            count_our_rules(worker1, program) == 2
         });
         for again in [
             format!("{program}-save >/run/rules; {program}-restore </run/rules"),
@@ -376,8 +389,8 @@ fn our_rules_are_known_in_whatever_form_they_come_back() {
         ] {
             worker1.sh(&again).ok();
             sleep(Duration::from_millis(1500));
-            wait_for(&format!("{again}: there are two"), || {
-                ours(worker1, program) == 2
+            wait_for(&format!("{again}: there are two rules"), || {
+                count_our_rules(worker1, program) == 2
             });
         }
         assert!(agent.stop());
@@ -386,16 +399,16 @@ fn our_rules_are_known_in_whatever_form_they_come_back() {
                 "{program}-save >/run/rules; {program}-restore </run/rules"
             ))
             .ok();
-        let said = worker1.sh("/mnt/bin/hostgw-agent cleanup").ok();
-        assert!(said.contains("removed 2 rule(s) of ours"), "{said}");
-        assert_eq!(ours(worker1, program), 0);
+        let output = worker1.sh("/mnt/bin/hostgw-agent cleanup").ok();
+        assert!(output.contains("removed 2 rule(s) of ours"), "{output}");
+        assert_eq!(count_our_rules(worker1, program), 0);
     }
 }
 
 #[test]
-fn an_accept_stands_before_what_refuses_whatever_comes() {
+fn accept_rules_come_before_a_rule_that_rejects_all_packets() {
     for program in ["iptables-nft", "iptables-legacy"] {
-        for refusing in [
+        for rejecting_rule in [
             "-A FORWARD -j REJECT --reject-with icmp-host-prohibited",
             "-A FORWARD -m comment --comment 'no one' -j DROP",
             "-N refuse; $P -A refuse -j REJECT; $P -A FORWARD -j refuse",
@@ -406,33 +419,34 @@ fn an_accept_stands_before_what_refuses_whatever_comes() {
             let worker1 = &nodes[1];
             worker1
                 .sh(&format!(
-                    "P={program}; $P -A FORWARD -d 198.51.100.0/24 -j DROP; $P {refusing}"
+                    "P={program}; $P -A FORWARD -d 198.51.100.0/24 -j DROP; $P {rejecting_rule}"
                 ))
                 .ok();
             let agents = agents(&nodes, |node, args| {
                 Agent::start(node, &[args, &["--iptables-resync=1"]].concat())
             });
-            let drawn = pods(&lab, &nodes, Family::Ipv4);
-            let to = &drawn[3];
+            let attached = pods(&lab, &nodes, Family::Ipv4);
+            let to = &attached[3];
             wait_for(
-                &format!("{program} {refusing}: {}", agents[1].log()),
-                || drawn[1].pod.pings(&to.addresses[0]),
+                &format!("{program} {rejecting_rule}: {}", agents[1].log()),
+                || attached[1].pod.pings(&to.addresses[0]),
             );
-            // What somebody forbids for some addresses stays forbidden, before ours.
+            // A rule before ours that drops packets to certain addresses still takes effect.
             let rules = worker1.sh(&format!("{program} -S FORWARD")).ok();
             let place = |text: &str| rules.lines().position(|line| line.contains(text));
             assert!(place("198.51.100.0/24") < place("hostgw-agent"), "{rules}");
-            assert_eq!(ours(worker1, program), 2, "{rules}");
-            // Where it goes, so do ours.
+            assert_eq!(count_our_rules(worker1, program), 2, "{rules}");
+            // If the rejecting rule is removed, our rules are removed, too.
             worker1.sh(&format!("{program} -F FORWARD")).ok();
             sleep(Duration::from_millis(1500));
-            assert_eq!(ours(worker1, program), 0);
+            assert_eq!(count_our_rules(worker1, program), 0);
         }
     }
 }
 
+// Long: a table of cases.
 #[test]
-fn chains_of_others_that_refuse_pods_are_said_with_what_opens_them() {
+fn foreign_chains_that_reject_pods_are_reported_with_a_command_that_admits_pods() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
@@ -442,42 +456,47 @@ fn chains_of_others_that_refuse_pods_are_said_with_what_opens_them() {
              add rule inet mine through ct state established,related accept; add rule inet mine through iifname lo accept'")
         .ok();
     let agents = agents(&nodes, Agent::start);
-    let drawn = pods(&lab, &nodes, Family::Ipv4);
+    let attached = pods(&lab, &nodes, Family::Ipv4);
     let status = || worker1.sh("/mnt/bin/hostgw-agent status --json").stdout;
     let command = "nft insert rule inet mine through ip saddr 10.10.0.0/16 accept; nft insert rule inet mine through ip daddr 10.10.0.0/16 accept";
-    wait_for(&format!("it is said: {}", status()), || {
-        status().contains(command)
-    });
+    wait_for(
+        &format!("the warning is in the status: {}", status()),
+        || status().contains(command),
+    );
     assert!(
         agents[1]
             .log()
             .contains("the nf_tables chain inet mine through refuses")
     );
-    let to = &drawn[3].addresses[0];
+    let to = &attached[3].addresses[0];
     assert!(
-        !drawn[1]
+        !attached[1]
             .pod
             .sh(&format!("busybox ping -c 1 -W 1 {to}"))
             .success
     );
     worker1.sh(command).ok();
-    assert!(drawn[1].pod.pings(to), "the command opens it");
-    wait_for("nothing is said any more", || {
+    assert!(
+        attached[1].pod.pings(to),
+        "the reported command admits pods"
+    );
+    wait_for("the warning is gone from the status", || {
         !status().contains("inet mine through")
     });
-    // A rule of iptables that forbids what pods send, for their addresses: not ready, and said.
+    // An iptables rule that drops packets from the pods' addresses: the node is not ready, and the
+    // status gives the reason.
     worker1
         .sh("iptables-nft -P FORWARD ACCEPT; iptables-nft -I FORWARD -s 10.10.0.0/16 -j DROP")
         .ok();
     wait_for(&status(), || {
-        status().contains("iptables refuses what goes from 10.10.1.0/24")
+        status().contains("iptables refuses packets from 10.10.1.0/24")
             && status().contains("\"ready\":false")
     });
     worker1
         .sh("iptables-nft -D FORWARD -s 10.10.0.0/16 -j DROP")
         .ok();
     wait_for("readiness", || status().contains("\"ready\":true"));
-    // As firewalld has it: the refusal is at the end of a chain that another leads to.
+    // As in firewalld: the rejecting rule is at the end of a chain to which another chain jumps.
     worker1
         .sh("nft 'add table inet firewalld; add chain inet firewalld filter_FWD_public; \
              add rule inet firewalld filter_FWD_public reject with icmpx admin-prohibited; \
@@ -493,12 +512,13 @@ fn chains_of_others_that_refuse_pods_are_said_with_what_opens_them() {
 }
 
 #[test]
-fn flannels_blackholes_go_with_its_rules() {
+fn flannels_blackhole_routes_are_removed_together_with_its_rules() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Dual);
     lab.write("cluster.json", cluster(Family::Dual, &[]));
     let worker1 = &nodes[1];
-    // As flanneld's --ip-blackhole-route leaves them: of this node's subnet, and of one that it had before.
+    // Routes as flanneld's --ip-blackhole-route leaves them: for this node's subnet, and for a
+    // subnet that the node had before.
     let put = "ip route add blackhole 10.10.1.0/24; ip route add blackhole 10.10.77.0/24; \
                ip -6 route add blackhole fd00:10:10:77::/64; ip route add blackhole 198.51.100.0/24";
     let blackholes = || {
@@ -516,29 +536,32 @@ fn flannels_blackholes_go_with_its_rules() {
         .sh(&format!("nft add table ip flannel-ipv4; {put}"))
         .ok();
     let agent = Agent::start(worker1, &["--cluster=/mnt/cluster.json"]);
-    wait_for(&format!("they go: {}", agent.log()), || {
-        blackholes() == ["198.51.100.0/24"]
-    });
-    // Without its rules nobody knows that it was here; cleanup is told.
+    wait_for(
+        &format!("the blackhole routes are removed: {}", agent.log()),
+        || blackholes() == ["198.51.100.0/24"],
+    );
+    // Without flannel's rules, the agent cannot know that flannel ran here. `cleanup --flannel`
+    // states it explicitly.
     worker1
         .sh("ip route add blackhole 10.10.77.0/24; ip -6 route add blackhole fd00:10:10:77::/64")
         .ok();
     sleep(Duration::from_millis(500));
     assert_eq!(blackholes().len(), 3);
     assert!(agent.stop());
-    let said = worker1.sh("/mnt/bin/hostgw-agent cleanup --flannel").ok();
-    assert_eq!(blackholes(), ["198.51.100.0/24"], "{said}");
+    let output = worker1.sh("/mnt/bin/hostgw-agent cleanup --flannel").ok();
+    assert_eq!(blackholes(), ["198.51.100.0/24"], "{output}");
 }
 
+// Long: a table of cases.
 #[test]
-fn what_does_not_keep_pods_from_one_another_is_left_alone() {
+fn only_rules_that_block_traffic_between_pods_are_reported() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
     let worker1 = &nodes[1];
     let _agents = agents(&nodes, Agent::start);
-    let drawn = pods(&lab, &nodes, Family::Ipv4);
-    let to = &drawn[3].addresses[0];
+    let attached = pods(&lab, &nodes, Family::Ipv4);
+    let to = &attached[3].addresses[0];
     let status = || worker1.sh("/mnt/bin/hostgw-agent status --json").stdout;
     let nft = |rules: &str| {
         format!(
@@ -549,10 +572,10 @@ fn what_does_not_keep_pods_from_one_another_is_left_alone() {
     };
     let undo = "nft delete table inet mine 2>/dev/null; iptables-nft -F; iptables-nft -X; iptables-nft -P FORWARD ACCEPT";
     for (rules, pings) in [
-        // Somebody's wish about one pod.
+        // Rules that drop packets of single pods on purpose.
         ("iptables-nft -A FORWARD -s 10.10.1.77/32 -j DROP; iptables-nft -A FORWARD -d 10.10.0.2/32 -j DROP".to_owned(), true),
         ("iptables-nft -A FORWARD -s 10.10.1.2/32 -j DROP".to_owned(), true),
-        // Pods are let through before what refuses.
+        // Rules that accept pods before the rejecting rule.
         (
             "iptables-nft -N A; iptables-nft -A A -s 10.10.0.0/16 -j RETURN; iptables-nft -A A -d 10.10.0.0/16 -j RETURN; \
              iptables-nft -A A -j DROP; iptables-nft -A FORWARD -j A; iptables-nft -A FORWARD -d 192.168.2.1 -j DROP"
@@ -574,13 +597,13 @@ fn what_does_not_keep_pods_from_one_another_is_left_alone() {
     ] {
         worker1.sh(&rules).ok();
         sleep(Duration::from_millis(1200));
-        assert_eq!(drawn[1].pod.pings(to), pings, "{rules}");
-        let said = status();
-        assert!(said.contains("\"ready\":true") && said.contains("\"warnings\":[]"), "{rules}: {said}");
-        assert_eq!(ours(worker1, "iptables-nft"), 0, "{rules}");
+        assert_eq!(attached[1].pod.pings(to), pings, "{rules}");
+        let output = status();
+        assert!(output.contains("\"ready\":true") && output.contains("\"warnings\":[]"), "{rules}: {output}");
+        assert_eq!(count_our_rules(worker1, "iptables-nft"), 0, "{rules}");
         worker1.sh(undo).ok();
     }
-    // What does is said, in whatever words.
+    // Rules that do block pods are reported, in whatever form they are written.
     for rules in [
         nft("add iifname { \"docker0\" } accept"),
         nft("add ip saddr { 172.16.0.0/12, 192.168.0.0/16 } accept"),
@@ -592,23 +615,23 @@ fn what_does_not_keep_pods_from_one_another_is_left_alone() {
             status().contains("inet mine through refuses")
         });
         assert!(
-            !drawn[1]
+            !attached[1]
                 .pod
                 .sh(&format!("busybox ping -c 1 -W 1 {to}"))
                 .success,
             "{rules}"
         );
         worker1.sh(undo).ok();
-        wait_for("nothing is said any more", || {
+        wait_for("the warning is gone from the status", || {
             status().contains("\"warnings\":[]")
         });
     }
-    // One peer of several, by its addresses.
+    // A rule that blocks one of several peers, by its addresses.
     worker1
         .sh("iptables-nft -A FORWARD -d 10.10.2.0/24 -j DROP")
         .ok();
     wait_for(&status(), || {
-        status().contains("iptables refuses what goes from 10.10.1.0/24 to 10.10.2.0/24")
+        status().contains("iptables refuses packets from 10.10.1.0/24 to 10.10.2.0/24")
     });
     assert!(status().contains("\"ready\":true"));
 }

@@ -1,4 +1,4 @@
-//! Beside the real flanneld, in one cluster, and in its place.
+//! The agent together with the real flanneld in one cluster, and as its replacement.
 
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -36,7 +36,7 @@ fn network(family: Family, uses_nftables: bool) -> Value {
 
 fn start(node: &Node<'_>, etcd: &Etcd<'_>) -> Agent {
     let url = format!("--etcd-endpoints={}", etcd.url());
-    // flanneld's own command line.
+    // This is flanneld's own command line.
     Agent::start(node, &[&url, "--iface=enp0s5", "--ip-masq"])
 }
 
@@ -51,9 +51,9 @@ fn wait_for_file(node: &Node<'_>, log: impl Fn() -> String) {
     panic!("no subnet file on {}: {}", node.name, log());
 }
 
-/// A pod of a node with flanneld: `bridge` and `host-local` with what flannel's plugin renders of
-/// the subnet file.
-fn flannels_pod<'a>(node: &'a Node<'a>) -> (Pod<'a>, Vec<String>) {
+/// Adds a pod on a node with flanneld: the plugins `bridge` and `host-local`, with the
+/// configuration that the flannel plugin derives from the subnet file.
+fn flannel_pod<'a>(node: &'a Node<'a>) -> (Pod<'a>, Vec<String>) {
     let file = std::fs::read_to_string(node.path("/run/flannel/subnet.env")).expect("written");
     let value = |key: &str| {
         file.lines()
@@ -90,7 +90,7 @@ fn our_pod<'a>(lab: &Lab, node: &'a Node<'a>) -> (Pod<'a>, Vec<String>) {
 }
 
 #[test]
-fn one_node_with_flanneld_and_two_of_ours_are_one_cluster() {
+fn flanneld_and_our_agents_form_one_cluster_on_etcd() {
     for family in [Family::Ipv4, Family::Dual] {
         let lab = Lab::new();
         let nodes = nodes(&lab);
@@ -103,7 +103,7 @@ fn one_node_with_flanneld_and_two_of_ours_are_one_cluster() {
         for (node, agent) in nodes[1..].iter().zip(&agents) {
             wait_for_file(node, || agent.log());
         }
-        // One form of lease, whoever wrote it.
+        // All leases have the same format, no matter which agent wrote them.
         let leases = etcd.leases();
         assert_eq!(leases.len(), 3, "{leases:?}");
         for (_, host) in HOSTS {
@@ -121,7 +121,7 @@ fn one_node_with_flanneld_and_two_of_ours_are_one_cluster() {
             );
         }
         let pods = [
-            flannels_pod(&nodes[0]),
+            flannel_pod(&nodes[0]),
             our_pod(&lab, &nodes[1]),
             our_pod(&lab, &nodes[2]),
         ];
@@ -144,7 +144,7 @@ fn one_node_with_flanneld_and_two_of_ours_are_one_cluster() {
     }
 }
 
-/// Pings ten times a second until it is stopped.
+/// A ping that runs ten times a second until it is stopped.
 struct Pings(Child);
 
 impl Pings {
@@ -161,15 +161,15 @@ impl Pings {
         Self(child)
     }
 
-    /// How many were sent, and how many were answered.
+    /// Returns the number of packets sent and the number of answers.
     fn stop(mut self) -> (u32, u32) {
         let pid = i32::try_from(self.0.id())
             .ok()
             .and_then(rustix::process::Pid::from_raw);
-        let pid = pid.expect("a child has an id");
+        let pid = pid.expect("a child process has an id");
         rustix::process::kill_process(pid, rustix::process::Signal::INT).ok();
-        let text =
-            std::io::read_to_string(self.0.stdout.take().expect("it is piped")).expect("text");
+        let text = std::io::read_to_string(self.0.stdout.take().expect("the stream is piped"))
+            .expect("text");
         drop(self.0.wait());
         let line = text
             .lines()
@@ -183,8 +183,8 @@ impl Pings {
     }
 }
 
-/// All of flannel's rules on a node, in each of the places where they may be.
-fn flannels_rules(node: &Node<'_>) -> String {
+/// Returns all rules of flannel on a node, from every place where they may be.
+fn flannel_rules(node: &Node<'_>) -> String {
     node.sh(
         "nft list ruleset | grep -i flannel; iptables-save | grep -i flannel; ip6tables-save | grep -i flannel; \
          iptables-legacy-save | grep -i flannel; ip6tables-legacy-save | grep -i flannel",
@@ -192,8 +192,36 @@ fn flannels_rules(node: &Node<'_>) -> String {
     .stdout
 }
 
+/// Installs the programs of legacy iptables first in flanneld's PATH, under the names that flanneld
+/// runs.
+fn put_legacy_first(node: &Node<'_>) {
+    node.sh(
+        "mkdir -p /mnt/first && cd /mnt/first && for six in '' 6; do for way in '' -save -restore; do \
+         ln -s /usr/sbin/ip${six}tables-legacy$way ip${six}tables$way; done; done",
+    )
+    .ok();
+}
+
+/// Waits until our rules and routes have replaced flannel's, and the stale route is gone.
+fn wait_until_taken_over(node: &Node<'_>, agent: &Agent, mode: &str) {
+    agent.wait_for_log("wrote table inet hostgw");
+    let what = format!("{mode}: flannel's rules are removed: {}", agent.log());
+    wait_for(&what, || flannel_rules(node).is_empty());
+    wait_for(
+        &format!("{mode}: flannel's routes have become ours"),
+        || {
+            let routes = "ip route show proto 104; ip -6 route show proto 104";
+            node.sh(routes).ok().lines().count() == 2
+        },
+    );
+    let what = format!("{mode}: the stale route is removed: {}", agent.log());
+    let stale = "ip route show 10.10.200.0/24";
+    wait_for(&what, || node.sh(stale).ok().is_empty());
+}
+
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn a_node_changes_to_ours_and_back_while_its_pods_talk() {
+fn a_node_migrates_from_flanneld_and_back_while_pods_communicate() {
     for mode in ["iptables", "nftables", "legacy"] {
         let lab = Lab::new();
         let nodes = nodes(&lab);
@@ -201,12 +229,7 @@ fn a_node_changes_to_ours_and_back_while_its_pods_talk() {
         let etcd = Etcd::start(&store, "192.168.2.20");
         etcd.configure(&network(Family::Dual, mode == "nftables"));
         if mode == "legacy" {
-            // flanneld takes what is called iptables.
-            nodes[1].sh(
-                "mkdir -p /mnt/first && cd /mnt/first && for six in '' 6; do for way in '' -save -restore; do \
-                 ln -s /usr/sbin/ip${six}tables-legacy$way ip${six}tables$way; done; done",
-            )
-            .ok();
+            put_legacy_first(&nodes[1]);
         }
         let other = start(&nodes[2], &etcd);
         let flanneld = Flanneld::start(&nodes[1], &etcd, &["--ip-masq"]);
@@ -216,9 +239,9 @@ fn a_node_changes_to_ours_and_back_while_its_pods_talk() {
             .leases()
             .into_iter()
             .find(|(_, value)| value.contains("192.168.2.16"))
-            .expect("flanneld has one");
-        wait_for("flannel's rules", || !flannels_rules(&nodes[1]).is_empty());
-        let (near, _) = flannels_pod(&nodes[1]);
+            .expect("flanneld holds a lease");
+        wait_for("flannel's rules", || !flannel_rules(&nodes[1]).is_empty());
+        let (near, _) = flannel_pod(&nodes[1]);
         let (_far, addresses) = our_pod(&lab, &nodes[2]);
         for address in &addresses {
             wait_for("the pods reach each other", || {
@@ -226,7 +249,7 @@ fn a_node_changes_to_ours_and_back_while_its_pods_talk() {
                     .success
             });
         }
-        // What flanneld left of a node that is gone.
+        // A route that flanneld left for a node that no longer exists.
         nodes[1]
             .sh("ip route add 10.10.200.0/24 via 192.168.2.1 dev enp0s5")
             .ok();
@@ -237,32 +260,16 @@ fn a_node_changes_to_ours_and_back_while_its_pods_talk() {
         sleep(Duration::from_secs(1));
         flanneld.stop();
         let agent = start(&nodes[1], &etcd);
-        agent.wait_for_log("wrote the table inet hostgw");
-        wait_for(
-            &format!("{mode}: flannel's rules go: {}", agent.log()),
-            || flannels_rules(&nodes[1]).is_empty(),
-        );
-        let marked = || {
-            nodes[1]
-                .sh("ip route show proto 104; ip -6 route show proto 104")
-                .ok()
-                .lines()
-                .count()
-        };
-        wait_for(&format!("{mode}: its routes are ours"), || marked() == 2);
-        wait_for(
-            &format!("{mode}: what it left is gone: {}", agent.log()),
-            || nodes[1].sh("ip route show 10.10.200.0/24").ok().is_empty(),
-        );
+        wait_until_taken_over(&nodes[1], &agent, mode);
         let now = etcd.leases();
         assert!(now.contains(&lease), "the lease is the same: {now:?}");
         sleep(Duration::from_secs(1));
-        // And back.
+        // Then back to flanneld.
         assert!(agent.stop());
         let flanneld = Flanneld::start(&nodes[1], &etcd, &["--ip-masq"]);
         wait_for(
             &format!("{mode}: flannel's rules are back: {}", flanneld.log()),
-            || !flannels_rules(&nodes[1]).is_empty(),
+            || !flannel_rules(&nodes[1]).is_empty(),
         );
         sleep(Duration::from_secs(1));
         assert!(etcd.leases().contains(&lease));
@@ -274,12 +281,13 @@ fn a_node_changes_to_ours_and_back_while_its_pods_talk() {
             );
         }
         flanneld.stop();
-        both_can_be_taken_away(&nodes[1], mode);
+        cleanup_removes_both(&nodes[1], mode);
     }
 }
 
-/// Everything of the agent's and of flanneld's goes, and before that it is said.
-fn both_can_be_taken_away(node: &Node<'_>, mode: &str) {
+/// Checks that `cleanup --flannel` removes everything of the agent and of flanneld, and that
+/// `--dry-run` announces the same.
+fn cleanup_removes_both(node: &Node<'_>, mode: &str) {
     let cleanup = |more: &str| {
         node.sh(&format!("/mnt/bin/hostgw-agent cleanup --flannel {more}"))
             .ok()
@@ -303,16 +311,16 @@ fn both_can_be_taken_away(node: &Node<'_>, mode: &str) {
     assert_eq!(
         node.sh("ip route; ip -6 route; nft list ruleset").ok(),
         before,
-        "it was only said"
+        "a dry run changes nothing"
     );
     assert_eq!(cleanup(""), dry.replace("would remove", "removed"));
-    assert_eq!(flannels_rules(node), "");
+    assert_eq!(flannel_rules(node), "");
     let left = node.sh("ip route | grep via | grep -v default; ip -6 route | grep 'via fd00:192' | grep -v default; ls /run/flannel /var/lib/hostgw").stdout;
     assert_eq!(left, "/run/flannel:\n\n/var/lib/hostgw:\n");
-    assert_eq!(cleanup(""), "nothing is left\n");
+    assert_eq!(cleanup(""), "nothing to remove\n");
 }
 
-/// Starts ours on a node of an API server, with kube-flannel's own command line.
+/// Starts our agent on a node of an API server, with kube-flannel's own command line.
 fn start_on_kube(node: &Node<'_>, kube: &Kube<'_>) -> Agent {
     let kubeconfig = format!("--kubeconfig-file={}", kube.admin());
     let args = [
@@ -322,11 +330,43 @@ fn start_on_kube(node: &Node<'_>, kube: &Kube<'_>) -> Agent {
         "--iface=enp0s5",
         "--ip-masq",
     ];
-    Agent::start_in(node, &[("NODE_NAME", &node.name)], &args)
+    Agent::start_with_env(node, &[("NODE_NAME", &node.name)], &args)
 }
 
+/// Returns flannel's annotations of worker1 or worker2, as if both had worker2's address.
+fn flannel_annotations(kube: &Kube<'_>, node: &str) -> Vec<(String, String)> {
+    let object = kube.node(node);
+    let annotations = object["metadata"]["annotations"].as_object().cloned();
+    let all = annotations.into_iter().flatten();
+    let of_flannel = all.filter(|(key, _)| key.starts_with("flannel."));
+    of_flannel
+        .map(|(key, value)| {
+            let value = value.to_string();
+            (key, value.replace("::16", "::15").replace(".16", ".15"))
+        })
+        .collect()
+}
+
+/// Returns the routes of a node to the subnets of other nodes.
+fn routes(node: &Node<'_>) -> Vec<String> {
+    let ipv4 = picture::routes(&node.sh("ip route show root 10.10.0.0/16").ok());
+    let ipv6 = picture::routes(&node.sh("ip -6 route show root fd00:10:10::/48").ok());
+    let all = ipv4.into_iter().chain(ipv6);
+    all.filter(|route| !route.contains("cni0")).collect()
+}
+
+fn expected_routes(name: &str, family: Family) -> Vec<String> {
+    let ipv6 = if family.has_ipv6() {
+        picture::node_routes6(name, false)
+    } else {
+        Vec::new()
+    };
+    [picture::node_routes(name, false), ipv6].concat()
+}
+
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn nodes_of_kube_flannels_and_ours_share_a_cluster() {
+fn kube_flannel_and_our_agents_form_one_cluster_on_an_api_server() {
     for family in [Family::Ipv4, Family::Dual] {
         let lab = Lab::new();
         let nodes = nodes(&lab);
@@ -338,61 +378,25 @@ fn nodes_of_kube_flannels_and_ours_share_a_cluster() {
         wait_for_file(&nodes[1], || agents[1].log());
         wait_for_file(&nodes[2], || flanneld.log());
 
-        // Each has written what the other reads, and in the same words.
-        let words = |node: &str| {
-            let object = kube.node(node);
-            let annotations = object["metadata"]["annotations"].as_object().cloned();
-            let of_flannel = annotations
-                .into_iter()
-                .flatten()
-                .filter(|(key, _)| key.starts_with("flannel."))
-                .map(|(key, value)| {
-                    (
-                        key,
-                        value
-                            .to_string()
-                            .replace("::16", "::15")
-                            .replace(".16", ".15"),
-                    )
-                });
-            of_flannel.collect::<Vec<_>>()
-        };
+        // Both write the same annotations in the same form.
+        let words = |node: &str| flannel_annotations(&kube, node);
         wait_for("the annotations", || {
             words("worker1").len() == if family.has_ipv6() { 6 } else { 4 }
         });
         wait_for("flanneld's annotations", || {
             words("worker2") == words("worker1")
         });
-        let routes = |node: &Node<'_>| {
-            let ipv4 = picture::routes(&node.sh("ip route show root 10.10.0.0/16").ok());
-            let ipv6 = picture::routes(&node.sh("ip -6 route show root fd00:10:10::/48").ok());
-            let without_bridge = |route: &String| !route.contains("cni0");
-            let all: Vec<_> = ipv4
-                .into_iter()
-                .chain(ipv6)
-                .filter(without_bridge)
-                .collect();
-            all
-        };
-        let wanted = |name: &str| {
-            let ipv6 = if family.has_ipv6() {
-                picture::node_routes6(name, false)
-            } else {
-                Vec::new()
-            };
-            [picture::node_routes(name, false), ipv6].concat()
-        };
         for node in &nodes {
             wait_for(&format!("the routes of {}", node.name), || {
-                routes(node) == wanted(&node.name)
+                routes(node) == expected_routes(&node.name, family)
             });
         }
 
-        // Pods of both reach each other.
+        // Pods of both kinds of nodes reach each other.
         let chain = Chain::new(&lab, CNI_CONF);
         let ours = nodes[1].pod("ours");
         let our_addresses = chain.add(&ours, &Attachment::of(&ours)).addresses();
-        let (theirs, their_addresses) = flannels_pod(&nodes[2]);
+        let (theirs, their_addresses) = flannel_pod(&nodes[2]);
         for address in &their_addresses {
             assert!(ours.pings(address), "{address}");
         }
@@ -400,16 +404,17 @@ fn nodes_of_kube_flannels_and_ours_share_a_cluster() {
             assert!(theirs.pings(address), "{address}");
         }
 
-        // An address of ours changes, in one family alone; flanneld of two families overlooks that.
+        // The address of our node changes in an IPv4 cluster. In a dual-stack cluster, flanneld
+        // does not notice a change of one family only.
         if family == Family::Ipv4 {
             nodes[1].sh("ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.26/24 dev enp0s5; ip route add default via 192.168.2.1").ok();
-            wait_for("flanneld follows", || {
+            wait_for("flanneld has updated its route", || {
                 routes(&nodes[2]).contains(&"10.10.1.0/24 via 192.168.2.26 dev enp0s5".to_owned())
             });
             assert!(theirs.pings(&our_addresses[0]));
         }
 
-        // flanneld makes way for ours, and nothing changes for anybody.
+        // Our agent replaces flanneld, and nothing changes for pods or other nodes.
         let before = words("worker2");
         flanneld.stop();
         let agent = start_on_kube(&nodes[2], &kube);

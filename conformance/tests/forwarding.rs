@@ -1,4 +1,4 @@
-//! Forwarding is more than one switch: each interface has its own, and so have those to come.
+//! Forwarding has several switches: one for each interface, and one that new interfaces inherit.
 
 use std::process::Command;
 
@@ -30,7 +30,7 @@ const SETTINGS: [&str; 8] = [
 ];
 
 #[test]
-fn what_somebody_turns_off_is_turned_on_again_logged_and_counted() {
+fn forwarding_that_was_turned_off_is_restored_logged_and_counted() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Dual);
     let worker1 = &nodes[1];
@@ -43,7 +43,7 @@ fn what_somebody_turns_off_is_turned_on_again_logged_and_counted() {
     let plugin = Plugin::ours(&lab);
     let conf = json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw"});
     plugin.add(&worker1.pod("a"), &conf).ok();
-    wait_for("all are on", || {
+    wait_for("all settings are 1", || {
         SETTINGS.iter().all(|name| setting(worker1, name) == "1")
     });
     let mended = |node: &Node<'_>| {
@@ -57,8 +57,8 @@ fn what_somebody_turns_off_is_turned_on_again_logged_and_counted() {
         wait_for(&format!("{name} is on again: {}", agent.log()), || {
             setting(worker1, name) == "1"
         });
-        wait_for("it is counted", || mended(worker1) > before);
-        wait_for("all are", || {
+        wait_for("the correction is counted", || mended(worker1) > before);
+        wait_for("all settings are 1 again", || {
             SETTINGS.iter().all(|name| setting(worker1, name) == "1")
         });
     }
@@ -74,7 +74,7 @@ fn what_somebody_turns_off_is_turned_on_again_logged_and_counted() {
 }
 
 #[test]
-fn a_bridge_to_come_forwards_too() {
+fn a_bridge_created_later_forwards_too() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let worker1 = &nodes[1];
@@ -90,13 +90,13 @@ fn a_bridge_to_come_forwards_too() {
     assert_eq!(setting(worker1, "net/ipv4/conf/cni0/forwarding"), "1");
 }
 
-/// Has the node's `/proc/sys` be as it is in a container.
+/// Makes the node's `/proc/sys` read-only, as in a container.
 fn make_read_only(node: &Node<'_>) {
     node.sh("mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys")
         .ok();
 }
 
-/// Writes a setting from outside of that.
+/// Writes a sysctl from outside the node's mount namespace, where `/proc/sys` is writable.
 fn write(node: &Node<'_>, name: &str, value: &str) {
     let written = Command::new("nsenter")
         .args([
@@ -110,7 +110,7 @@ fn write(node: &Node<'_>, name: &str, value: &str) {
 }
 
 #[test]
-fn what_a_container_cannot_set_is_said_with_the_command() {
+fn settings_that_a_container_cannot_write_are_reported_with_the_command() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Dual);
     let worker1 = &nodes[1];

@@ -1,4 +1,4 @@
-//! GC: what no valid attachment explains is gone, and everything else is as it was.
+//! GC: it removes whatever belongs to no valid attachment, and leaves everything else unchanged.
 
 use conformance::{Attachment, Lab, Node, Plugin, wait_for};
 use serde_json::{Value, json};
@@ -21,8 +21,8 @@ fn with_valid(conf: &Value, key: &str, ids: &[&str]) -> Value {
     conf
 }
 
-/// The names of addresses, index entries, host veths, rules and scratch files.
-fn things(node: &Node<'_>) -> Vec<String> {
+/// Returns the names of reserved addresses, index entries, host veths, rules and scratch files.
+fn resources(node: &Node<'_>) -> Vec<String> {
     let listed = node
         .sh(
             "cd /var/lib/cni; ls networks/cbr0 networks/cbr0/.attachments flannel | grep -v last; \
@@ -32,9 +32,9 @@ fn things(node: &Node<'_>) -> Vec<String> {
     listed.lines().map(|line| line.trim().to_owned()).collect()
 }
 
-/// A node whose agent does not masquerade, with three pods of ours, and an address and a scratch
-/// file of the `flannel` plugin's.
-fn crowded<'a>(lab: &'a Lab, plugin: &Plugin, conf: &Value) -> Node<'a> {
+/// Returns a node whose agent does not masquerade, with three pods of our plugin, and with a
+/// reservation and a scratch file of the `flannel` plugin.
+fn node_with_pods<'a>(lab: &'a Lab, plugin: &Plugin, conf: &Value) -> Node<'a> {
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(false);
     for name in ["a", "b", "c"] {
@@ -55,17 +55,17 @@ fn crowded<'a>(lab: &'a Lab, plugin: &Plugin, conf: &Value) -> Node<'a> {
 }
 
 #[test]
-fn gc_takes_back_what_no_valid_attachment_explains() {
+fn gc_removes_everything_that_belongs_to_no_valid_attachment() {
     for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
         let lab = Lab::new();
         let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
-        let node = crowded(&lab, &plugin, &conf);
+        let node = node_with_pods(&lab, &plugin, &conf);
         assert_eq!(node.ports().len(), 3);
         let request = with_valid(&conf, key, &["a"]);
         let reply = plugin.call(&node, "GC", &Attachment::named(""), &request);
         assert!(reply.stderr.is_empty());
         assert_eq!(reply.ok(), Value::Null, "no output on success");
-        let left = things(&node);
+        let left = resources(&node);
         assert_eq!(node.ports().len(), 1, "{left:?}");
         for gone in [
             "10.10.1.3",
@@ -87,26 +87,29 @@ fn gc_takes_back_what_no_valid_attachment_explains() {
                 .any(|line| line.contains("masquerade-10.10.1.0-24"))
         );
         let inside = node.sh("ip -n a -o addr show dev eth0").ok();
-        assert!(inside.contains("10.10.1.2"), "the valid one lives");
-        // Again: nothing to do.
+        assert!(
+            inside.contains("10.10.1.2"),
+            "the valid attachment still has its address"
+        );
+        // A second GC has nothing to do.
         plugin
             .call(&node, "GC", &Attachment::named(""), &request)
             .ok();
-        assert_eq!(things(&node), left);
+        assert_eq!(resources(&node), left);
     }
 }
 
 #[test]
-fn null_means_that_none_is_valid() {
+fn null_valid_attachments_means_that_no_attachment_is_valid() {
     let lab = Lab::new();
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
-    let node = crowded(&lab, &plugin, &conf);
+    let node = node_with_pods(&lab, &plugin, &conf);
     let mut request = conf.clone();
     request["cni.dev/valid-attachments"] = Value::Null;
     plugin
         .call(&node, "GC", &Attachment::named(""), &request)
         .ok();
-    let left = things(&node);
+    let left = resources(&node);
     assert_eq!(
         left.iter().filter(|line| line.contains("10.10.1")).count(),
         0,
@@ -116,24 +119,25 @@ fn null_means_that_none_is_valid() {
     assert_eq!(
         node.sh("nft list ruleset").ok(),
         "",
-        "with the last pod go the rules"
+        "the rules are removed with the last pod"
     );
 }
 
 #[test]
-fn without_a_list_only_what_is_dead_goes() {
+fn without_valid_attachments_gc_removes_only_dead_attachments() {
     let lab = Lab::new();
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
-    let node = crowded(&lab, &plugin, &conf);
+    let node = node_with_pods(&lab, &plugin, &conf);
     node.sh(
         "ip netns delete b; touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/?:eth0",
     )
     .ok();
-    wait_for("the kernel takes the veth with the namespace", || {
-        node.ports().len() == 2
-    });
+    wait_for(
+        "the kernel deletes the veth together with the namespace",
+        || node.ports().len() == 2,
+    );
     plugin.call(&node, "GC", &Attachment::named(""), &conf).ok();
-    let left = things(&node);
+    let left = resources(&node);
     assert!(!left.contains(&"10.10.1.3".to_owned()), "{left:?}");
     for there in ["10.10.1.2", "10.10.1.4", "10.10.1.77"] {
         assert!(left.contains(&there.to_owned()), "{there}: {left:?}");
@@ -144,7 +148,7 @@ fn without_a_list_only_what_is_dead_goes() {
 fn gc_leaves_other_networks_alone() {
     let lab = Lab::new();
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
-    let node = crowded(&lab, &plugin, &conf);
+    let node = node_with_pods(&lab, &plugin, &conf);
     let other = json!({
         "cniVersion": "1.1.0", "name": "other", "type": "cni-hostgw", "isDefaultGateway": true, "ipMasq": true,
         "bridge": "cni1", "ipam": {"ranges": [[{"subnet": "10.20.1.0/24"}]]},
@@ -165,11 +169,11 @@ fn gc_leaves_other_networks_alone() {
 }
 
 #[test]
-fn gc_goes_on_after_a_failure_and_tells_of_all() {
+fn gc_continues_after_a_failure_and_reports_every_failure() {
     let lab = Lab::new();
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
-    let node = crowded(&lab, &plugin, &conf);
-    // Two files that cannot be removed: they are folders.
+    let node = node_with_pods(&lab, &plugin, &conf);
+    // Two reservations that cannot be removed, because they are directories.
     node.sh("cd /var/lib/cni/networks/cbr0; rm 10.10.1.77 10.10.1.78; mkdir 10.10.1.77 10.10.1.78")
         .ok();
     let request = with_valid(&conf, "cni.dev/valid-attachments", &["a"]);
@@ -177,10 +181,13 @@ fn gc_goes_on_after_a_failure_and_tells_of_all() {
         .call(&node, "GC", &Attachment::named(""), &request)
         .error();
     assert_eq!(code, 100, "{text}");
-    assert!(text.starts_with("2 of the things"), "{text}");
+    assert!(
+        text.starts_with("GC could not remove 2 resource(s)"),
+        "{text}"
+    );
     let said = "reservation in /var/lib/cni/networks/cbr0";
     assert_eq!(text.matches(said).count(), 2, "{text}");
-    let left = things(&node);
+    let left = resources(&node);
     assert!(
         !left.contains(&"10.10.1.3".to_owned()) && !left.contains(&"torn".to_owned()),
         "{left:?}"
@@ -189,7 +196,7 @@ fn gc_goes_on_after_a_failure_and_tells_of_all() {
 }
 
 #[test]
-fn a_hundred_orphans_go_in_one_step() {
+fn one_gc_removes_a_hundred_orphans() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
@@ -207,7 +214,7 @@ fn a_hundred_orphans_go_in_one_step() {
 }
 
 #[test]
-fn what_the_bridge_plugin_masqueraded_is_taken_away_with_its_pod() {
+fn masquerading_of_the_reference_plugin_is_removed_with_its_pod() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let (reference, ours) = (Plugin::reference("bridge"), Plugin::ours(&lab));
@@ -225,7 +232,7 @@ fn what_the_bridge_plugin_masqueraded_is_taken_away_with_its_pod() {
             .stdout
     };
     assert_eq!(jumps().trim(), "3");
-    // One by DEL, though its namespace is gone, and one by GC.
+    // One attachment is removed by DEL after its namespace was deleted, one by GC.
     node.sh("ip netns delete a").ok();
     ours.call(&node, "DEL", &Attachment::named("a"), &conf("cni-hostgw"))
         .ok();
@@ -240,7 +247,7 @@ fn what_the_bridge_plugin_masqueraded_is_taken_away_with_its_pod() {
 }
 
 #[test]
-fn a_data_dir_that_was_named_by_mistake_loses_nothing() {
+fn gc_deletes_no_unrelated_files_in_a_wrong_data_dir() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
@@ -270,7 +277,7 @@ fn a_data_dir_that_was_named_by_mistake_loses_nothing() {
 }
 
 #[test]
-fn a_pod_of_the_bridge_plugin_never_shares_its_address_after_gc() {
+fn gc_removes_a_reference_plugins_link_together_with_its_reservation() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let (reference, ours) = (Plugin::reference("bridge"), Plugin::ours(&lab));
@@ -287,32 +294,33 @@ fn a_pod_of_the_bridge_plugin_never_shares_its_address_after_gc() {
     let request = with_valid(&conf, "cni.dev/valid-attachments", &["valid"]);
     ours.call(&node, "GC", &Attachment::named(""), &request)
         .ok();
-    // Neither the address nor the link stays without the other.
+    // The reservation and the link are removed together, never only one of them.
     let held = node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists();
-    let has_it = theirs.sh("ip -o addr").ok().contains("10.10.1.2");
-    assert_eq!(held, has_it);
-    assert!(!held, "the runtime does not know it");
+    let pod_has_address = theirs.sh("ip -o addr").ok().contains("10.10.1.2");
+    assert_eq!(held, pod_has_address);
+    assert!(!held, "the attachment is not valid for the runtime");
     assert!(valid.pings("10.10.1.1") && valid.pings("fd00:10::1"));
     let pod = node.pod("new");
-    let asks = Attachment::of(&pod).with_args("IgnoreUnknown=1;IP=10.10.1.2");
-    ours.call(&node, "ADD", &asks, &conf).ok();
+    let request_address = Attachment::of(&pod).with_args("IgnoreUnknown=1;IP=10.10.1.2");
+    ours.call(&node, "ADD", &request_address, &conf).ok();
     assert!(valid.pings("10.10.1.2"));
 }
 
 #[test]
-fn gc_does_not_take_an_error_for_an_empty_store() {
+fn gc_does_not_mistake_an_error_for_an_empty_store() {
     let lab = Lab::new();
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
-    let node = crowded(&lab, &plugin, &conf);
+    let node = node_with_pods(&lab, &plugin, &conf);
     let request = with_valid(&conf, "cni.dev/valid-attachments", &["a", "b", "c"]);
-    // Each look at the store fails once: statx, openat and getdents64 with an error of the disk.
+    // Each access to the store fails once: each of these system calls returns a disk error.
     for call in ["statx", "openat", "getdents64", "flock", "read"] {
         for nth in 1..40 {
             let inject = format!("inject={call}:error=EIO:when={nth}");
             let mut command = node.command("strace");
             command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
             command.arg(&plugin.0);
-            let request = plugin.start_by(&mut command, "GC", &Attachment::named(""), &request);
+            let request =
+                plugin.start_with_command(&mut command, "GC", &Attachment::named(""), &request);
             request.end();
         }
     }
@@ -326,7 +334,7 @@ fn gc_does_not_take_an_error_for_an_empty_store() {
 }
 
 #[test]
-fn gc_takes_a_host_veth_that_an_add_was_killed_over() {
+fn gc_removes_the_host_veth_of_a_killed_add() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -338,14 +346,15 @@ fn gc_takes_a_host_veth_that_an_add_was_killed_over() {
             "cniVersion": "1.1.0", "name": name, "type": "cni-hostgw", "bridge": name, "ipam": ipam,
         });
         let pod = node.pod(name);
-        // Killed at each request to the kernel: between making the pair and writing its alias, too.
+        // ADD is killed at each of its requests to the kernel, also between the creation of the
+        // veth pair and the setting of its alias.
         for nth in 1..16 {
             let inject = format!("inject=sendto:signal=KILL:when={nth}");
             let mut command = node.command("strace");
             command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
             command.arg(&plugin.0);
             plugin
-                .start_by(&mut command, "ADD", &Attachment::of(&pod), &conf)
+                .start_with_command(&mut command, "ADD", &Attachment::of(&pod), &conf)
                 .end();
             let request = with_valid(&conf, "cni.dev/valid-attachments", &[]);
             plugin

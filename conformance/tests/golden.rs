@@ -1,8 +1,8 @@
-//! Results to the letter: of every version, in every family, in both forms.
+//! Results compared byte for byte, in every version, family and form.
 //!
-//! What a runtime gets is compared byte for byte with the files in `golden/`, and, where the
-//! reference knows the version, with what the reference gives. `GOLDEN=write` writes the files
-//! anew; what changed is then in the diff.
+//! The output of ADD is compared byte for byte with the files in `golden/`. If the reference
+//! supports the version, the result is also compared with the reference's. `GOLDEN=write` rewrites
+//! the files; the diff then shows what has changed.
 
 use std::fs;
 
@@ -38,7 +38,8 @@ fn bridge_form(version: &str, subnets: &[&str]) -> Value {
     })
 }
 
-/// flannel hands no `dns` on; neither form of ours loses it, and the stock one has none.
+/// flannel does not pass `dns` on to its delegate, and the stock form has no `dns`. Both forms of
+/// our plugin support it.
 fn flannel_form(version: &str) -> Value {
     json!({
         "cniVersion": version,
@@ -69,8 +70,8 @@ fn subnet_env(subnets: &[&str]) -> String {
     format!("{families}FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
 }
 
-/// What `plugin` prints on ADD on a node of its own.
-fn printed(plugin_of: impl Fn(&Lab) -> Plugin, conf: &Value, subnets: &[&str]) -> String {
+/// Returns what `plugin` prints for an ADD on a new node.
+fn add_output(plugin_of: impl Fn(&Lab) -> Plugin, conf: &Value, subnets: &[&str]) -> String {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write("/run/flannel/subnet.env", subnet_env(subnets));
@@ -79,8 +80,8 @@ fn printed(plugin_of: impl Fn(&Lab) -> Plugin, conf: &Value, subnets: &[&str]) -
     reply.text()
 }
 
-/// The result without what differs by nature: hardware addresses, the host veth's name, and
-/// `mtu`, which this reference does not send.
+/// Removes from a result what legitimately differs: hardware addresses, the host veth's name, and
+/// `mtu`, which this reference does not report.
 fn comparable(text: &str) -> Value {
     let mut result: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
     let mut none = Vec::new();
@@ -97,7 +98,7 @@ fn comparable(text: &str) -> Value {
 }
 
 #[test]
-fn results_are_to_the_letter_what_they_were_and_what_the_references_are() {
+fn results_match_the_golden_files_and_the_reference() {
     let folder = repository().join("conformance/golden");
     let is_writing = std::env::var("GOLDEN").is_ok_and(|value| value == "write");
     let mut wrong = Vec::new();
@@ -106,7 +107,7 @@ fn results_are_to_the_letter_what_they_were_and_what_the_references_are() {
             let bridge = bridge_form(version, subnets);
             for (form, conf) in [("bridge", &bridge), ("flannel", &flannel_form(version))] {
                 let name = format!("{version}-{family}-{form}.json");
-                let ours = printed(Plugin::ours, conf, subnets);
+                let ours = add_output(Plugin::ours, conf, subnets);
                 let path = folder.join(&name);
                 if is_writing {
                     fs::write(&path, &ours).expect("writes");
@@ -116,9 +117,9 @@ fn results_are_to_the_letter_what_they_were_and_what_the_references_are() {
                 if ours != golden {
                     wrong.push(format!("{name}: {ours}"));
                 }
-                // The newest reference that Debian has ends at 1.0.0.
+                // Debian's newest release of the reference supports versions up to 1.0.0.
                 if form == "bridge" && version != "1.1.0" {
-                    let theirs = printed(|_| Plugin::reference("bridge"), conf, subnets);
+                    let theirs = add_output(|_| Plugin::reference("bridge"), conf, subnets);
                     assert_eq!(comparable(&ours), comparable(&theirs), "{name}");
                 }
             }

@@ -1,4 +1,5 @@
-//! What is installed on a node, kept there, and taken away again.
+//! Installation on a node: what is installed, how the agent maintains it, and how it is
+//! uninstalled.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -7,9 +8,9 @@ use conformance::reference_picture::CNI_CONF;
 use conformance::{Agent, Attachment, Chain, Lab, Node, Output, dist, wait_for};
 use serde_json::Value;
 
-const PLACES: &str = "--cni-conf-dir=/run/net.d --cni-bin-dir=/run/opt";
+const DIRECTORY_FLAGS: &str = "--cni-conf-dir=/run/net.d --cni-bin-dir=/run/opt";
 
-/// A node with the agent's program and the plugin beside it.
+/// Returns a node with the executables of the agent and the plugin in one directory.
 fn node(lab: &Lab) -> Node<'_> {
     for name in ["hostgw-agent", "cni-hostgw"] {
         lab.install(&dist().join(name), &format!("bin/{name}"));
@@ -22,7 +23,7 @@ fn node(lab: &Lab) -> Node<'_> {
 
 fn agent(node: &Node<'_>, more: &[&str]) -> Agent {
     let mut args = vec!["--cluster=/mnt/cluster.json"];
-    args.extend(PLACES.split(' ').chain(more.iter().copied()));
+    args.extend(DIRECTORY_FLAGS.split(' ').chain(more.iter().copied()));
     Agent::start(node, &args)
 }
 
@@ -38,11 +39,12 @@ fn list(node: &Node<'_>, path: &str) -> Value {
     serde_json::from_str(&read(node, path)).unwrap_or_default()
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn what_is_installed_is_undone_exactly() {
+fn uninstall_restores_the_previous_state() {
     let lab = Lab::new();
     let node = node(&lab);
-    // A plugin of an earlier time is in use, and somebody's list sorts first.
+    // An older plugin is in use, and a foreign list sorts before ours.
     node.write(
         "/run/opt/cni-hostgw",
         "#!/bin/sh\necho old; sleep 1; echo still",
@@ -51,7 +53,7 @@ fn what_is_installed_is_undone_exactly() {
     node.write("/run/net.d/05-other.conf", "{}");
     let old = node.command("/run/opt/cni-hostgw").output();
 
-    let before = run(&node, &format!("install {PLACES} --wait=300ms"));
+    let before = run(&node, &format!("install {DIRECTORY_FLAGS} --wait=300ms"));
     assert!(!before.success);
     assert!(
         before.stderr.contains("/run/flannel/subnet.env"),
@@ -76,20 +78,20 @@ fn what_is_installed_is_undone_exactly() {
     let old = old.expect("it was started").stdout;
     assert_eq!(String::from_utf8_lossy(&old), "old\nstill\n");
 
-    let runs = agent(&node, &[]);
-    let done = run(&node, &format!("install {PLACES}"));
+    let running_agent = agent(&node, &[]);
+    let done = run(&node, &format!("install {DIRECTORY_FLAGS}"));
     assert!(
         done.stderr
-            .contains("/run/net.d/05-other.conf sorts before ours"),
+            .contains("/run/net.d/05-other.conf sorts before our CNI configuration"),
         "{}",
         done.stderr
     );
     assert_eq!(done.ok(), "installed /run/net.d/10-cni-hostgw.conflist\n");
-    // What is right is not touched.
+    // Files that are already right are not touched.
     let inode = fs::metadata(&plugin).expect("it is there").ino();
-    assert_eq!(run(&node, &format!("install {PLACES}")).ok(), "");
+    assert_eq!(run(&node, &format!("install {DIRECTORY_FLAGS}")).ok(), "");
     assert_eq!(fs::metadata(&plugin).expect("it is there").ino(), inode);
-    // It does what it is there for.
+    // The installed plugin works.
     let chain = Chain::new(&lab, &read(&node, "/run/net.d/10-cni-hostgw.conflist"));
     let pod = node.pod("a");
     chain.add(&pod, &Attachment::of(&pod)).ok();
@@ -102,11 +104,11 @@ fn what_is_installed_is_undone_exactly() {
         "{}",
         refused.stderr
     );
-    assert!(runs.stop());
+    assert!(running_agent.stop());
     let said = run(&node, "uninstall").ok();
     assert_eq!(
         said,
-        "removed /run/net.d/10-cni-hostgw.conflist\nput back /run/opt/cni-hostgw as it was\n"
+        "removed /run/net.d/10-cni-hostgw.conflist\nrestored /run/opt/cni-hostgw\n"
     );
     assert!(read(&node, "/run/opt/cni-hostgw").starts_with("#!/bin/sh\necho old"));
     assert_eq!(node.sh("ls /run/net.d").ok(), "05-other.conf\n");
@@ -114,12 +116,12 @@ fn what_is_installed_is_undone_exactly() {
     assert_eq!(
         run(&node, "uninstall").ok(),
         "",
-        "there is nothing more to undo"
+        "nothing is left to uninstall"
     );
 }
 
 #[test]
-fn flannels_list_makes_way_in_one_step_and_comes_back() {
+fn flannels_list_is_replaced_atomically_and_restored() {
     let lab = Lab::new();
     let node = node(&lab);
     let flannels = CNI_CONF.replace(
@@ -129,33 +131,34 @@ fn flannels_list_makes_way_in_one_step_and_comes_back() {
     assert_ne!(flannels, CNI_CONF);
     node.write("/run/net.d/10-flannel.conflist", &flannels);
     node.sh("chmod 600 /run/net.d/10-flannel.conflist").ok();
-    // One that has another name would forget the pods that are there.
+    // A list with another network name would not find the existing pods' reservations.
     lab.write("other.conflist", CNI_CONF.replace("cbr0", "pods"));
-    let runs = agent(
+    let running_agent = agent(
         &node,
         &["--take-over-flannel", "--cni-conf=/mnt/other.conflist"],
     );
-    runs.wait_for_log("name is \"pods\"");
-    runs.wait_for_log("\"cbr0\" of /run/net.d/10-flannel.conflist");
+    running_agent.wait_for_log("name is \"pods\"");
+    running_agent.wait_for_log("\"cbr0\" of /run/net.d/10-flannel.conflist");
     assert_eq!(read(&node, "/run/net.d/10-flannel.conflist"), flannels);
     let status: Value = run(&node, "status --json").json();
     assert_eq!(
         status["ready"], false,
         "pods would be attached by another plugin"
     );
-    assert!(runs.stop());
+    assert!(running_agent.stop());
 
-    // Without being asked to, ours stands beside theirs.
+    // Without `--take-over-flannel`, our list is installed in addition to flannel's.
     lab.write("ours.conflist", CNI_CONF);
-    let runs = agent(&node, &["--cni-conf=/mnt/ours.conflist"]);
+    let running_agent = agent(&node, &["--cni-conf=/mnt/ours.conflist"]);
     let names = || node.sh("ls /run/net.d").ok();
     wait_for("our list", || {
         names() == "10-cni-hostgw.conflist\n10-flannel.conflist\n"
     });
-    assert!(runs.stop());
+    assert!(running_agent.stop());
 
-    // Theirs with our plugin keeps what they had said, and there is no other.
-    let runs = agent(&node, &["--take-over-flannel"]);
+    // With `--take-over-flannel`, flannel's list gets our plugin and retains its other settings,
+    // and there is no second list.
+    let running_agent = agent(&node, &["--take-over-flannel"]);
     let ours = || list(&node, "/run/net.d/10-flannel.conflist");
     wait_for("flannel's list is ours", || {
         ours()["plugins"][0]["type"] == "cni-hostgw"
@@ -163,7 +166,7 @@ fn flannels_list_makes_way_in_one_step_and_comes_back() {
     assert_eq!(ours()["plugins"][0]["delegate"]["mtu"], 1400);
     assert_eq!(ours()["name"], "cbr0");
     wait_for("one list", || names() == "10-flannel.conflist\n");
-    assert!(runs.stop());
+    assert!(running_agent.stop());
     run(&node, "uninstall").ok();
     assert_eq!(read(&node, "/run/net.d/10-flannel.conflist"), flannels);
     let mode = node.sh("stat -c %a /run/net.d/10-flannel.conflist").ok();
@@ -171,8 +174,9 @@ fn flannels_list_makes_way_in_one_step_and_comes_back() {
     assert!(!node.path("/run/opt/cni-hostgw").exists());
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn an_agent_keeps_what_it_installed() {
+fn an_agent_reinstalls_removed_files_and_follows_changes_of_its_list() {
     let lab = Lab::new();
     let node = node(&lab);
     lab.write(
@@ -183,20 +187,21 @@ fn an_agent_keeps_what_it_installed() {
         "cluster.json",
         r#"{"network": {"Network": "10.10.0.0/16"}, "nodes": []}"#,
     );
-    let runs = agent(&node, &["--cni-conf=/mnt/cni-conf.json"]);
+    let running_agent = agent(&node, &["--cni-conf=/mnt/cni-conf.json"]);
     let path = "/run/net.d/10-cni-hostgw.conflist";
-    wait_for("the plugin is there", || {
+    wait_for("the plugin is installed", || {
         node.path("/run/opt/cni-hostgw").exists()
     });
-    // There is no subnet yet.
-    runs.wait_for_log("no node has one of this node's addresses");
+    // The node has no subnet yet, so the list is not installed.
+    running_agent.wait_for_log("no node has one of this node's addresses");
     assert!(!node.path(path).exists());
     let cluster = r#"{"network": {"Network": "10.10.0.0/16"}, "nodes": [
         {"name": "worker1", "publicIP": "192.168.2.16", "subnet": "10.10.1.0/24"}]}"#;
     lab.write("cluster.json", cluster);
-    wait_for("the list is there", || node.path(path).exists());
+    wait_for("the list is installed", || node.path(path).exists());
     assert!(node.path("/run/flannel/subnet.env").exists());
-    // A package's upgrade takes the plugin along, and an edit of the list is followed.
+    // A package upgrade has removed the plugin and the list, and the list is edited: the agent
+    // reinstalls both.
     node.sh(&format!("rm /run/opt/cni-hostgw {path}")).ok();
     let later = CNI_CONF.replace("\"flannel\"", "\"cni-hostgw\", \"mtu\": 1400");
     lab.write("cni-conf.json", later);
@@ -206,21 +211,26 @@ fn an_agent_keeps_what_it_installed() {
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    assert!(node.path("/run/opt/cni-hostgw").exists(), "{}", runs.log());
+    assert!(
+        node.path("/run/opt/cni-hostgw").exists(),
+        "{}",
+        running_agent.log()
+    );
     assert_eq!(list(&node, path)["plugins"][0]["mtu"], 1400);
-    // What is broken is not installed.
+    // An invalid list is not installed.
     lab.write("cni-conf.json", "{\"name\": \"cbr0\"}");
-    runs.wait_for_log("/mnt/cni-conf.json (--cni-conf): cniVersion is missing");
+    running_agent.wait_for_log("/mnt/cni-conf.json (--cni-conf): cniVersion is missing");
     assert_eq!(list(&node, path)["plugins"][0]["mtu"], 1400);
-    assert!(runs.stop());
-    // What somebody changed afterwards is his.
+    assert!(running_agent.stop());
+    // A file that someone changed after the installation is left alone.
     node.sh(&format!("echo >>{path}")).ok();
     let said = run(&node, "uninstall").ok();
     assert!(
-        said.contains(&format!("left {path}: somebody changed it since")),
+        said.contains(&format!("left {path}: someone changed it since")),
         "{said}"
     );
-    // So it keeps its plugin, and is to be undone once it is his no more.
+    // The changed list still needs the plugin, so the plugin stays, too. Once the list is removed,
+    // `uninstall` removes the plugin.
     assert!(node.path(path).exists() && node.path("/run/opt/cni-hostgw").exists());
     node.sh(&format!("rm {path}")).ok();
     run(&node, "uninstall").ok();

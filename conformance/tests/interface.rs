@@ -1,11 +1,13 @@
-//! The interface to the other nodes: how it is told from others, and that it is followed.
+//! The interface to the other nodes: how the agent chooses it, and how the agent follows its
+//! changes.
 
 use std::fs;
 
 use conformance::{Agent, Etcd, Lab, Node, wait_for};
 use serde_json::{Value, json};
 
-/// A node with two interfaces, and a store with a lease of another node on each one's link.
+/// Runs a test with a node that has two interfaces, and an etcd with a lease of another node on
+/// each interface's link.
 fn in_lab(test: impl FnOnce(&Lab, &Node<'_>, &Etcd<'_>)) {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
@@ -24,7 +26,7 @@ fn start(node: &Node<'_>, etcd: &Etcd<'_>, more: &[&str]) -> Agent {
     Agent::start(node, &[&[url.as_str()], more].concat())
 }
 
-/// The address in this node's lease.
+/// Returns the public address in this node's lease.
 fn public(etcd: &Etcd<'_>) -> String {
     let value: Value = serde_json::from_str(&etcd.get("subnets/10.10.1.0-24")).unwrap_or_default();
     value["PublicIP"].as_str().unwrap_or_default().to_owned()
@@ -37,8 +39,9 @@ fn has_route(node: &Node<'_>, route: &str) -> bool {
         .any(|line| line.trim() == route)
 }
 
+// Long: a table of cases.
 #[test]
-fn it_is_told_in_flannels_order() {
+fn the_interface_is_chosen_in_flannels_order() {
     in_lab(|_lab, node, etcd| {
         for (args, address) in [
             (&[][..], "192.168.2.16"),
@@ -76,7 +79,7 @@ fn it_is_told_in_flannels_order() {
             assert!(agent.stop());
             node.sh("rm /run/hostgw-agent.log").ok();
         }
-        for (args, said) in [
+        for (args, expected) in [
             (
                 &["--iface=eth9", "--iface=10.0.0.1"][..],
                 r#"no interface is named "eth9" or "10.0.0.1" or has that address (--iface)"#,
@@ -91,11 +94,11 @@ fn it_is_told_in_flannels_order() {
             ),
             (
                 &["--iface=ens7", "--public-ip=192.168.2.16"],
-                "192.168.2.16 is not an address of interface ens7, and host-gw needs one that is",
+                "192.168.2.16 is not an address of interface ens7, but host-gw needs one of its addresses",
             ),
         ] {
             let agent = start(node, etcd, args);
-            agent.wait_for_log(said);
+            agent.wait_for_log(expected);
             assert!(agent.stop());
             node.sh("rm /run/hostgw-agent.log").ok();
         }
@@ -110,14 +113,16 @@ fn it_is_told_in_flannels_order() {
     });
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn what_happens_to_it_is_followed() {
+fn routes_lease_and_mtu_follow_changes_of_the_interface() {
     in_lab(|_lab, node, etcd| {
         let agent = start(node, etcd, &["--iface=enp0s5"]);
         let route = "10.10.2.0/24 via 192.168.2.15 dev enp0s5";
         wait_for("the route", || has_route(node, route));
         let lease = etcd.entry("subnets/10.10.1.0-24")["create_revision"].clone();
-        // Another address: the lease is this node's all the same, and says so.
+        // The node gets another address: the lease remains this node's and is updated with the new
+        // address.
         node.sh("ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.66/24 dev enp0s5")
             .ok();
         wait_for("the lease has the new address", || {
@@ -126,11 +131,11 @@ fn what_happens_to_it_is_followed() {
         assert_eq!(
             etcd.entry("subnets/10.10.1.0-24")["create_revision"],
             lease,
-            "in place"
+            "the key is updated in place"
         );
         wait_for("the route", || has_route(node, route));
-        agent.wait_for_log("the lease of 10.10.1.0-24 is for 192.168.2.66 now");
-        // Gone, and back with another number.
+        agent.wait_for_log("lease 10.10.1.0-24 now has the address 192.168.2.66");
+        // The interface is deleted, then created again with another index.
         let number = node.ip("link show enp0s5")[0]["ifindex"].clone();
         node.sh("ip link del enp0s5").ok();
         agent.wait_for_log(r#"no interface is named "enp0s5""#);
@@ -144,10 +149,10 @@ fn what_happens_to_it_is_followed() {
         assert_eq!(
             etcd.entry("subnets/10.10.1.0-24")["create_revision"],
             lease,
-            "in place"
+            "the key is updated in place"
         );
-        // One of several that has no address yet does not count, and another default route, as a
-        // VPN brings one, moves nobody.
+        // Of several `--iface` candidates, one without an address is skipped. A second default
+        // route, such as a VPN adds, does not change the chosen interface.
         assert!(agent.stop());
         node.sh("rm /run/hostgw-agent.log; ip link add tun0 type bridge; ip link set tun0 up")
             .ok();
@@ -162,12 +167,12 @@ fn what_happens_to_it_is_followed() {
             .ok();
         std::thread::sleep(std::time::Duration::from_millis(500));
         assert_eq!(public(etcd), "192.168.2.16");
-        // Its MTU is the pods'.
+        // The pods' MTU follows the interface's MTU.
         node.sh("ip link set enp0s5 mtu 1400").ok();
         let file = node.path("/run/flannel/subnet.env");
         wait_for("the subnet file follows", || {
             fs::read_to_string(&file)
-                .expect("always there")
+                .expect("the subnet file always exists")
                 .contains("FLANNEL_MTU=1400\n")
         });
     });
@@ -185,8 +190,8 @@ fn because(node: &Node<'_>) -> String {
         .to_owned()
 }
 
-/// Forgets everything but what etcd has, and that too.
-fn forget(node: &Node<'_>, etcd: &Etcd<'_>) {
+/// Deletes this node's lease in etcd, and all saved state on the node.
+fn delete_all_state(node: &Node<'_>, etcd: &Etcd<'_>) {
     etcd.ctl("del --prefix /coreos.com/network/subnets/10.10.1.0-24")
         .ok();
     node.sh("rm -rf /run/hostgw-agent.log /var/lib/hostgw /run/flannel")
@@ -194,7 +199,7 @@ fn forget(node: &Node<'_>, etcd: &Etcd<'_>) {
 }
 
 #[test]
-fn what_is_chosen_by_address_is_announced_by_that_address() {
+fn an_interface_chosen_by_address_is_announced_with_that_address() {
     in_lab(|_lab, node, etcd| {
         node.sh("ip addr add 10.64.3.16/24 dev enp0s5; ip addr add fd00:64::16/64 dev enp0s5 nodad; ip -6 route del default")
             .ok();
@@ -212,7 +217,7 @@ fn what_is_chosen_by_address_is_announced_by_that_address() {
             (
                 "--iface-can-reach=10.64.3.9",
                 "10.64.3.16",
-                "packets to 10.64.3.9 leave by it",
+                "packets to 10.64.3.9 leave through it",
             ),
             (
                 "--iface=enp0s5",
@@ -221,7 +226,7 @@ fn what_is_chosen_by_address_is_announced_by_that_address() {
             ),
             ("--iface-regex=^enp", "192.168.2.16", "its name matches"),
         ] {
-            forget(node, etcd);
+            delete_all_state(node, etcd);
             let agent = start(node, etcd, &[arg]);
             wait_for(arg, || public(etcd) == address);
             wait_for(&format!("{arg}: {}", because(node)), || {
@@ -229,7 +234,7 @@ fn what_is_chosen_by_address_is_announced_by_that_address() {
             });
             assert!(agent.stop());
         }
-        // The same in IPv6.
+        // The same for IPv6.
         etcd.ctl("del --prefix /coreos.com/network/subnets/").ok();
         etcd.configure(&json!({
             "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:10::/48",
@@ -254,12 +259,12 @@ fn what_is_chosen_by_address_is_announced_by_that_address() {
 }
 
 #[test]
-fn the_identity_does_not_follow_the_kernels_order() {
+fn the_announced_address_does_not_depend_on_the_kernels_order_of_addresses() {
     in_lab(|_lab, node, etcd| {
         let again = "ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.16/24 dev enp0s5; \
                      ip route replace default via 192.168.2.1";
-        // A virtual address on the interface, and the main one added again, while it runs and while it
-        // does not.
+        // Add a virtual address to the interface, and add the main address again, while the agent
+        // runs. The result is the same after a restart.
         node.sh("ip addr add 192.168.2.77/32 dev enp0s5").ok();
         let agent = start(node, etcd, &[]);
         wait_for("the lease", || public(etcd) == "192.168.2.16");
@@ -273,14 +278,14 @@ fn the_identity_does_not_follow_the_kernels_order() {
         });
         assert_eq!(public(etcd), "192.168.2.16");
         assert!(agent.stop());
-        // With nothing remembered, a virtual address is the last choice, and so is every other that does
-        // not last or is not this node's alone.
+        // Without saved state, a virtual address (/32) is the last choice, as are a link-local or
+        // deprecated address.
         for other in [
             "192.168.2.77/32",
             "169.254.7.7/16",
             "192.168.2.78/24 preferred_lft 0 valid_lft 600",
         ] {
-            forget(node, etcd);
+            delete_all_state(node, etcd);
             node.sh(&format!(
                 "ip addr flush dev enp0s5 scope global; ip addr add {other} dev enp0s5; \
                  ip addr add 192.168.2.16/24 dev enp0s5; ip route replace default via 192.168.2.1"
@@ -290,8 +295,8 @@ fn the_identity_does_not_follow_the_kernels_order() {
             wait_for(other, || public(etcd) == "192.168.2.16");
             assert!(agent.stop());
         }
-        // One that is alone is the one: clouds give a /32.
-        forget(node, etcd);
+        // If the interface has no other address, a /32 is used: some clouds assign a /32.
+        delete_all_state(node, etcd);
         node.sh(
             "ip addr flush dev enp0s5 scope global; ip addr add 192.168.2.77/32 dev enp0s5; \
                  ip route add 192.168.2.0/24 dev enp0s5; ip route replace default via 192.168.2.1",
@@ -299,19 +304,22 @@ fn the_identity_does_not_follow_the_kernels_order() {
         .ok();
         let agent = start(node, etcd, &[]);
         wait_for("the lease", || public(etcd) == "192.168.2.77");
-        // It stays while the interface has it, whatever better one comes.
+        // The announced address stays as long as the interface has it, even if a better address is
+        // added.
         node.sh("ip addr add 192.168.2.16/24 dev enp0s5").ok();
         std::thread::sleep(std::time::Duration::from_millis(700));
         assert_eq!(public(etcd), "192.168.2.77");
         node.sh("ip addr del 192.168.2.77/32 dev enp0s5; ip route replace default via 192.168.2.1")
             .ok();
-        wait_for("the lease follows", || public(etcd) == "192.168.2.16");
+        wait_for("the lease has the new address", || {
+            public(etcd) == "192.168.2.16"
+        });
         assert!(agent.stop());
     });
 }
 
 #[test]
-fn in_ipv6_the_first_address_stays_too() {
+fn in_ipv6_the_announced_address_also_stays_when_others_are_added() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["fd00:192:168:2::16/64"]);
     let store = lab.node("etcd", &["fd00:192:168:2::20/64"]);
@@ -342,15 +350,15 @@ fn in_ipv6_the_first_address_stays_too() {
         );
     }
     assert!(agent.stop());
-    // The kernel lists the newest first. Of those that are as good, that one is announced; a virtual one, an
-    // anycast one and those of the link are not.
+    // The kernel lists the newest address first. Of equally good addresses, the first in that list
+    // is announced. Virtual (/128), anycast and link-local addresses are not announced.
     etcd.ctl("del --prefix /coreos.com/network/subnets/").ok();
     node.sh("rm -rf /var/lib/hostgw /run/flannel /run/hostgw-agent.log; ip addr del fd00:192:168:2::78/64 dev enp0s5")
         .ok();
     let agent = start(&node, &etcd, &[]);
     wait_for("the lease", || public().contains("\"fd00:192:168:2::16\""));
     assert!(agent.stop());
-    // With an address of the link alone there is nothing to announce.
+    // With only a link-local address, there is nothing to announce.
     etcd.ctl("del --prefix /coreos.com/network/subnets/").ok();
     node.sh("rm -rf /var/lib/hostgw /run/flannel /run/hostgw-agent.log; ip -6 addr flush dev enp0s5 scope global; \
              ip -6 route replace fd00:192:168:2::/64 dev enp0s5; ip -6 route replace default via fd00:192:168:2::1 dev enp0s5")
@@ -361,35 +369,38 @@ fn in_ipv6_the_first_address_stays_too() {
 }
 
 #[test]
-fn lo_is_never_the_interface() {
+fn lo_is_never_chosen_as_the_interface() {
     in_lab(|_lab, node, etcd| {
         node.sh("ip addr add 10.255.0.1/32 dev lo").ok();
-        for (args, said) in [
+        for (args, expected) in [
             (
                 &["--iface=10.255.0.1"][..],
-                "lo is not the interface to the other nodes, although it has 10.255.0.1 (--iface)",
+                "lo is not used as the interface to the other nodes, although it has 10.255.0.1 (--iface)",
             ),
             (
                 &["--iface=lo"],
-                "lo is not the interface to the other nodes",
+                "lo is not used as the interface to the other nodes",
             ),
             (
                 &["--iface-regex=^10\\.255\\."],
-                "lo is not the interface to the other nodes",
+                "lo is not used as the interface to the other nodes",
             ),
             (
                 &["--public-ip=10.255.0.1"],
-                "lo is not the interface to the other nodes",
+                "lo is not used as the interface to the other nodes",
             ),
             (
                 &["--iface-can-reach=10.255.0.1"],
-                "lo is not the interface to the other nodes",
+                "lo is not used as the interface to the other nodes",
             ),
         ] {
-            forget(node, etcd);
+            delete_all_state(node, etcd);
             let agent = start(node, etcd, args);
-            agent.wait_for_log(said);
-            wait_for("the default route's", || public(etcd) == "192.168.2.16");
+            agent.wait_for_log(expected);
+            wait_for(
+                "the lease has the address of the default route's interface",
+                || public(etcd) == "192.168.2.16",
+            );
             let file = fs::read_to_string(node.path("/run/flannel/subnet.env"));
             wait_for("its MTU", || {
                 file.as_ref().is_ok_and(|file| file.contains("MTU=1500"))
@@ -405,13 +416,13 @@ fn lo_is_never_the_interface() {
 }
 
 #[test]
-fn a_default_route_in_parts_by_one_interface_is_one() {
+fn a_default_route_split_over_one_interface_counts_as_one() {
     in_lab(|_lab, node, etcd| {
         for routes in [
             "default nexthop via 192.168.2.1 nexthop via 192.168.2.2",
             "0.0.0.0/1 via 192.168.2.1; ip route add 128.0.0.0/1 via 192.168.2.1",
         ] {
-            forget(node, etcd);
+            delete_all_state(node, etcd);
             node.sh(&format!(
                 "ip route flush root 0.0.0.0/1; ip route del default; ip route add {routes}"
             ))
@@ -422,7 +433,7 @@ fn a_default_route_in_parts_by_one_interface_is_one() {
             });
             assert!(agent.stop());
         }
-        forget(node, etcd);
+        delete_all_state(node, etcd);
         node.sh("ip route del 0.0.0.0/1; ip route del 128.0.0.0/1; \
                  ip route add default nexthop via 192.168.2.1 nexthop via 172.16.5.1 dev ens7")
             .ok();
@@ -432,9 +443,9 @@ fn a_default_route_in_parts_by_one_interface_is_one() {
     });
 }
 
-/// Pings from a neighbour of the node's, with one each twentieth of a second; says how many were lost
-/// while `doing` was done.
-fn lost(lab: &Lab, node: &Node<'_>, doing: &str) -> usize {
+/// Pings a neighbour of the node twenty times a second while running the script `doing` on the
+/// node, and returns the number of lost packets.
+fn count_lost_pings(lab: &Lab, node: &Node<'_>, doing: &str) -> usize {
     let neighbour = lab.node("neighbour", &["192.168.2.15/24"]);
     neighbour.sh("ip addr add 10.10.2.1/24 dev lo").ok();
     node.sh("ip addr add 10.10.1.1/24 dev lo").ok();
@@ -454,20 +465,20 @@ fn lost(lab: &Lab, node: &Node<'_>, doing: &str) -> usize {
 }
 
 #[test]
-fn an_interface_that_becomes_another_is_followed_where_its_address_stays() {
+fn the_agent_follows_its_address_through_a_rename_or_into_a_bridge() {
     in_lab(|lab, node, etcd| {
         let agent = start(node, etcd, &["--iface=enp0s5"]);
         wait_for("the route", || {
             has_route(node, "10.10.2.0/24 via 192.168.2.15 dev enp0s5")
         });
-        // Renamed while it is up.
-        let count = lost(lab, node, "ip link set enp0s5 name lan0");
-        assert_eq!(count, 0, "lost while renamed");
-        wait_for("it is followed", || {
+        // Rename the interface while it is up.
+        let count = count_lost_pings(lab, node, "ip link set enp0s5 name lan0");
+        assert_eq!(count, 0, "packets lost during the rename");
+        wait_for("the agent follows the rename", || {
             status(node)["node"]["interface"] == "lan0"
         });
         assert!(
-            because(node).contains("it is the interface so far"),
+            because(node).contains("it was the interface before"),
             "{}",
             because(node)
         );
@@ -477,16 +488,16 @@ fn an_interface_that_becomes_another_is_followed_where_its_address_stays() {
                 .contains("no interface is named")
         );
         assert!(status(node)["ready"] == true, "{}", status(node));
-        // And after a restart.
+        // The same after a restart.
         assert!(agent.stop());
         let agent = start(node, etcd, &["--iface=enp0s5"]);
         wait_for("readiness", || status(node)["ready"] == true);
         assert_eq!(status(node)["node"]["interface"], "lan0");
         node.sh("ip link set lan0 name enp0s5").ok();
-        wait_for("it has its name again", || {
+        wait_for("the interface has its old name again", || {
             status(node)["node"]["interface"] == "enp0s5"
         });
-        // Into a bridge, and its address after it.
+        // Make the interface a port of a bridge, and move its address to the bridge.
         node.sh("ip link add br0 type bridge; ip link set br0 address $(cat /sys/class/net/enp0s5/address 2>/dev/null || \
                  ip -br link show enp0s5 | awk '{print $3}'); ip link set br0 up; ip link set enp0s5 master br0; \
                  ip addr add 192.168.2.16/24 dev br0; ip addr del 192.168.2.16/24 dev enp0s5; ip route replace default via 192.168.2.1 dev br0")
@@ -496,7 +507,7 @@ fn an_interface_that_becomes_another_is_followed_where_its_address_stays() {
         });
         assert_eq!(public(etcd), "192.168.2.16");
         wait_for("its reason", || {
-            because(node).starts_with("enp0s5 is a part of it: it is named")
+            because(node).starts_with("enp0s5 is a port of it: it is named")
         });
         assert!(agent.stop());
         // After a restart, too.
@@ -508,7 +519,7 @@ fn an_interface_that_becomes_another_is_followed_where_its_address_stays() {
 }
 
 #[test]
-fn of_two_interfaces_on_one_segment_the_chosen_one_is_used() {
+fn of_two_interfaces_on_one_link_the_chosen_one_is_used() {
     in_lab(|_lab, node, etcd| {
         node.plug("ens8", &["192.168.2.116/24"]);
         for (args, address, dev) in [
@@ -516,15 +527,16 @@ fn of_two_interfaces_on_one_segment_the_chosen_one_is_used() {
             (&["--iface=ens8"], "192.168.2.116", "ens8"),
             (&["--iface=192.168.2.116"], "192.168.2.116", "ens8"),
         ] {
-            forget(node, etcd);
+            delete_all_state(node, etcd);
             let agent = start(node, etcd, args);
             wait_for(&format!("{args:?}"), || public(etcd) == address);
             let route = format!("10.10.2.0/24 via 192.168.2.15 dev {dev}");
             wait_for(&route, || has_route(node, &route));
             assert!(agent.stop());
         }
-        // The default route changes to another candidate: the node stays where its address is.
-        forget(node, etcd);
+        // When the default route moves to another interface, the node stays with the interface that
+        // has its address.
+        delete_all_state(node, etcd);
         node.sh("ip route replace default via 192.168.2.1 dev enp0s5; ip route add default via 192.168.2.1 dev ens8 metric 50")
             .ok();
         let agent = start(node, etcd, &[]);
@@ -534,7 +546,7 @@ fn of_two_interfaces_on_one_segment_the_chosen_one_is_used() {
         std::thread::sleep(std::time::Duration::from_millis(700));
         assert_eq!(public(etcd), "192.168.2.16", "{}", agent.log());
         assert!(
-            because(node).contains("this node's address so far, 192.168.2.16"),
+            because(node).contains("this node's announced address, 192.168.2.16"),
             "{}",
             because(node)
         );
@@ -542,7 +554,7 @@ fn of_two_interfaces_on_one_segment_the_chosen_one_is_used() {
 }
 
 #[test]
-fn a_next_hop_off_the_link_is_routed_where_the_fabric_carries_it() {
+fn a_next_hop_that_is_not_on_the_link_is_routed_with_onlink() {
     in_lab(|_lab, node, etcd| {
         let far = json!({"PublicIP": "10.99.0.7", "PublicIPv6": null, "BackendType": "host-gw"});
         etcd.put("subnets/10.10.9.0-24", &far);
@@ -555,16 +567,16 @@ fn a_next_hop_off_the_link_is_routed_where_the_fabric_carries_it() {
         wait_for("the route", || {
             has_route(node, "10.10.9.0/24 via 10.99.0.7 dev enp0s5 onlink")
         });
-        // A route of its own says that it is on the link, too.
+        // Next hops that are on the link are routed without `onlink`.
         assert!(
             has_route(node, "10.10.2.0/24 via 192.168.2.15 dev enp0s5"),
-            "others are as ever"
+            "other routes are unchanged"
         );
     });
 }
 
 #[test]
-fn a_route_makes_a_next_hop_one_of_the_link() {
+fn a_next_hop_is_on_the_link_if_a_link_route_covers_it() {
     in_lab(|_lab, node, etcd| {
         let far = json!({"PublicIP": "10.99.0.7", "PublicIPv6": null, "BackendType": "host-gw"});
         etcd.put("subnets/10.10.9.0-24", &far);

@@ -1,9 +1,11 @@
-//! Address management: another plugin's, by the SPEC's delegation; and what `ipam` may ask for.
+//! Address management: delegation to other IPAM plugins as the SPEC defines it, and the options of
+//! `ipam`.
 
 use conformance::{Attachment, Lab, Node, Plugin, Pod, Server, wait_for};
 use serde_json::{Value, json};
 
-/// Both plugins take it; only the type differs, and `CNI_PATH` finds the IPAM plugin.
+/// Returns a configuration for both plugins. Only the plugin differs, and `CNI_PATH` finds the IPAM
+/// plugin.
 fn with_static(version: &str) -> Value {
     json!({
         "cniVersion": version,
@@ -23,7 +25,7 @@ fn with_static(version: &str) -> Value {
     })
 }
 
-/// An IPAM plugin that passes on to another and writes down what it was asked.
+/// Writes an IPAM plugin that records its requests and then runs the shell script `answer`.
 fn recorder(lab: &Lab, name: &str, answer: &str) {
     let script = format!(
         "#!/bin/sh\ncat > /run/stdin.$CNI_COMMAND\necho $CNI_COMMAND $CNI_CONTAINERID >> /run/verbs\n{answer}\n"
@@ -37,7 +39,7 @@ fn in_pod(pod: &Pod<'_>) -> String {
 }
 
 #[test]
-fn another_ipam_plugin_gives_the_addresses() {
+fn another_ipam_plugin_supplies_the_addresses() {
     let mut seen = Vec::new();
     for plugin_of in [
         |_: &Lab| Plugin::reference("bridge"),
@@ -50,17 +52,18 @@ fn another_ipam_plugin_gives_the_addresses() {
         let mut conf = with_static("1.0.0");
         let result = plugin.add(&pod, &conf).ok();
         assert_eq!(result["ips"][0]["address"], "10.30.1.9/24");
-        // The bridge that Debian has loses what an IPAM plugin says of name resolution.
+        // Debian's bridge plugin drops the `dns` of an IPAM plugin's result.
         let is_ours = plugin.0.ends_with("cni-hostgw");
         assert_eq!(result["dns"]["nameservers"][0] == "10.96.0.10", is_ours);
         let bridge = node.sh("ip -o addr show dev cni0").ok();
         assert!(bridge.contains("10.30.1.1/24"), "{bridge}");
         assert!(
             bridge.contains("fd00:30::1/64"),
-            "the subnet's first: {bridge}"
+            "the first address of the subnet: {bridge}"
         );
         assert!(pod.pings("10.30.1.1"));
-        // A host veth is called what each calls it; what the pod has is the same.
+        // The plugins name the host veth differently, but the addresses and routes in the pod are
+        // the same.
         let inside = in_pod(&pod);
         seen.push((result["ips"].clone(), result["routes"].clone(), inside));
         conf["prevResult"] = result;
@@ -74,7 +77,8 @@ fn another_ipam_plugin_gives_the_addresses() {
     assert_eq!(seen[0].0, seen[1].0);
     assert_eq!(seen[0].1, seen[1].1);
     let lines = |text: &str| -> Vec<String> {
-        // Ours says that IPv6 waits for no duplicate detection; theirs turns it off.
+        // Our plugin marks IPv6 addresses to skip duplicate address detection; the reference
+        // disables detection.
         let line = |line: &str| line.trim().replace(" flags 02", "");
         let mut lines: Vec<_> = text.lines().map(line).collect();
         lines.retain(|line| !line.contains("fe80"));
@@ -85,7 +89,7 @@ fn another_ipam_plugin_gives_the_addresses() {
 }
 
 #[test]
-fn every_verb_is_delegated_with_the_whole_configuration() {
+fn every_verb_passes_the_whole_configuration_to_the_ipam_plugin() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -105,7 +109,9 @@ fn every_verb_is_delegated_with_the_whole_configuration() {
     }
     conf["cni.dev/valid-attachments"] = json!([{"containerID": "b", "ifname": "eth0"}]);
     plugin.call(&node, "GC", &Attachment::of(&pod), &conf).ok();
-    let read = |name: &str| std::fs::read_to_string(node.path(name)).expect("was asked");
+    let read = |name: &str| {
+        std::fs::read_to_string(node.path(name)).expect("the IPAM plugin has been called")
+    };
     assert_eq!(
         read("/run/verbs"),
         "ADD a\nCHECK a\nSTATUS a\nDEL a\nGC a\n"
@@ -120,7 +126,7 @@ fn every_verb_is_delegated_with_the_whole_configuration() {
 }
 
 #[test]
-fn flannels_form_gives_the_other_plugin_what_flannel_gives() {
+fn in_flannels_form_the_ipam_plugin_gets_the_same_ranges_and_routes_as_from_flannel() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
@@ -132,7 +138,8 @@ fn flannels_form_gives_the_other_plugin_what_flannel_gives() {
         "ipam": {"type": "recorder", "routes": [{"dst": "192.168.99.0/24"}]},
     });
     Plugin::ours(&lab).add(&node.pod("a"), &conf).ok();
-    let stdin = std::fs::read_to_string(node.path("/run/stdin.ADD")).expect("was asked");
+    let stdin = std::fs::read_to_string(node.path("/run/stdin.ADD"))
+        .expect("the IPAM plugin has been called");
     let stdin: Value = serde_json::from_str(&stdin).expect("JSON");
     assert_eq!(
         stdin["ipam"],
@@ -144,8 +151,9 @@ fn flannels_form_gives_the_other_plugin_what_flannel_gives() {
     );
 }
 
+// Long: a table of cases.
 #[test]
-fn the_other_plugins_failures_are_passed_on_and_undone() {
+fn ipam_plugin_failures_are_reported_and_undone() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -163,16 +171,17 @@ fn the_other_plugins_failures_are_passed_on_and_undone() {
     assert_eq!(call("GC").error().0, 100);
     let (code, text) = call("STATUS").error();
     assert_eq!((code, text.as_str()), (50, "recorder: not yet; really"));
-    let verbs = std::fs::read_to_string(node.path("/run/verbs")).expect("was asked");
+    let verbs =
+        std::fs::read_to_string(node.path("/run/verbs")).expect("the IPAM plugin has been called");
     assert!(
         verbs.starts_with("ADD a\nDEL a\n"),
-        "a failed ADD is deleted: {verbs}"
+        "a failed ADD is followed by DEL: {verbs}"
     );
-    for (answer, said) in [
+    for (answer, expected) in [
         ("echo nonsense", "recorder: ADD; expected"),
         (
             "echo '{\"cniVersion\": \"1.1.0\"}'",
-            "recorder: ADD; its result has no addresses",
+            "recorder: ADD; the result has no addresses",
         ),
         (
             "echo oh dear; exit 3",
@@ -188,9 +197,9 @@ fn the_other_plugins_failures_are_passed_on_and_undone() {
         lab.make_executable("bin/recorder");
         let (code, text) = call("ADD").error();
         assert_eq!(code, 100, "{text}");
-        assert!(text.starts_with(said), "{said}: {text}");
+        assert!(text.starts_with(expected), "{expected}: {text}");
     }
-    // Ours fails behind it: no way to this gateway.
+    // After the IPAM plugin has succeeded, our plugin fails: this gateway is unreachable.
     let result = r#"{"cniVersion": "1.1.0", "ips": [{"address": "10.30.1.9/24"}],
         "routes": [{"dst": "10.99.0.0/16", "gw": "10.77.0.1"}]}"#;
     recorder(
@@ -204,7 +213,8 @@ fn the_other_plugins_failures_are_passed_on_and_undone() {
     lab.make_executable("bin/recorder");
     node.sh("rm /run/verbs").ok();
     assert_eq!(call("ADD").error().0, 100);
-    let verbs = std::fs::read_to_string(node.path("/run/verbs")).expect("was asked");
+    let verbs =
+        std::fs::read_to_string(node.path("/run/verbs")).expect("the IPAM plugin has been called");
     assert_eq!(verbs, "ADD a\nDEL a\n");
     assert!(node.ports().is_empty());
     let missing = plugin.call(&node, "ADD", &Attachment::of(&pod), &{
@@ -220,8 +230,9 @@ fn the_other_plugins_failures_are_passed_on_and_undone() {
     );
 }
 
+// Long: a table of cases.
 #[test]
-fn routes_have_what_they_ask_for() {
+fn route_options_take_effect() {
     let mut seen = Vec::new();
     for plugin_of in [
         |_: &Lab| Plugin::reference("bridge"),
@@ -240,7 +251,7 @@ fn routes_have_what_they_ask_for() {
         });
         let pod = node.pod("a");
         let plugin = plugin_of(&lab);
-        // What this reference does not know, it leaves out.
+        // Without the routes and options that this reference release does not know.
         let mut ours = conf.clone();
         if plugin.0.ends_with("cni-hostgw") {
             ours["ipam"]["routes"][3] = json!({"dst": "10.22.0.0/16", "gw": "10.10.1.8"});
@@ -280,12 +291,12 @@ fn routes_have_what_they_ask_for() {
     let theirs = seen[0].lines().next().unwrap_or_default().trim().to_owned();
     assert_eq!(
         theirs, "default via 10.10.1.1 dev eth0",
-        "they apply none of it"
+        "the reference applies none of the options"
     );
 }
 
 #[test]
-fn resolv_conf_becomes_the_results_dns() {
+fn resolv_conf_is_returned_as_the_dns_of_the_result() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write(
@@ -297,18 +308,18 @@ fn resolv_conf_becomes_the_results_dns() {
         "cniVersion": "1.0.0", "name": "cbr0", "type": "bridge",
         "ipam": {"type": "host-local", "subnet": "10.10.1.0/24", "resolvConf": "/run/resolv.conf"},
     });
-    // The bridge that Debian has loses it, so host-local is asked itself.
+    // Debian's bridge plugin drops `dns`, so host-local is called directly.
     let theirs = Plugin::reference("host-local").add(&node.pod("a"), &conf);
     let ours = Plugin::ours(&lab).add(&node.pod("b"), &conf).ok();
     assert_eq!(ours["dns"], theirs.ok()["dns"]);
     assert_eq!(ours["dns"]["search"], json!(["a.local", "b.local"]));
-    // The configuration's own word takes its place.
+    // `dns` in the network configuration replaces it.
     conf["dns"] = json!({"nameservers": ["10.96.0.53"]});
     let ours = Plugin::ours(&lab).add(&node.pod("c"), &conf).ok();
     assert_eq!(ours["dns"], conf["dns"]);
 }
 
-/// Whether `address` of pod `name` is still being looked for elsewhere.
+/// Returns true if duplicate address detection of pod `name` has not finished.
 fn is_tentative(node: &Node<'_>, name: &str) -> bool {
     node.sh(&format!(
         "ip -n {name} -6 -o addr show dev eth0 scope global"
@@ -318,7 +329,7 @@ fn is_tentative(node: &Node<'_>, name: &str) -> bool {
 }
 
 #[test]
-fn ipv6_does_not_wait_for_duplicate_detection_unless_it_is_asked_to() {
+fn ipv6_waits_for_duplicate_address_detection_only_if_enabledad_is_set() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["fd00:192:168:2::16/64"]);
     let plugin = Plugin::ours(&lab);
@@ -337,11 +348,17 @@ fn ipv6_does_not_wait_for_duplicate_detection_unless_it_is_asked_to() {
     node.sh(&format!("busybox ping -c 1 -W 1 {address}")).ok();
     conf["enabledad"] = json!(true);
     let (time, _) = timed("b", &conf);
-    // The kernel waits up to a second before it asks, and one after.
-    assert!(!is_tentative(&node, "b"), "ADD came back when it was over");
-    assert!(time >= 900, "detection takes its time: {time} ms");
+    // The kernel waits up to a second before it sends its solicitation, and one second after.
+    assert!(
+        !is_tentative(&node, "b"),
+        "ADD returns after duplicate address detection"
+    );
+    assert!(
+        time >= 900,
+        "duplicate address detection takes a second: {time} ms"
+    );
     assert!(time < 5000, "{time} ms");
-    // A duplicate is found, told, and taken back.
+    // A duplicate is detected, reported and undone.
     node.sh("ip -n a addr add fd00:10:10:1::99/64 dev eth0 nodad")
         .ok();
     let pod = node.pod("c");
@@ -361,17 +378,17 @@ fn ipv6_does_not_wait_for_duplicate_detection_unless_it_is_asked_to() {
 }
 
 #[test]
-fn check_right_after_add_takes_gateways_and_routes_as_they_can_be() {
+fn check_accepts_link_local_gateways_and_multipath_routes() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["fd00:192:168:2::16/64"]);
     let plugin = Plugin::ours(&lab);
     for (name, ipam) in [
-        // A gateway of the link, as routers have it.
+        // A link-local gateway, as a router announces it.
         (
             "a",
             json!({"ranges": [[{"subnet": "fd00:5::/64", "gateway": "fe80::1"}]]}),
         ),
-        // Two ways to one place.
+        // Two routes to the same destination.
         (
             "b",
             json!({"ranges": [[{"subnet": "fd00:6::/64"}]], "routes": [
@@ -392,7 +409,7 @@ fn check_right_after_add_takes_gateways_and_routes_as_they_can_be() {
 }
 
 #[test]
-fn a_second_add_of_a_live_attachment_leaves_the_other_plugins_lease_alone() {
+fn a_second_add_of_a_live_attachment_does_not_call_the_ipam_plugin() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -407,12 +424,13 @@ fn a_second_add_of_a_live_attachment_leaves_the_other_plugins_lease_alone() {
     let elsewhere = Attachment::of(&a).in_netns("/run/netns/b");
     let (code, text) = plugin.call(&node, "ADD", &elsewhere, &conf).error();
     assert_eq!(code, 4, "{text}");
-    let verbs = std::fs::read_to_string(node.path("/run/verbs")).expect("was asked");
+    let verbs =
+        std::fs::read_to_string(node.path("/run/verbs")).expect("the IPAM plugin has been called");
     assert_eq!(verbs, "ADD a\n");
 }
 
 #[test]
-fn capabilities_give_ranges_and_name_resolution() {
+fn capabilities_supply_ip_ranges_and_dns() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -422,7 +440,7 @@ fn capabilities_give_ranges_and_name_resolution() {
         "dns": {"nameservers": ["10.96.0.10"]},
         "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}]]},
     });
-    // In capitals, as containerd sends them.
+    // With capitalized keys, as containerd sends them.
     conf["runtimeConfig"] = json!({
         "ipRanges": [[{"Subnet": "10.40.1.0/24", "RangeStart": "10.40.1.50", "Gateway": "10.40.1.7"}]],
         "dns": {"Servers": ["10.96.0.53"], "Searches": ["shop.local"], "Options": ["ndots:5"]},
@@ -440,7 +458,7 @@ fn capabilities_give_ranges_and_name_resolution() {
 }
 
 #[test]
-fn a_dhcp_server_on_the_bridge_gives_the_addresses() {
+fn a_dhcp_server_on_the_bridge_supplies_the_addresses() {
     for plugin_of in [
         |_: &Lab| Plugin::reference("bridge"),
         Plugin::ours as fn(&Lab) -> Plugin,
@@ -474,7 +492,7 @@ fn a_dhcp_server_on_the_bridge_gives_the_addresses() {
         assert!(a.pings("10.50.1.1") && b.pings(&first));
         assert!(a.sh("ip route").ok().contains("default via 10.50.1.1"));
         conf["prevResult"] = reply.ok();
-        // With the reference, the bridge's hardware address has moved with its ports.
+        // With the reference, the bridge's hardware address changes with its ports.
         if plugin.0.ends_with("cni-hostgw") {
             plugin.call(&node, "CHECK", &Attachment::of(&a), &conf).ok();
         }
@@ -485,7 +503,7 @@ fn a_dhcp_server_on_the_bridge_gives_the_addresses() {
 }
 
 #[test]
-fn another_ipam_plugin_finds_the_interface_on_its_bridge() {
+fn the_ipam_plugin_is_called_when_the_interface_is_attached_to_the_bridge() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -503,11 +521,13 @@ fn another_ipam_plugin_finds_the_interface_on_its_bridge() {
     });
     let pod = node.pod("a");
     plugin.add(&pod, &conf).ok();
-    let read = |name: &str| std::fs::read_to_string(node.path(name)).expect("was written");
+    let read =
+        |name: &str| std::fs::read_to_string(node.path(name)).expect("the file has been written");
     assert!(read("/run/link.ADD").contains("eth0"));
     assert!(read("/run/ports.ADD").contains("master cni0"));
     plugin.del(&pod, &conf).ok();
-    // Where it fails, it gives back what it has while the interface is there, and then that goes.
+    // If the IPAM plugin fails, it gets DEL while the interface still exists; the interface is
+    // deleted after that.
     node.sh("touch /run/fail; rm /run/link.DEL").ok();
     assert_eq!(plugin.add(&pod, &conf).error().0, 100);
     assert!(read("/run/link.DEL").contains("eth0"));
@@ -551,7 +571,8 @@ fn routes_of_a_family_without_an_address_do_not_fail_an_add() {
             }
         }
     }
-    // With a gateway the reference fails; we leave it out.
+    // With a gateway of a family without addresses, the reference fails; our plugin skips the
+    // route.
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -572,7 +593,7 @@ fn routes_of_a_family_without_an_address_do_not_fail_an_add() {
 }
 
 #[test]
-fn host_bits_of_an_ipv6_route_are_dropped_as_by_the_kernel() {
+fn host_bits_of_an_ipv6_route_are_cleared() {
     for plugin_of in [
         |_: &Lab| Plugin::reference("bridge"),
         Plugin::ours as fn(&Lab) -> Plugin,
@@ -602,7 +623,7 @@ fn host_bits_of_an_ipv6_route_are_dropped_as_by_the_kernel() {
 }
 
 #[test]
-fn a_pod_reaches_itself_where_the_runtime_turned_ipv6_off() {
+fn a_pod_can_use_ipv6_even_if_the_runtime_disabled_it_in_the_namespace() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -618,7 +639,7 @@ fn a_pod_reaches_itself_where_the_runtime_turned_ipv6_off() {
 }
 
 #[test]
-fn another_ipam_plugin_gets_the_same_at_every_verb_in_flannels_form() {
+fn in_flannels_form_the_ipam_plugin_gets_the_same_configuration_for_every_verb() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
@@ -637,7 +658,8 @@ fn another_ipam_plugin_gets_the_same_at_every_verb_in_flannels_form() {
     for verb in ["CHECK", "STATUS", "DEL", "GC"] {
         plugin.call(&node, verb, &Attachment::of(&pod), &conf).ok();
         let text = std::fs::read_to_string(node.path(&format!("/run/stdin.{verb}")));
-        let stdin: Value = serde_json::from_str(&text.expect("was asked")).expect("JSON");
+        let stdin: Value =
+            serde_json::from_str(&text.expect("the IPAM plugin has been called")).expect("JSON");
         assert_eq!(
             stdin["ipam"]["ranges"],
             json!([[{"subnet": "10.10.1.0/24"}]]),
@@ -646,13 +668,13 @@ fn another_ipam_plugin_gets_the_same_at_every_verb_in_flannels_form() {
         let routes = json!([{"dst": "10.99.0.0/16"}, {"dst": "10.10.0.0/16"}]);
         assert_eq!(stdin["ipam"]["routes"], routes, "{verb}");
     }
-    // Without the subnet file it gets what there is.
+    // DEL succeeds without the subnet file, too.
     node.sh("rm /run/flannel/subnet.env").ok();
     plugin.del(&pod, &conf).ok();
 }
 
 #[test]
-fn a_fixed_address_comes_back_from_an_attachment_that_is_no_more() {
+fn a_requested_address_is_reclaimed_from_an_attachment_that_no_longer_exists() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -660,28 +682,38 @@ fn a_fixed_address_comes_back_from_an_attachment_that_is_no_more() {
         "cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw", "isDefaultGateway": true,
         "ipam": {"ranges": [[{"subnet": "10.10.1.0/24"}]]},
     });
-    let asks = |pod: &Pod<'_>| Attachment::of(pod).with_args("IgnoreUnknown=1;IP=10.10.1.77");
+    let request_address =
+        |pod: &Pod<'_>| Attachment::of(pod).with_args("IgnoreUnknown=1;IP=10.10.1.77");
     let (a, b) = (node.pod("a"), node.pod("b"));
-    plugin.call(&node, "ADD", &asks(&a), &conf).ok();
-    let (code, text) = plugin.call(&node, "ADD", &asks(&b), &conf).error();
+    plugin.call(&node, "ADD", &request_address(&a), &conf).ok();
+    let (code, text) = plugin
+        .call(&node, "ADD", &request_address(&b), &conf)
+        .error();
     assert_eq!(code, 7);
     assert!(
         text.contains("already reserved by container a, interface eth0"),
         "{text}"
     );
     a.delete();
-    wait_for("the kernel takes the veth with the namespace", || {
-        node.ports().is_empty()
-    });
-    // An ADD in flight has no veth yet.
-    assert_eq!(plugin.call(&node, "ADD", &asks(&b), &conf).error().0, 7);
+    wait_for(
+        "the kernel deletes the veth together with the namespace",
+        || node.ports().is_empty(),
+    );
+    // The reservation is not old enough: a running ADD would not have created its veth yet.
+    assert_eq!(
+        plugin
+            .call(&node, "ADD", &request_address(&b), &conf)
+            .error()
+            .0,
+        7
+    );
     node.sh("touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/a:eth0")
         .ok();
-    plugin.call(&node, "ADD", &asks(&b), &conf).ok();
+    plugin.call(&node, "ADD", &request_address(&b), &conf).ok();
 }
 
 #[test]
-fn status_says_no_where_every_add_would_fail() {
+fn status_fails_for_an_unreachable_gateway_and_a_full_disk() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -702,7 +734,7 @@ fn status_says_no_where_every_add_would_fail() {
     plugin
         .call(&node, "STATUS", &Attachment::named(""), &conf)
         .ok();
-    // A disk without room, and one without files to be had.
+    // A disk without free space, and one without free inodes.
     for (options, fill) in [
         (
             "size=64k",
@@ -725,7 +757,7 @@ fn status_says_no_where_every_add_would_fail() {
 }
 
 #[test]
-fn a_gateway_of_the_other_family_is_the_other_plugins_mistake() {
+fn an_ipam_result_with_a_gateway_of_the_other_family_is_rejected() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -744,16 +776,17 @@ fn a_gateway_of_the_other_family_is_the_other_plugins_mistake() {
     let (code, text) = plugin.add(&node.pod("a"), &conf).error();
     assert_eq!(code, 100, "{text}");
     assert!(
-        text.contains("the gateway of fd00::5/64 is of the other family"),
+        text.contains("the gateway of fd00::5/64 is of a different IP family"),
         "{text}"
     );
     assert!(node.ports().is_empty());
-    let verbs = std::fs::read_to_string(node.path("/run/verbs")).expect("was asked");
+    let verbs =
+        std::fs::read_to_string(node.path("/run/verbs")).expect("the IPAM plugin has been called");
     assert_eq!(verbs, "ADD a\nDEL a\n");
 }
 
 #[test]
-fn directories_in_the_place_of_files_block_nothing() {
+fn directories_named_like_reservations_do_not_block_add() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -766,8 +799,8 @@ fn directories_in_the_place_of_files_block_nothing() {
     let (a, b) = (node.pod("a"), node.pod("b"));
     assert_eq!(plugin.add(&a, &conf).addresses(), ["10.10.1.3"]);
     assert_eq!(plugin.add(&b, &conf).addresses(), ["10.10.1.4"]);
-    let asks = Attachment::of(&node.pod("c")).with_args("IgnoreUnknown=1;IP=10.10.1.2");
-    let (code, text) = plugin.call(&node, "ADD", &asks, &conf).error();
+    let request_address = Attachment::of(&node.pod("c")).with_args("IgnoreUnknown=1;IP=10.10.1.2");
+    let (code, text) = plugin.call(&node, "ADD", &request_address, &conf).error();
     assert_eq!(code, 7);
     assert!(text.contains("already reserved by a directory"), "{text}");
     plugin.del(&a, &conf).ok();
@@ -775,7 +808,7 @@ fn directories_in_the_place_of_files_block_nothing() {
 }
 
 #[test]
-fn another_ipam_plugin_gets_what_it_got_when_the_subnet_file_is_gone() {
+fn without_the_subnet_file_the_ipam_plugin_gets_the_ranges_of_the_add() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
@@ -797,7 +830,8 @@ fn another_ipam_plugin_gets_what_it_got_when_the_subnet_file_is_gone() {
     for verb in ["DEL", "GC"] {
         plugin.call(&node, verb, &Attachment::of(&pod), &conf).ok();
         let text = std::fs::read_to_string(node.path(&format!("/run/stdin.{verb}")));
-        let stdin: Value = serde_json::from_str(&text.expect("was asked")).expect("JSON");
+        let stdin: Value =
+            serde_json::from_str(&text.expect("the IPAM plugin has been called")).expect("JSON");
         assert_eq!(
             stdin["ipam"]["ranges"],
             json!([[{"subnet": "10.10.1.0/24"}]]),
@@ -807,7 +841,7 @@ fn another_ipam_plugin_gets_what_it_got_when_the_subnet_file_is_gone() {
 }
 
 #[test]
-fn a_route_with_the_scope_of_the_link_has_no_gateway() {
+fn a_route_with_link_scope_has_no_gateway() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);

@@ -1,11 +1,11 @@
-//! On a real API server: its Nodes, their annotations, their condition.
+//! The agent with a real API server: its Nodes, their annotations and their condition.
 
 use std::thread::sleep;
 use std::time::Duration;
 
 use conformance::kube::{full_node, node_key};
 use conformance::reference_picture::{self as picture, Family, node_addresses};
-use conformance::{Agent, Kube, Lab, Node, wait_for};
+use conformance::{Agent, Kube, Lab, Node, wait_for, wait_within};
 use serde_json::{Value, json};
 
 /// The annotations that flannel's nodes write, without their prefix.
@@ -28,7 +28,8 @@ const ANNOTATIONS: [(&str, [&str; 3]); 6] = [
     ),
 ];
 
-/// Has the network's configuration where all nodes see it, and says where.
+/// Writes the network configuration into the shared folder, and returns the agent's argument that
+/// names it.
 fn net_conf(lab: &Lab, family: Family) -> String {
     lab.write("net-conf.json", picture::network(family).to_string());
     format!("--net-config-path={}", Lab::path("net-conf.json").display())
@@ -59,8 +60,8 @@ fn status(node: &Node<'_>) -> Value {
     serde_json::from_str(&status.stdout).unwrap_or_default()
 }
 
-/// The whole picture, in both families: routes, and who must not answer.
-fn wait_for_picture(nodes: &[Node<'_>]) {
+/// Waits until every node has exactly the expected routes in both families.
+fn wait_for_expected_routes(nodes: &[Node<'_>]) {
     for node in nodes {
         let what = format!("the routes of {}", node.name);
         wait_for(&what, || {
@@ -87,8 +88,8 @@ fn reasons(node: &Node<'_>) -> String {
     status(node)["reasons"].to_string()
 }
 
-/// A Node as a kube-flannel of another make leaves it.
-fn create_foreign(kube: &Kube<'_>, name: &str, subnet: u8, host: u8) {
+/// Creates a Node with the annotations that kube-flannel writes.
+fn create_flannel_node(kube: &Kube<'_>, name: &str, subnet: u8, host: u8) {
     let (ipv4, ipv6) = node_addresses(host);
     let cidrs = picture::cidrs(Family::Dual, subnet);
     kube.create_node(name, &[&cidrs[0], &cidrs[1]], &[&ipv4, &ipv6]);
@@ -106,7 +107,7 @@ fn create_foreign(kube: &Kube<'_>, name: &str, subnet: u8, host: u8) {
 }
 
 #[test]
-fn the_picture_stands_on_an_api_server_and_follows_it() {
+fn routes_annotations_and_conditions_follow_the_api_server() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Dual);
     let kube = Kube::start(&nodes[0], "192.168.2.17");
@@ -117,7 +118,7 @@ fn the_picture_stands_on_an_api_server_and_follows_it() {
         .iter()
         .map(|node| start(node, &admin, &[&config]))
         .collect();
-    wait_for_picture(&nodes);
+    wait_for_expected_routes(&nodes);
     for (name, values) in ANNOTATIONS {
         for (node, value) in nodes.iter().zip(values) {
             let what = format!("{name} of {}", node.name);
@@ -133,45 +134,10 @@ fn the_picture_stands_on_an_api_server_and_follows_it() {
     }
     let master = &nodes[0];
 
-    // What somebody takes away comes back, annotation and condition.
-    let key = "flannel.alpha.coreos.com/public-ip";
-    let path = "/api/v1/nodes/worker1";
-    kube.patch(path, &json!({"metadata": {"annotations": {key: null}}}));
-    wait_for("the annotation comes back", || {
-        kube.annotation("worker1", "public-ip") == "192.168.2.16"
-    });
-    let wrong = json!({"status": {"conditions": [
-        {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"},
-    ]}});
-    kube.patch(&format!("{path}/status"), &wrong);
-    wait_for("the condition comes back", || {
-        kube.condition("worker1", "NetworkUnavailable")["status"] == "False"
-    });
+    restores_annotation_and_condition(&kube);
+    follows_a_flannel_node(&kube, master);
 
-    // A node of kube-flannel's joins; its addresses change, one family at a time.
-    create_foreign(&kube, "worker3", 3, 14);
-    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.14"));
-    wait_for_route(master, "fd00:10:10:3::/64", Some("fd00:192:168:2::14"));
-    kube.annotate("worker3", &[("public-ip", "192.168.2.13")]);
-    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.13"));
-    kube.annotate("worker3", &[("public-ipv6", "fd00:192:168:2::13")]);
-    wait_for_route(master, "fd00:10:10:3::/64", Some("fd00:192:168:2::13"));
-    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.13"));
-    // It is made again with other podCIDRs.
-    kube.delete("/api/v1/nodes/worker3");
-    wait_for_route(master, "10.10.3.0/24", None);
-    create_foreign(&kube, "worker3", 4, 14);
-    wait_for_route(master, "10.10.4.0/24", Some("192.168.2.14"));
-    wait_for_route(master, "fd00:10:10:4::/64", Some("fd00:192:168:2::14"));
-    // Another backend is not ours to speak.
-    kube.annotate("worker3", &[("backend-type", "vxlan")]);
-    wait_for_route(master, "10.10.4.0/24", None);
-    let peers = status(master)["peers"].to_string();
-    assert!(peers.contains("its backend is \\\"vxlan\\\""), "{peers}");
-    kube.annotate("worker3", &[("backend-type", "host-gw")]);
-    wait_for_route(master, "10.10.4.0/24", Some("192.168.2.14"));
-
-    // Our own address changes, and others follow.
+    // This node's own address changes, and the other nodes follow.
     nodes[2]
         .sh("ip addr del 192.168.2.15/24 dev enp0s5; ip addr add 192.168.2.25/24 dev enp0s5")
         .ok();
@@ -179,7 +145,7 @@ fn the_picture_stands_on_an_api_server_and_follows_it() {
     assert_eq!(kube.annotation("worker2", "public-ip"), "192.168.2.25");
     wait_for_route(master, "fd00:10:10:2::/64", Some("fd00:192:168:2::15"));
 
-    // What went while nobody looked is gone afterwards.
+    // A Node that was deleted while the agent was stopped loses its route after the agent's start.
     assert!(agents.remove(0).stop());
     kube.delete("/api/v1/nodes/worker3");
     let agent = start(master, &admin, &[&config]);
@@ -188,8 +154,51 @@ fn the_picture_stands_on_an_api_server_and_follows_it() {
     drop(agent);
 }
 
+/// A deleted annotation and a changed condition are restored.
+fn restores_annotation_and_condition(kube: &Kube<'_>) {
+    let key = "flannel.alpha.coreos.com/public-ip";
+    let path = "/api/v1/nodes/worker1";
+    kube.patch(path, &json!({"metadata": {"annotations": {key: null}}}));
+    wait_for("the annotation is restored", || {
+        kube.annotation("worker1", "public-ip") == "192.168.2.16"
+    });
+    let wrong = json!({"status": {"conditions": [
+        {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"},
+    ]}});
+    kube.patch(&format!("{path}/status"), &wrong);
+    wait_for("the condition is restored", || {
+        kube.condition("worker1", "NetworkUnavailable")["status"] == "False"
+    });
+}
+
+/// A kube-flannel node joins, changes, and is created again.
+fn follows_a_flannel_node(kube: &Kube<'_>, master: &Node<'_>) {
+    create_flannel_node(kube, "worker3", 3, 14);
+    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.14"));
+    wait_for_route(master, "fd00:10:10:3::/64", Some("fd00:192:168:2::14"));
+    // Its addresses change, one family at a time.
+    kube.annotate("worker3", &[("public-ip", "192.168.2.13")]);
+    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.13"));
+    kube.annotate("worker3", &[("public-ipv6", "fd00:192:168:2::13")]);
+    wait_for_route(master, "fd00:10:10:3::/64", Some("fd00:192:168:2::13"));
+    wait_for_route(master, "10.10.3.0/24", Some("192.168.2.13"));
+    // The Node is deleted and created again with other podCIDRs.
+    kube.delete("/api/v1/nodes/worker3");
+    wait_for_route(master, "10.10.3.0/24", None);
+    create_flannel_node(kube, "worker3", 4, 14);
+    wait_for_route(master, "10.10.4.0/24", Some("192.168.2.14"));
+    wait_for_route(master, "fd00:10:10:4::/64", Some("fd00:192:168:2::14"));
+    // A node with another backend is not routed.
+    kube.annotate("worker3", &[("backend-type", "vxlan")]);
+    wait_for_route(master, "10.10.4.0/24", None);
+    let peers = status(master)["peers"].to_string();
+    assert!(peers.contains("its backend is \\\"vxlan\\\""), "{peers}");
+    kube.annotate("worker3", &[("backend-type", "host-gw")]);
+    wait_for_route(master, "10.10.4.0/24", Some("192.168.2.14"));
+}
+
 #[test]
-fn a_node_waits_for_its_pod_cidr_and_says_so() {
+fn a_node_waits_for_its_pod_cidr_and_reports_that_in_event_condition_and_log() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Ipv4);
     let (master, worker) = (&nodes[0], &nodes[1]);
@@ -203,49 +212,32 @@ fn a_node_waits_for_its_pod_cidr_and_says_so() {
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker1"},
         }),
     );
-    let told = |words: &[&str]| {
-        let has = |text: &str| words.iter().all(|word| text.contains(word));
-        wait_for(&format!("an event with {words:?}"), || {
-            kube.events("worker1").iter().any(|event| has(event))
-        });
-        let condition = kube.condition("worker1", "NetworkUnavailable");
-        assert_eq!(condition["status"], "True");
-        assert!(
-            has(condition["message"].as_str().unwrap_or_default()),
-            "{condition}"
-        );
-        assert!(
-            has(&reasons(worker)) && has(&agent.log()),
-            "{}",
-            agent.log()
-        );
-        assert_eq!(status(worker)["ready"], false);
-    };
-    told(&["Node worker1 has no podCIDR yet"]);
+    wait_for_report(&kube, worker, &agent, &["Node worker1 has no podCIDR yet"]);
     assert!(!worker.path("/run/flannel/subnet.env").exists());
     assert_eq!(
         kube.annotation("worker1", "public-ip"),
         "",
-        "nobody is sent there"
+        "the node does not announce an address"
     );
 
-    // One that the network does not have.
+    // A podCIDR that is outside of the network.
     kube.patch(
         "/api/v1/nodes/worker1",
         &json!({"spec": {
             "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"],
         }}),
     );
-    // An event each ten seconds at most.
+    // The agent sends at most one event in ten seconds.
     sleep(Duration::from_secs(8));
-    told(&[
+    let expected = [
         "podCIDR 10.244.1.0/24 of Node worker1",
         "Network 10.10.0.0/16",
         "net-conf.json",
-    ]);
+    ];
+    wait_for_report(&kube, worker, &agent, &expected);
     assert_eq!(kube.annotation("worker1", "public-ip"), "");
 
-    // The configuration is mended, and everything goes on by itself.
+    // Once the configuration has been corrected, the node becomes ready without further help.
     let network = json!({"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}});
     lab.write("net-conf.json", network.to_string());
     wait_for("readiness", || status(worker)["ready"] == true);
@@ -254,16 +246,40 @@ fn a_node_waits_for_its_pod_cidr_and_says_so() {
     });
     let file = std::fs::read_to_string(worker.path("/run/flannel/subnet.env"));
     assert!(
-        file.expect("it is ready")
+        file.expect("a ready node has a subnet file")
             .contains("FLANNEL_SUBNET=10.244.1.1/24")
     );
     assert_eq!(kube.annotation("worker1", "public-ip"), "192.168.2.16");
+}
 
-    // A configuration that is broken leaves all as it is, also where the agent began with another state
-    // on disk.
-    assert!(agent.stop());
+/// Waits until event, condition, status and log of worker1 contain all of `words`.
+fn wait_for_report(kube: &Kube<'_>, worker: &Node<'_>, agent: &Agent, words: &[&str]) {
+    let has = |text: &str| words.iter().all(|word| text.contains(word));
+    wait_for(&format!("an event with {words:?}"), || {
+        kube.events("worker1").iter().any(|event| has(event))
+    });
+    let condition = kube.condition("worker1", "NetworkUnavailable");
+    assert_eq!(condition["status"], "True");
+    let message = condition["message"].as_str().unwrap_or_default();
+    assert!(has(message), "{condition}");
+    assert!(has(&reasons(worker)), "{}", reasons(worker));
+    assert!(has(&agent.log()), "{}", agent.log());
+    assert_eq!(status(worker)["ready"], false);
+}
+
+#[test]
+fn an_invalid_network_configuration_changes_nothing_on_a_running_node() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let worker = &nodes[1];
+    let kube = Kube::start(&nodes[0], "192.168.2.17");
+    picture::create_nodes(&kube, Family::Ipv4);
+    let config = net_conf(&lab, Family::Ipv4);
     let agent = start(worker, &kube.admin(), &[&config]);
-    agent.wait_for_log("started");
+    wait_for("readiness", || status(worker)["ready"] == true);
+    // The same with the state that an earlier run saved.
+    assert!(agent.stop());
+    let _agent = start(worker, &kube.admin(), &[&config]);
     wait_for("readiness", || status(worker)["ready"] == true);
     worker
         .sh("ip addr del 192.168.2.16/24 dev enp0s5; ip addr add 192.168.2.26/24 dev enp0s5; ip route add default via 192.168.2.1")
@@ -272,16 +288,17 @@ fn a_node_waits_for_its_pod_cidr_and_says_so() {
         kube.annotation("worker1", "public-ip") == "192.168.2.26"
     });
     lab.write("net-conf.json", "{\"Network\": \"10.244.0.0\"}");
-    wait_for("the broken key is named", || {
+    wait_for("the invalid key is reported", || {
         reasons(worker).contains("Network") && reasons(worker).contains("10.244.0.0")
     });
     assert_eq!(status(worker)["node"]["publicIP"], "192.168.2.26");
-    lab.write("net-conf.json", network.to_string());
+    assert_eq!(status(worker)["node"]["subnets"], json!(["10.10.1.0/24"]));
+    lab.write("net-conf.json", picture::network(Family::Ipv4).to_string());
     wait_for("readiness", || status(worker)["ready"] == true);
 }
 
 #[test]
-fn an_api_server_that_is_away_costs_nothing() {
+fn an_unreachable_api_server_does_not_affect_running_nodes() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Dual);
     let mut kube = Kube::start(&nodes[0], "192.168.2.17");
@@ -292,28 +309,21 @@ fn an_api_server_that_is_away_costs_nothing() {
         .iter()
         .map(|node| start(node, &admin, &[&config]))
         .collect();
-    wait_for_picture(&nodes);
+    wait_for_expected_routes(&nodes);
     let worker = &nodes[1];
     wait_for("the state is on disk", || {
         let state = worker.path("/var/lib/hostgw/state.json");
         std::fs::read_to_string(state).is_ok_and(|text| text.contains("10.10.2.0/24"))
     });
 
-    // Away while the node boots: routes, subnet file and readiness are there all the same.
     kube.kill();
     assert!(agents.remove(1).stop());
-    worker
-        .sh("rm -r /run/flannel; ip route flush proto 104; ip -6 route flush proto 104")
-        .ok();
-    let agent = start(worker, &admin, &[&config]);
-    wait_for_picture(&nodes[1..2]);
-    assert!(worker.path("/run/flannel/subnet.env").exists());
-    wait_for("readiness", || status(worker)["ready"] == true);
-    agent.wait_for_log("going by what it said last");
+    let agent = boots_from_the_saved_state(&nodes[1..2], &admin, &config);
 
-    // What happened meanwhile is older than what the API server remembers: a new list.
+    // The changes during the outage are older than the API server's watch cache, so the agent has
+    // to list all Nodes again.
     let second = kube.second();
-    create_foreign(&second, "worker3", 3, 14);
+    create_flannel_node(&second, "worker3", 3, 14);
     second.delete("/api/v1/nodes/worker2");
     drop(second);
     kube.restart();
@@ -321,74 +331,97 @@ fn an_api_server_that_is_away_costs_nothing() {
         wait_for_route(node, "10.10.3.0/24", Some("192.168.2.14"));
         wait_for_route(node, "10.10.2.0/24", None);
     }
-    agents[0].wait_for_log("reading everything anew");
-    agent.wait_for_log("the store is back");
+    agents[0].wait_for_log("reading everything again");
+    agent.wait_for_log("the store is reachable again");
 
-    // One that hangs is noticed, and one that goes on is heard again.
+    notices_a_hanging_server(&kube, worker);
+    drop(agent);
+    let agent = routes_although_its_requests_are_rejected(&kube, &nodes[0], worker, &config);
+    recovers_with_etcd(&kube, worker);
+    assert!(agent.stop());
+}
+
+/// Starts the agent on a node that boots while the API server is down. The node restores its routes
+/// and its subnet file from the saved state, and becomes ready.
+fn boots_from_the_saved_state(nodes: &[Node<'_>], admin: &str, config: &str) -> Agent {
+    let worker = &nodes[0];
+    worker
+        .sh("rm -r /run/flannel; ip route flush proto 104; ip -6 route flush proto 104")
+        .ok();
+    let agent = start(worker, admin, &[config]);
+    wait_for_expected_routes(nodes);
+    assert!(worker.path("/run/flannel/subnet.env").exists());
+    wait_for("readiness", || status(worker)["ready"] == true);
+    agent.wait_for_log("using the last known state");
+    agent
+}
+
+/// The agent notices an API server that hangs, and recovers when the API server continues.
+fn notices_a_hanging_server(kube: &Kube<'_>, worker: &Node<'_>) {
     kube.freeze(true);
-    for _ in 0..100 {
-        if status(worker)["store"]["reached"] == false {
-            break;
-        }
-        sleep(Duration::from_millis(250));
-    }
-    assert_eq!(status(worker)["store"]["reached"], false);
+    wait_within("the store is not reached", Duration::from_secs(25), || {
+        status(worker)["store"]["reached"] == false
+    });
     assert_eq!(status(worker)["ready"], true);
     kube.freeze(false);
     kube.delete("/api/v1/nodes/worker3");
     wait_for_route(worker, "10.10.3.0/24", None);
+}
 
-    // One that says 429 to us, and to nobody else: others do not find us, but we find others.
-    refuse(&kube, &nodes[0]);
-    let agent = {
-        drop(agent);
-        worker.sh("rm /run/hostgw-agent.log").ok();
-        let path = "/api/v1/nodes/worker1";
-        let key = "flannel.alpha.coreos.com/public-ip";
-        kube.patch(path, &json!({"metadata": {"annotations": {key: null}}}));
-        start(worker, &kube.kubeconfig("slow"), &[&config])
-    };
+/// The API server answers only this agent with 429. The agent cannot announce its node to others,
+/// but it still routes to other nodes.
+fn routes_although_its_requests_are_rejected(
+    kube: &Kube<'_>,
+    master: &Node<'_>,
+    worker: &Node<'_>,
+    config: &str,
+) -> Agent {
+    reject_requests_of_slow(kube, master);
+    worker.sh("rm /run/hostgw-agent.log").ok();
+    let key = "flannel.alpha.coreos.com/public-ip";
+    let change = json!({"metadata": {"annotations": {key: null}}});
+    kube.patch("/api/v1/nodes/worker1", &change);
+    let agent = start(worker, &kube.kubeconfig("slow"), &[config]);
     agent.wait_for_log("(429)");
-    let before = refusals(&kube);
+    let before = count_rejections(kube);
     sleep(Duration::from_secs(8));
-    let tries = refusals(&kube) - before;
+    let tries = count_rejections(kube) - before;
     assert!((1..=5).contains(&tries), "{tries} requests in 8 seconds");
     kube.delete("/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas/slow");
-    for _ in 0..200 {
-        if kube.annotation("worker1", "public-ip") == "192.168.2.16" {
-            break;
-        }
-        sleep(Duration::from_millis(100));
-    }
-    assert_eq!(kube.annotation("worker1", "public-ip"), "192.168.2.16");
+    wait_within("the annotation", Duration::from_secs(20), || {
+        kube.annotation("worker1", "public-ip") == "192.168.2.16"
+    });
+    agent
+}
 
-    // One without its etcd says 500 or nothing, and is back with it.
+/// An API server without its etcd answers with 500 or not at all, and recovers together with etcd.
+fn recovers_with_etcd(kube: &Kube<'_>, worker: &Node<'_>) {
     kube.etcd().freeze(true);
     sleep(Duration::from_secs(3));
     kube.etcd().freeze(false);
-    wait_for("the API server is well", || {
+    wait_for("the API server is ready again", || {
         kube.call("GET", "/readyz", "").code == 200
     });
-    create_foreign(&kube, "worker4", 4, 13);
+    create_flannel_node(kube, "worker4", 4, 13);
     wait_for_route(worker, "10.10.4.0/24", Some("192.168.2.13"));
 }
 
-/// How many requests of the user `slow` the API server refused.
-fn refusals(kube: &Kube<'_>) -> u64 {
+/// Returns the number of requests of the user `slow` that the API server has rejected.
+fn count_rejections(kube: &Kube<'_>) -> u64 {
     let answer = kube.call("GET", "/metrics", "");
-    let text = answer.body.as_str().expect("metrics are a text");
-    let is_it = |line: &&str| {
+    let text = answer.body.as_str().expect("metrics are text");
+    let counts_rejections_of_slow = |line: &&str| {
         line.starts_with("apiserver_flowcontrol_rejected_requests_total{")
             && line.contains("flow_schema=\"slow\"")
     };
-    let counts = text.lines().filter(is_it);
+    let counts = text.lines().filter(counts_rejections_of_slow);
     let counts = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
     counts.sum()
 }
 
-/// Has the API server refuse every request of the user `slow` with 429, for a minute; `node` is where
-/// it runs.
-fn refuse(kube: &Kube<'_>, node: &Node<'_>) {
+/// Makes the API server reject every request of the user `slow` with 429 for a minute. `node` is
+/// the API server's node.
+fn reject_requests_of_slow(kube: &Kube<'_>, node: &Node<'_>) {
     let group = "/apis/rbac.authorization.k8s.io/v1";
     kube.create(&format!("{group}/clusterrolebindings"), &json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
@@ -426,13 +459,15 @@ fn refuse(kube: &Kube<'_>, node: &Node<'_>) {
             },
         }),
     );
-    // One request is let through where there is none: it never comes to its end.
+    // With zero concurrency shares, the API server still executes one request at a time. This
+    // request never ends, so all others are rejected.
     let url = kube.url();
     let hold = format!(
         "((sleep 60 | curl -sk -X POST -T - -H 'Authorization: Bearer slow' \
          {url}/api/v1/namespaces) >/dev/null 2>&1 &)"
     );
-    // It counts once the API server has taken in what was just made.
+    // The new objects take effect only after the API server has processed them, so try until the
+    // first rejection.
     for _ in 0..20 {
         node.sh(&hold).ok();
         for _ in 0..5 {
@@ -442,11 +477,12 @@ fn refuse(kube: &Kube<'_>, node: &Node<'_>) {
             sleep(Duration::from_millis(100));
         }
     }
-    panic!("the API server does not refuse");
+    panic!("the API server does not reject requests of the user slow");
 }
 
+// Long: a table of cases.
 #[test]
-fn administrators_say_by_which_addresses_and_names() {
+fn flags_and_annotations_choose_interface_address_and_annotation_names() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Ipv4);
     let (master, worker) = (&nodes[0], &nodes[1]);
@@ -455,7 +491,8 @@ fn administrators_say_by_which_addresses_and_names() {
     let config = net_conf(&lab, Family::Ipv4);
     let admin = kube.admin();
 
-    // Those without annotations are routed to where that is asked for; names begin as is said.
+    // `--peers-without-annotations` routes to Nodes without annotations, and
+    // `--kube-annotation-prefix` changes the names of the annotations.
     let flags = [
         config.as_str(),
         "--peers-without-annotations",
@@ -471,14 +508,16 @@ fn administrators_say_by_which_addresses_and_names() {
     assert_eq!(kube.annotation("master", "public-ip"), "");
     assert!(agent.stop());
 
-    // Without it they are not, and it is said why.
+    // Without these flags, Nodes without annotations are not routed, and the status gives the
+    // reason.
     let agent = start(master, &admin, &[&config]);
     wait_for_route(master, "10.10.1.0/24", None);
     let peers = status(master)["peers"].to_string();
     assert!(peers.contains("kube-subnet-manager"), "{peers}");
 
-    // The interface is the one with the Node's own address, whatever the default route says; an
-    // annotation goes before that; an overwrite is what others are told.
+    // By default, the interface is the one that has the Node's InternalIP, independent of the
+    // default route. The annotation `node-public-ip` takes precedence over the InternalIP. The
+    // annotation `public-ip-overwrite` is the address announced to the other nodes.
     worker.plug("enp0s6", &["192.168.2.116/24"]);
     worker
         .sh("ip route replace default via 192.168.2.1 dev enp0s6")
@@ -512,9 +551,10 @@ fn administrators_say_by_which_addresses_and_names() {
     assert!(other.stop() && agent.stop());
 }
 
-/// The most memory that a process had at a time, in kB.
+/// Returns the peak resident memory of a process in kB.
 fn peak(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is running");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.and_then(|line| line.split_whitespace().next());
     number
@@ -522,9 +562,9 @@ fn peak(pid: u32) -> u64 {
         .expect("a number")
 }
 
-/// 60 MB of Nodes, of which hardly anything is kept.
+/// 60 MB of Nodes, of which the agent retains very little.
 #[test]
-fn five_thousand_nodes_are_routed_and_forgotten() {
+fn five_thousand_nodes_need_less_than_32_mib_of_memory() {
     let lab = Lab::new();
     let master = lab.node("master", &["192.168.2.17/24"]);
     let kube = Kube::start(&master, "192.168.2.17");
@@ -551,15 +591,15 @@ fn five_thousand_nodes_are_routed_and_forgotten() {
     kube.delete("/api/v1/nodes/n-42");
     wait_for_route(&worker, &format!("{}/24", subnet(42)), None);
     let peak = peak(agent.pid());
-    eprintln!("5,000 Nodes: {peak} kB at the most");
+    eprintln!("5,000 Nodes: {peak} kB at most");
     assert!(peak <= 32 << 10, "{peak} kB");
 }
 
 #[test]
-fn the_demo_shows_the_picture_on_an_api_server() {
+fn the_demo_succeeds_with_an_api_server() {
     let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_demo"));
     let shown = demo.env("STORE", "kube").env_remove("KEEP").output();
-    let shown = shown.expect("it was built with the tests");
+    let shown = shown.expect("the demo has been built with the tests");
     let text = String::from_utf8_lossy(&shown.stdout);
     assert!(shown.status.success(), "{text}");
     for line in [

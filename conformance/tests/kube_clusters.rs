@@ -1,5 +1,5 @@
-//! API servers as users run them: restored from a backup, cut off from their etcd, behind a proxy; and
-//! Nodes that lack a family.
+//! API servers as they are in practice: restored from a backup, cut off from their etcd, or behind
+//! a proxy; and Nodes that lack an address family.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,12 +13,12 @@ fn net_conf(lab: &Lab, family: Family) -> String {
     format!("--net-config-path={}", Lab::path("net-conf.json").display())
 }
 
-/// Starts an agent with these variables.
+/// Starts an agent with these environment variables.
 fn start(node: &Node<'_>, kubeconfig: &str, config: &str, variables: &[(&str, &str)]) -> Agent {
     let kubeconfig = format!("--kubeconfig-file={kubeconfig}");
     let name = format!("--node-name={}", node.name);
     node.sh("rm -f /run/hostgw-agent.log").ok();
-    Agent::start_in(
+    Agent::start_with_env(
         node,
         variables,
         &["--kube-subnet-mgr", &kubeconfig, &name, config],
@@ -41,7 +41,7 @@ fn has_route(node: &Node<'_>, subnet: u8) -> bool {
         .is_empty()
 }
 
-/// Another node, with its annotations.
+/// Creates another Node with its annotations.
 fn create(kube: &Kube<'_>, name: &str, subnet: u8) {
     let ip = format!("192.168.2.{}", 100 + subnet);
     kube.create_node(name, &[&format!("10.10.{subnet}.0/24")], &[&ip]);
@@ -55,7 +55,7 @@ fn create(kube: &Kube<'_>, name: &str, subnet: u8) {
 }
 
 #[test]
-fn a_store_that_was_restored_is_read_anew() {
+fn after_a_restore_of_etcd_all_nodes_are_read_again() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Ipv4);
     let (master, worker) = (&nodes[0], &nodes[1]);
@@ -68,7 +68,7 @@ fn a_store_that_was_restored_is_read_anew() {
         is_ready(worker) && has_route(worker, 3)
     });
     kube.stopped(|| drop(master.sh("cp -r /var/lib/etcd /run/backup").ok()));
-    // One joins after the backup, and one leaves.
+    // After the backup, one node joins and another leaves.
     create(&kube, "worker4", 4);
     kube.delete("/api/v1/nodes/worker3");
     for round in 0..60 {
@@ -90,22 +90,30 @@ fn a_store_that_was_restored_is_read_anew() {
                 .ok(),
         );
     });
-    // What is in the backup counts, and what comes afterwards.
+    // The Nodes in the backup count, and later changes.
     create(&kube, "worker5", 5);
-    wait_for(&format!("the one that comes: {}", agent.log()), || {
-        has_route(worker, 5)
+    wait_for(
+        &format!("the route to the node that joins: {}", agent.log()),
+        || has_route(worker, 5),
+    );
+    wait_for("the route to the node in the backup", || {
+        has_route(worker, 3)
     });
-    wait_for("the one that is back", || has_route(worker, 3));
-    wait_for("the one that is not any more", || !has_route(worker, 4));
+    wait_for(
+        "the route to the node that is not in the backup is removed",
+        || !has_route(worker, 4),
+    );
     kube.delete("/api/v1/nodes/worker5");
-    wait_for("the one that goes", || !has_route(worker, 5));
+    wait_for("the route to the deleted node is removed", || {
+        !has_route(worker, 5)
+    });
     agent.wait_for_log("went back in time");
     wait_for("readiness", || is_ready(worker));
     assert!(agent.stop());
 }
 
 #[test]
-fn an_old_memory_deletes_nothing() {
+fn outdated_data_of_an_api_server_removes_no_routes() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Ipv4);
     let (master, worker) = (&nodes[0], &nodes[1]);
@@ -113,7 +121,7 @@ fn an_old_memory_deletes_nothing() {
     picture::create_nodes(&kube, Family::Ipv4);
     let config = net_conf(&lab, Family::Ipv4);
     let second = kube.second();
-    // One API server hears nothing of etcd any more, on any connection that it has.
+    // The second API server no longer gets anything from etcd, on any of its connections.
     master
         .sh(&format!(
             "nft 'add table ip cut; add chain ip cut in {{ type filter hook input priority 0; }}'; \
@@ -131,28 +139,29 @@ fn an_old_memory_deletes_nothing() {
         std::fs::read_to_string(state).is_ok_and(|text| text.contains("10.10.3.0/24"))
     });
     assert!(agent.stop());
-    // The other one goes, etcd too, and this one is asked by an agent that starts: what it remembers is
-    // older than what the node knew.
+    // The first API server and etcd fail, and a new agent asks the second one, whose cache is older
+    // than the node's saved state.
     kube.kill();
     kube.etcd().freeze(true);
     let agent = start(worker, &second.admin(), &config, &[]);
-    agent.wait_for_log("going by what it said last");
+    agent.wait_for_log("using the last known state");
     sleep(Duration::from_secs(8));
     assert!(has_route(worker, 3), "{}", agent.log());
     wait_for("readiness", || is_ready(worker));
-    // When its etcd answers, its word counts.
+    // Once its etcd answers, the API server's data is current and counts.
     kube.etcd().freeze(false);
     master.sh("nft delete table ip cut").ok();
     second.wait();
     second.delete("/api/v1/nodes/worker3");
-    wait_for(&format!("it is gone: {}", agent.log()), || {
+    wait_for(&format!("the route is removed: {}", agent.log()), || {
         !has_route(worker, 3)
     });
     assert!(agent.stop());
 }
 
+// Long: a table of cases.
 #[test]
-fn a_proxy_leads_there_as_for_kubectl() {
+fn proxy_settings_work_as_in_kubectl() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Ipv4);
     let (master, worker) = (&nodes[0], &nodes[1]);
@@ -166,8 +175,8 @@ fn a_proxy_leads_there_as_for_kubectl() {
     );
     let _server = Server::program(&proxy, "tinyproxy", "-d -c /run/tinyproxy.conf");
     let admin = kube.admin();
-    let through = "http://agent:s3cr3t@192.168.2.30:3128";
-    // Where the API server is not to be reached but by it.
+    let proxy_url = "http://agent:s3cr3t@192.168.2.30:3128";
+    // The API server is reachable only through the proxy.
     worker
         .sh("nft 'add table ip wall; add chain ip wall out { type filter hook output priority 0; }; \
              add rule ip wall out ip daddr 192.168.2.17 tcp dport 6443 reject'")
@@ -176,10 +185,10 @@ fn a_proxy_leads_there_as_for_kubectl() {
         .or_else(|_| std::fs::read_to_string(worker.path(&admin)));
     let text = text.expect("a kubeconfig");
     let mut file: Value = serde_json::from_str(&text).expect("JSON");
-    file["clusters"][0]["cluster"]["proxy-url"] = through.into();
+    file["clusters"][0]["cluster"]["proxy-url"] = proxy_url.into();
     lab.write("by-proxy.conf", file.to_string());
     for (kubeconfig, variables) in [
-        (admin.as_str(), &[("HTTPS_PROXY", through)][..]),
+        (admin.as_str(), &[("HTTPS_PROXY", proxy_url)][..]),
         (&admin, &[("https_proxy", "agent:s3cr3t@192.168.2.30:3128")]),
         ("/mnt/by-proxy.conf", &[]),
         (
@@ -197,7 +206,7 @@ fn a_proxy_leads_there_as_for_kubectl() {
     }
     let seen = proxy.sh("cat /run/tinyproxy.log").ok();
     assert!(seen.contains("CONNECT 192.168.2.17:6443"), "{seen}");
-    // Where the list excepts it, the proxy is not asked: there is none.
+    // Hosts in NO_PROXY are reached directly: no proxy listens at this address.
     worker.sh("nft delete table ip wall").ok();
     for list in [
         "192.168.2.17",
@@ -211,14 +220,14 @@ fn a_proxy_leads_there_as_for_kubectl() {
         assert!(agent.stop());
         worker.sh("rm -r /var/lib/hostgw").ok();
     }
-    // Who is not known is not away.
+    // An agent without valid credentials reports that, and not that the API server is unreachable.
     let agent = start(worker, &kube.kubeconfig("nobody's"), &config, &[]);
-    agent.wait_for_log("the API server does not accept who we are: Unauthorized (401)");
+    agent.wait_for_log("the API server does not accept our credentials: Unauthorized (401)");
     assert!(agent.stop());
 }
 
 #[test]
-fn a_node_with_one_pod_cidr_has_its_network_in_a_cluster_of_two_families() {
+fn a_node_with_one_pod_cidr_works_in_a_dual_stack_cluster() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Dual);
     let (master, worker) = (&nodes[0], &nodes[1]);
@@ -233,9 +242,9 @@ fn a_node_with_one_pod_cidr_has_its_network_in_a_cluster_of_two_families() {
     wait_for(&format!("readiness: {}", agent.log()), || {
         is_ready(worker) && has_route(worker, 3)
     });
-    let said = "Node worker1 has no IPv6 podCIDR (10.10.1.0/24), but IPv6Network";
+    let expected = "Node worker1 has no IPv6 podCIDR (10.10.1.0/24), but IPv6Network";
     assert!(
-        status(worker)["warnings"].to_string().contains(said),
+        status(worker)["warnings"].to_string().contains(expected),
         "{}",
         status(worker)
     );
@@ -249,7 +258,7 @@ fn a_node_with_one_pod_cidr_has_its_network_in_a_cluster_of_two_families() {
         "{}",
         file()
     );
-    // It boots while the API server is away.
+    // The node reboots while the API server is unreachable.
     let written = file();
     wait_for("the state is on disk", || {
         worker.path("/var/lib/hostgw/state.json").exists()
@@ -265,7 +274,7 @@ fn a_node_with_one_pod_cidr_has_its_network_in_a_cluster_of_two_families() {
     });
     assert_eq!(file(), written);
     kube.restart();
-    // With an IPv6 address of the link alone, none is announced.
+    // With only a link-local IPv6 address, no IPv6 address is announced.
     worker.sh("ip -6 addr flush dev enp0s5 scope global").ok();
     wait_for(&format!("none is announced: {}", agent.log()), || {
         kube.annotation("worker1", "public-ip") == "192.168.2.16"

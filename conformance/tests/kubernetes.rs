@@ -1,20 +1,23 @@
-//! From an empty node to running pods: a real kube-apiserver, kubelet, containerd, and the agent from
-//! its image, as the manifest runs it.
+//! From an empty node to running pods: a real kube-apiserver, kubelet and containerd, and the agent
+//! from its image, started as the manifest's `DaemonSet` would start it.
 
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use conformance::kubelet::{pod, wait_long};
+use conformance::kubelet::pod;
 use conformance::reference_picture::{self as picture, Family};
-use conformance::{Agent, Kube, Kubelet, Lab, Node, Release, dist, image, manifest, wait_for};
+use conformance::{
+    Agent, Kube, Kubelet, Lab, Node, Release, dist, image, manifest, wait_for, wait_within,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
-/// A cluster whose API server and a node without pods are on `master`; the manifest is applied.
+/// Starts an API server on `master`, applies the manifest, and starts an agent on `master`, which
+/// has no pods.
 fn control_plane<'a>(master: &'a Node<'a>) -> (Kube<'a>, Agent) {
     let kube = Kube::start(master, "192.168.2.17");
     kube.prepare("default");
@@ -42,7 +45,7 @@ fn control_plane<'a>(master: &'a Node<'a>) -> (Kube<'a>, Agent) {
     (kube, agent)
 }
 
-/// Runs the agent on a node, as the manifest's `DaemonSet` does. `change` is what is other there.
+/// Runs the agent on a node as the manifest's `DaemonSet` would. `change` edits the pod first.
 fn run_agent(kube: &Kube<'_>, kubelet: &Kubelet<'_>, node: &str, change: impl Fn(&mut Value)) {
     kubelet.containerd.import(&image(""));
     let mut pod = manifest::pod(kube, node);
@@ -50,7 +53,7 @@ fn run_agent(kube: &Kube<'_>, kubelet: &Kubelet<'_>, node: &str, change: impl Fn
     kube.create(&format!("/api/v1/namespaces/{}/pods", manifest::NAME), &pod);
 }
 
-/// Gives a Node its subnet, as the control plane does.
+/// Assigns a subnet to a Node, as the control plane does.
 fn assign(kube: &Kube<'_>, node: &str, cidr: &str) {
     let change = json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}});
     kube.patch(&format!("/api/v1/nodes/{node}"), &change);
@@ -60,7 +63,7 @@ fn is_ready(kube: &Kube<'_>, node: &str) -> bool {
     kube.condition(node, "Ready")["status"] == "True"
 }
 
-/// Waits until a Node is ready; shows what its agent says, where it is not.
+/// Waits until a Node is ready. On timeout, the message includes the logs of its agent and kubelet.
 fn wait_for_ready(kube: &Kube<'_>, kubelet: &Kubelet<'_>, node: &str) {
     for _ in 0..600 {
         if is_ready(kube, node) {
@@ -82,7 +85,7 @@ fn wait_for_ready(kube: &Kube<'_>, kubelet: &Kubelet<'_>, node: &str) {
     );
 }
 
-/// The addresses of the pods whose names begin so, of those that run.
+/// Returns the addresses of all running pods whose names begin with `begin`.
 fn addresses(kube: &Kube<'_>, begin: &str) -> Vec<String> {
     let all = kube.get(PODS);
     let pods = all["items"].as_array().into_iter().flatten();
@@ -99,14 +102,18 @@ fn addresses(kube: &Kube<'_>, begin: &str) -> Vec<String> {
 
 fn wait_for_pods(kube: &Kube<'_>, begin: &str, count: usize) -> Vec<String> {
     let mut all = Vec::new();
-    wait_long(&format!("{count} pods {begin} run"), 90, || {
-        all = addresses(kube, begin);
-        all.len() == count
-    });
+    wait_within(
+        &format!("{count} pods {begin} run"),
+        Duration::from_secs(90),
+        || {
+            all = addresses(kube, begin);
+            all.len() == count
+        },
+    );
     all
 }
 
-/// What containerd and kubelet could not do for a pod's network.
+/// Returns the messages of events about pod sandboxes that could not be created.
 fn failures(kube: &Kube<'_>) -> Vec<String> {
     let all = kube.get("/api/v1/namespaces/default/events");
     let events = all["items"].as_array().into_iter().flatten();
@@ -114,8 +121,8 @@ fn failures(kube: &Kube<'_>) -> Vec<String> {
     failed.map(|event| event["message"].to_string()).collect()
 }
 
-/// The addresses that the store of a node says are held.
-fn held(node: &Node<'_>) -> BTreeSet<String> {
+/// Returns the addresses that are reserved in a node's address store.
+fn reserved_addresses(node: &Node<'_>) -> BTreeSet<String> {
     let all = node
         .sh("cd /var/lib/cni/networks/cbr0 2>/dev/null && ls")
         .stdout;
@@ -123,19 +130,19 @@ fn held(node: &Node<'_>) -> BTreeSet<String> {
     names.map(str::to_owned).collect()
 }
 
-/// What a node has of pods: ports, addresses, rules, files.
+/// Returns what a node has of pods: number of ports, reserved addresses, rules, and files.
 fn traces(node: &Node<'_>) -> (usize, BTreeSet<String>, String, String) {
     let rules = "iptables-save -t nat | grep -E 'CNI-(DN|SN)-'; nft list tables | grep cni-hostgw-";
     let files = "ls /var/lib/cni/networks/cbr0/.attachments /var/lib/cni/results /var/lib/cni/flannel 2>/dev/null | grep -vE '^$|:$|^boot_id$|^settings$'";
     (
         node.ports().len(),
-        held(node),
+        reserved_addresses(node),
         node.sh(rules).stdout,
         node.sh(files).stdout,
     )
 }
 
-/// A ping that goes on until it is stopped, ten times a second.
+/// A ping that runs ten times a second until it is stopped.
 struct Ping(Child);
 
 impl Ping {
@@ -154,12 +161,13 @@ impl Ping {
         Self(child.expect("setpriv is part of every Debian"))
     }
 
-    /// How many were sent, and how many came back.
+    /// Returns the number of packets sent and the number of packets received.
     fn stop(mut self) -> (usize, usize) {
-        // It hands the signal on to ping, which then sums up.
+        // `timeout` passes the signal on to ping, which then prints its summary.
         let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a child has an id"), Signal::INT).expect("it runs");
-        let stdout = self.0.stdout.take().expect("it is piped");
+        kill_process(pid.expect("a child process has an id"), Signal::INT)
+            .expect("the process is running");
+        let stdout = self.0.stdout.take().expect("the stream is piped");
         let text = std::io::read_to_string(stdout).expect("text");
         drop(self.0.wait());
         let summary = text
@@ -173,7 +181,7 @@ impl Ping {
     }
 }
 
-/// Two nodes with kubelet and containerd, and the API server that they are registered at.
+/// Two nodes with kubelet and containerd, and their API server.
 struct Cluster<'a> {
     kube: &'a Kube<'a>,
     workers: [&'a Node<'a>; 2],
@@ -181,7 +189,7 @@ struct Cluster<'a> {
 }
 
 #[test]
-fn an_empty_node_becomes_one_that_runs_pods_and_goes_on_whatever_is_restarted() {
+fn an_empty_node_becomes_ready_runs_pods_and_survives_restarts_of_every_component() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Ipv4);
     let (kube, _agent) = control_plane(&nodes[0]);
@@ -195,11 +203,11 @@ fn an_empty_node_becomes_one_that_runs_pods_and_goes_on_whatever_is_restarted() 
             start(2, Release::Debian, "192.168.2.15"),
         ],
     };
-    cluster.becomes_ready();
+    cluster.nodes_become_ready();
     let (client, web) = cluster.pods_reach_each_other();
-    cluster.many_at_once(&client);
-    cluster.everything_is_restarted(&web);
-    // The end of all pods is the end of all traces.
+    cluster.start_and_delete_sixty_pods(&client);
+    cluster.restart_everything(&web);
+    // After all pods have been deleted, nothing of them is left.
     for name in ["web", "client"] {
         kube.delete(&format!("{PODS}/{name}"));
     }
@@ -215,11 +223,13 @@ fn an_empty_node_becomes_one_that_runs_pods_and_goes_on_whatever_is_restarted() 
     }
 }
 
-/// For so long the agent's probes are watched: kubelet ends what does not answer after a minute and a half.
-const PROBED: Duration = Duration::from_secs(300);
+/// How long the agent's probes are watched. kubelet restarts a container that does not answer for a
+/// minute and a half.
+const PROBE_OBSERVATION_TIME: Duration = Duration::from_secs(300);
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn in_ipv6_only_the_agent_answers_its_probes() {
+fn in_an_ipv6_only_cluster_the_agent_answers_its_probes() {
     let lab = Lab::new();
     let master = lab.node("master", &["fd00:192:168:2::17/64"]);
     let worker = lab.node("worker1", &["fd00:192:168:2::16/64"]);
@@ -248,10 +258,13 @@ fn in_ipv6_only_the_agent_answers_its_probes() {
     wait_for_ready(&kube, &kubelet, "worker1");
     let path = format!("/api/v1/namespaces/{}/pods/{0}-worker1", manifest::NAME);
     let container = || kube.get(&path)["status"]["containerStatuses"][0].clone();
-    wait_long("the agent's probe is answered", 60, || {
-        container()["ready"] == true
-    });
-    // The container's own settings are read-only; the node's are given to it.
+    wait_within(
+        "the agent's probe is answered",
+        Duration::from_secs(60),
+        || container()["ready"] == true,
+    );
+    // The sysctls in the container are read-only. The manifest mounts the node's /proc/sys/net
+    // instead.
     assert_eq!(
         worker
             .sh("cat /proc/sys/net/ipv6/conf/all/forwarding")
@@ -262,7 +275,7 @@ fn in_ipv6_only_the_agent_answers_its_probes() {
     worker
         .sh("echo 0 >/proc/sys/net/ipv6/conf/all/forwarding")
         .ok();
-    wait_for("it forwards again", || {
+    wait_for("the node forwards again", || {
         worker
             .sh("cat /proc/sys/net/ipv6/conf/all/forwarding")
             .ok()
@@ -272,15 +285,16 @@ fn in_ipv6_only_the_agent_answers_its_probes() {
     kube.create(PODS, &pod("a", "worker1", "sleep 1000", &json!({})));
     let addresses = wait_for_pods(&kube, "a", 1);
     assert!(addresses[0].starts_with("fd00:10:10:1:"), "{addresses:?}");
-    sleep(PROBED);
+    sleep(PROBE_OBSERVATION_TIME);
     let status = container();
     assert_eq!(status["restartCount"], 0, "{status:#}");
     assert_eq!(status["ready"], true, "{status:#}");
 }
 
 impl Cluster<'_> {
-    /// Kubelet registers; the agent comes before the subnet, and the node waits for both.
-    fn becomes_ready(&self) {
+    /// kubelet registers the node. The agent starts before a subnet is assigned, and the node
+    /// becomes ready only with both.
+    fn nodes_become_ready(&self) {
         let (kube, [worker1, worker2], [kubelet1, kubelet2]) =
             (self.kube, self.workers, &self.kubelets);
         for node in ["worker1", "worker2"] {
@@ -298,18 +312,23 @@ impl Cluster<'_> {
             "{ready}"
         );
 
-        // Nothing is installed but the plugin.
+        // At first, the agent installs only the plugin executable.
         run_agent(kube, kubelet1, "worker1", |_| {});
         kubelet2.containerd.import(&image("-iptables-legacy"));
-        run_agent(kube, kubelet2, "worker2", with_old_iptables);
-        wait_long("the agent says what it waits for", 60, || {
-            let message = kube.condition("worker1", "NetworkUnavailable")["message"].to_string();
-            message.contains("Node worker1 has no podCIDR yet")
-        });
+        run_agent(kube, kubelet2, "worker2", with_legacy_iptables);
+        wait_within(
+            "the agent reports that it waits for a podCIDR",
+            Duration::from_secs(60),
+            || {
+                let message =
+                    kube.condition("worker1", "NetworkUnavailable")["message"].to_string();
+                message.contains("Node worker1 has no podCIDR yet")
+            },
+        );
         assert!(worker1.path("/opt/cni/bin/cni-hostgw").exists());
         assert_eq!(worker1.sh("ls /etc/cni/net.d").stdout, "");
         assert!(!is_ready(kube, "worker1"));
-        // Where the old iptables drops what is forwarded, as Docker has it.
+        // A node on which iptables-legacy drops forwarded packets, as Docker configures it.
         worker2.sh("iptables-legacy -P FORWARD DROP").ok();
         assign(kube, "worker1", "10.10.1.0/24");
         assign(kube, "worker2", "10.10.2.0/24");
@@ -327,13 +346,17 @@ impl Cluster<'_> {
             );
         }
         let list = std::fs::read_to_string(worker1.path("/etc/cni/net.d/10-cni-hostgw.conflist"));
-        assert_eq!(list.expect("it is ready"), manifest::file("cni-conf.json"));
+        assert_eq!(
+            list.expect("a ready node has the conflist"),
+            manifest::file("cni-conf.json")
+        );
         let routes = picture::routes(&worker1.sh("ip route show root 10.10.0.0/16").ok());
         assert_eq!(routes, picture::node_routes("worker1", false));
     }
 
-    /// Pods of both nodes reach each other, by ping and by TCP, and one by a port of its node. Gives the
-    /// addresses of `client` on the first node and `web` on the second.
+    /// Checks that pods of both nodes reach each other by ping and TCP, and that a pod is reachable
+    /// by a host port. Returns the addresses of `client` on the first node and of `web` on the
+    /// second.
     fn pods_reach_each_other(&self) -> (String, String) {
         let (kube, kubelet) = (self.kube, &self.kubelets[0]);
         let serve = "dd if=/dev/urandom of=/tmp/file bs=1M count=8; sha256sum /tmp/file | cut -c-64 >/tmp/sum; exec httpd -f -p 80 -h /tmp";
@@ -366,8 +389,8 @@ impl Cluster<'_> {
         (client, web)
     }
 
-    /// Sixty pods at once, and their end.
-    fn many_at_once(&self, client: &String) {
+    /// Starts sixty pods at once, then deletes them.
+    fn start_and_delete_sixty_pods(&self, client: &String) {
         let (kube, worker) = (self.kube, self.workers[0]);
         let before = traces(worker);
         let begin = Instant::now();
@@ -379,19 +402,23 @@ impl Cluster<'_> {
         eprintln!("60 pods run after {:.1} s", begin.elapsed().as_secs_f64());
         let distinct: BTreeSet<_> = all.iter().chain([client]).collect();
         assert_eq!(distinct.len(), 61, "{all:?}");
-        assert_eq!(held(worker).len(), 61);
+        assert_eq!(reserved_addresses(worker).len(), 61);
         assert_eq!(failures(kube), [""; 0]);
         for i in 0..60 {
             kube.delete(&format!("{PODS}/many-{i}"));
         }
-        wait_long("sixty sandboxes go", 60, || {
-            self.kubelets[0].sandboxes() == 2
+        wait_within(
+            "sixty sandboxes are removed",
+            Duration::from_secs(60),
+            || self.kubelets[0].sandboxes() == 2,
+        );
+        wait_for("nothing is left of the sixty pods", || {
+            traces(worker) == before
         });
-        wait_for("nothing is left of them", || traces(worker) == before);
     }
 
-    /// kubelet, containerd and the agent are killed on both nodes, and no packet of a pod's is lost.
-    fn everything_is_restarted(&self, web: &str) {
+    /// Kills kubelet, containerd and the agent on both nodes, and checks that pods lose no packet.
+    fn restart_everything(&self, web: &str) {
         let (kube, [worker1, worker2], kubelets) = (self.kube, self.workers, &self.kubelets);
         let ping = Ping::start(&kubelets[0], worker1, "client", web);
         let before = (traces(worker1), traces(worker2));
@@ -403,16 +430,20 @@ impl Cluster<'_> {
             kubelet.containerd.wait_for_cri();
             let old = kubelet.containerd.sh("pidof hostgw-agent").ok();
             kubelet.containerd.sh(&format!("kill -9 {old}")).ok();
-            wait_long("the agent is there again", 60, || {
-                let new = kubelet.containerd.sh("pidof hostgw-agent");
-                new.success && new.stdout != old
-            });
+            wait_within(
+                "the agent has been restarted",
+                Duration::from_secs(60),
+                || {
+                    let new = kubelet.containerd.sh("pidof hostgw-agent");
+                    new.success && new.stdout != old
+                },
+            );
         }
         sleep(Duration::from_secs(3));
         for (kubelet, node) in kubelets.iter().zip(["worker1", "worker2"]) {
             wait_for_ready(kube, kubelet, node);
         }
-        // A pod that comes now is like any other.
+        // A pod that is created now gets a network like any other.
         kube.create(PODS, &pod("late", "worker1", "sleep 100000", &json!({})));
         wait_for_pods(kube, "late", 1);
         let (sent, received) = ping.stop();
@@ -422,31 +453,33 @@ impl Cluster<'_> {
             "{sent} sent, {received} received"
         );
         kube.delete(&format!("{PODS}/late"));
-        wait_for("nothing leaked", || {
+        wait_for("no trace of the deleted pod is left", || {
             (traces(worker1), traces(worker2)) == before
         });
     }
 }
 
-/// The image with the old iptables, and the lock that all its users take.
-fn with_old_iptables(pod: &mut Value) {
+/// Selects the image with iptables-legacy, and mounts the lock file that all users of
+/// iptables-legacy share.
+fn with_legacy_iptables(pod: &mut Value) {
     let container = &mut pod["spec"]["containers"][0];
     let image = container["image"].as_str().unwrap_or_default().to_owned();
     container["image"] = format!("{image}-iptables-legacy").into();
     let mounts = container["volumeMounts"]
         .as_array_mut()
-        .expect("it has mounts");
+        .expect("the container has mounts");
     mounts.push(json!({"name": "lock", "mountPath": "/run/xtables.lock"}));
     let volumes = pod["spec"]["volumes"]
         .as_array_mut()
-        .expect("it has volumes");
+        .expect("the pod has volumes");
     volumes.push(json!({
         "name": "lock", "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"},
     }));
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn a_node_that_boots_has_its_pods_again() {
+fn pods_run_again_after_a_reboot() {
     let lab = Lab::new();
     let master = lab.node("master", &["192.168.2.17/24"]);
     let (kube, _agent) = control_plane(&master);
@@ -465,9 +498,9 @@ fn a_node_that_boots_has_its_pods_again() {
         );
     }
     let before = wait_for_pods(&kube, "a-", 5);
-    assert_eq!(held(&worker).len(), 5);
+    assert_eq!(reserved_addresses(&worker).len(), 5);
 
-    // Power off: what is on disk stays, and nothing else.
+    // Power loss: only the files on disk survive.
     drop(kubelet);
     worker
         .sh("tar -C / --one-file-system -cf /mnt/disk.tar var/lib/cni var/lib/hostgw var/lib/kubelet var/lib/containerd-test etc/cni opt/cni")
@@ -479,20 +512,30 @@ fn a_node_that_boots_has_its_pods_again() {
         "/run/sysctl/kernel.random.boot_id",
         "0b0074ed-0000-4000-8000-00000000b007\n",
     );
-    let kubelet = Kubelet::boot(&worker, Release::Debian, "192.168.2.16", Some(&kube));
+    let kubelet = Kubelet::start_on_hold(&worker, Release::Debian, "192.168.2.16", Some(&kube));
     worker.sh("tar -C / -xf /mnt/disk.tar etc/cni opt/cni").ok();
-    assert_eq!(held(&worker).len(), 5, "as the disk has it");
+    assert_eq!(
+        reserved_addresses(&worker).len(),
+        5,
+        "the reservations on disk"
+    );
     worker.sh("rm /run/kubelet.hold").ok();
     kubelet.wait();
-    wait_long("new sandboxes for all pods", 120, || {
-        kubelet.sandboxes() == 6
-    });
+    wait_within(
+        "new sandboxes for all pods",
+        Duration::from_secs(120),
+        || kubelet.sandboxes() == 6,
+    );
     let mut after = Vec::new();
-    wait_long("all pods have addresses of this boot", 60, || {
-        after = addresses(&kube, "a-");
-        let distinct: BTreeSet<_> = after.iter().cloned().collect();
-        after.len() == 5 && distinct == held(&worker)
-    });
+    wait_within(
+        "all pods have addresses of this boot",
+        Duration::from_secs(60),
+        || {
+            after = addresses(&kube, "a-");
+            let distinct: BTreeSet<_> = after.iter().cloned().collect();
+            after.len() == 5 && distinct == reserved_addresses(&worker)
+        },
+    );
     eprintln!("before {before:?}, after {after:?}");
     for i in 0..5 {
         let pod = format!("a-{i}");
@@ -501,15 +544,18 @@ fn a_node_that_boots_has_its_pods_again() {
             .ok();
     }
     wait_for("one port for each pod", || worker.ports().len() == 5);
-    // The range is whole: each address can be had.
+    // No address has leaked: after all pods have been deleted, no reservation is left.
     for i in 0..5 {
         kube.delete(&format!("{PODS}/a-{i}"));
     }
-    wait_long("nothing is held", 30, || held(&worker).is_empty());
+    wait_within("no address is reserved", Duration::from_secs(30), || {
+        reserved_addresses(&worker).is_empty()
+    });
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn kubelet_alone_runs_static_pods_on_a_cluster_file() {
+fn kubelet_without_an_api_server_runs_static_pods_with_a_cluster_file() {
     let lab = Lab::new();
     let nodes = [
         lab.node("worker1", &["192.168.2.16/24"]),
@@ -547,7 +593,9 @@ fn kubelet_alone_runs_static_pods_on_a_cluster_file() {
     let mut found = Vec::new();
     for (i, kubelet) in kubelets.iter().enumerate() {
         let name = format!("static-{i}-{}", nodes[i].name);
-        wait_long("a static pod", 60, || !kubelet.sandbox(&name).is_empty());
+        wait_within("a static pod", Duration::from_secs(60), || {
+            !kubelet.sandbox(&name).is_empty()
+        });
         found.push(name);
     }
     let address = kubelets[1]
@@ -565,7 +613,7 @@ fn kubelet_alone_runs_static_pods_on_a_cluster_file() {
         )
         .ok();
     let fetch = format!("busybox wget -q -O - http://{address}/busybox | cmp - /bin/busybox");
-    wait_for("the file comes whole", || {
+    wait_for("the file arrives complete", || {
         kubelets[0].in_pod(&found[0], &fetch).success
     });
     drop(kubelets);

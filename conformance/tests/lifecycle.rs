@@ -1,11 +1,11 @@
-//! ADD and DEL, once, twice, too late, many at a time, and what they leave behind.
+//! ADD and DEL: repeated, late, concurrent and failed requests, and what they leave behind.
 
 use conformance::{Attachment, Lab, Node, Plugin, Reply, Server};
 use serde_json::{Value, json};
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
 
-/// A node with a subnet file, and no agent that would write it anew.
+/// Returns a node with a subnet file but without an agent, which would rewrite the file.
 fn node(lab: &Lab) -> Node<'_> {
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.sh("mkdir -p /run/flannel").ok();
@@ -13,7 +13,7 @@ fn node(lab: &Lab) -> Node<'_> {
     node
 }
 
-/// The links in pod `a`.
+/// Returns the names of the links in pod `a`.
 fn links_inside(node: &Node<'_>) -> String {
     node.sh("ip -n a -o link show | cut -d: -f2").ok()
 }
@@ -27,7 +27,8 @@ fn flannel_form() -> Value {
     })
 }
 
-/// Everything that an ADD could leave: links, addresses of the bridge, files and their content.
+/// Returns everything that an ADD may leave behind: links, addresses of the bridge, and files with
+/// their content.
 fn traces(node: &Node<'_>) -> String {
     node.sh(
         "ip -o link show | cut -d: -f2 | sort; ip -o addr show dev cni0 | grep -v fe80; \
@@ -54,21 +55,21 @@ fn a_second_add_fails_and_leaves_the_first_alone() {
     assert_eq!(traces(&node), before);
     assert!(b.pings(&first[0]));
 
-    // The same attachment asked for in another namespace, and otherwise: the live one keeps its
-    // link, its port and its neighbours.
+    // The same attachment, requested in another network namespace with other arguments: the live
+    // attachment retains its link, bridge port and neighbours.
     let elsewhere = Attachment::named("a").in_netns("/run/netns/c");
     let elsewhere = elsewhere.with_args("MAC=02:00:00:00:00:09");
     let _c = node.pod("c");
     let (code, text) = plugin.call(&node, "ADD", &elsewhere, &conf).error();
     assert_eq!(code, 4, "{text}");
     assert!(
-        text.contains("lives in another network namespace"),
+        text.contains("already exists in another network namespace"),
         "{text}"
     );
     assert!(b.pings(&first[0]));
     let ports = node.sh("ip -d link show type bridge_slave").ok();
     assert_eq!(ports.matches("hairpin on").count(), 2, "{ports}");
-    // The same with a store that knows nothing of it.
+    // The same after the address store has been deleted.
     node.sh("rm -r /var/lib/cni/networks").ok();
     let (code, text) = plugin.call(&node, "ADD", &elsewhere, &conf).error();
     assert_eq!(code, 4, "{text}");
@@ -79,7 +80,7 @@ fn a_second_add_fails_and_leaves_the_first_alone() {
 }
 
 #[test]
-fn the_reference_fails_a_second_add_too() {
+fn the_reference_also_fails_a_second_add() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::reference("bridge");
@@ -101,7 +102,7 @@ fn bridge_form(kind: &str) -> Value {
 }
 
 #[test]
-fn del_twice_is_del_once() {
+fn a_second_del_succeeds_and_changes_nothing() {
     for plugin_of in [Plugin::ours as fn(&Lab) -> Plugin, |_| {
         Plugin::reference("bridge")
     }] {
@@ -121,7 +122,8 @@ fn del_twice_is_del_once() {
     }
 }
 
-/// DEL of pod `a` after `spoil`, with `CNI_NETNS` as given: it succeeds and leaves nothing.
+/// Adds pod `a`, calls `spoil`, and checks that DEL with this `CNI_NETNS` succeeds and leaves
+/// nothing behind.
 fn del_leaves_nothing(conf: &Value, netns: Option<&str>, spoil: impl Fn(&Node<'_>)) {
     let lab = Lab::new();
     let node = node(&lab);
@@ -138,28 +140,34 @@ fn del_leaves_nothing(conf: &Value, netns: Option<&str>, spoil: impl Fn(&Node<'_
     }
     plugin.call(&node, "DEL", &attachment, conf).ok();
     let after = traces(&node).replace("\na\n", "\n");
-    let without_turn = |text: &str| -> Vec<String> {
-        let of_files = |line: &&str| !line.contains("last_reserved_ip") && *line != "flannel";
-        text.lines().filter(of_files).map(str::to_owned).collect()
+    let without_round_robin_state = |text: &str| -> Vec<String> {
+        let is_compared = |line: &&str| !line.contains("last_reserved_ip") && *line != "flannel";
+        text.lines()
+            .filter(is_compared)
+            .map(str::to_owned)
+            .collect()
     };
-    assert_eq!(without_turn(&after), without_turn(&before));
+    assert_eq!(
+        without_round_robin_state(&after),
+        without_round_robin_state(&before)
+    );
     plugin.call(&node, "DEL", &attachment, conf).ok();
 }
 
 #[test]
-fn del_succeeds_when_the_namespace_is_gone() {
+fn del_succeeds_after_the_namespace_was_deleted() {
     del_leaves_nothing(&flannel_form(), None, |node| {
         drop(node.sh("ip netns delete a").ok());
     });
 }
 
 #[test]
-fn del_succeeds_without_a_namespace() {
+fn del_succeeds_with_an_empty_cni_netns() {
     del_leaves_nothing(&flannel_form(), Some(""), |_| {});
 }
 
 #[test]
-fn del_succeeds_when_the_namespace_is_no_namespace() {
+fn del_succeeds_when_cni_netns_is_not_a_namespace() {
     del_leaves_nothing(&flannel_form(), Some("/etc/passwd"), |_| {});
 }
 
@@ -178,12 +186,13 @@ fn del_succeeds_when_the_link_is_gone() {
 }
 
 #[test]
-fn the_nodes_own_namespace_is_refused_before_anything_changes() {
+fn add_and_del_reject_the_nodes_own_namespace_and_change_nothing() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
     let before = traces(&node);
-    // The node's own eth0 is what a recycled process id would cost.
+    // If a process id has been reused, the path may lead to the node's own namespace. A DEL there
+    // would delete the node's own eth0.
     node.sh("ip link add eth0 type veth peer name eth1").ok();
     let with_eth0 = traces(&node);
     for own in [
@@ -202,9 +211,9 @@ fn the_nodes_own_namespace_is_refused_before_anything_changes() {
     assert_ne!(before, with_eth0);
 }
 
-/// A failed ADD on a node that never had one, and every trace before and after it. What belongs
-/// to the node and not to the attachment may be there afterwards: the store's lock, boot id, marks,
-/// settings and round robin, and what `also` names.
+/// Runs an ADD that must fail, on a node without earlier attachments, and compares all traces
+/// before and after it. Files and links that belong to the node, not to the attachment, may remain:
+/// the store's lock, boot id, marks, settings and round robin state, and those named in `also`.
 fn failed_add(
     spoil: impl Fn(&Node<'_>),
     conf: &Value,
@@ -245,7 +254,7 @@ fn failed_add(
 }
 
 #[test]
-fn an_add_that_finds_its_name_taken_leaves_nothing() {
+fn an_add_whose_interface_name_exists_fails_and_leaves_nothing() {
     let spoil = |node: &Node<'_>| {
         drop(
             node.sh("ip -n a link add eth0 type veth peer name eth9")
@@ -257,7 +266,7 @@ fn an_add_that_finds_its_name_taken_leaves_nothing() {
 }
 
 #[test]
-fn an_add_that_finds_its_range_exhausted_leaves_nothing() {
+fn an_add_with_an_exhausted_range_fails_and_leaves_nothing() {
     let mut conf = bridge_form("cni-hostgw");
     conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/30"}]]);
     let spoil = |node: &Node<'_>| {
@@ -267,13 +276,13 @@ fn an_add_that_finds_its_range_exhausted_leaves_nothing() {
     };
     let (code, text) = failed_add(spoil, &conf, &Attachment::named("a"), &[]);
     assert_eq!(code, 101, "{text}");
-    let wanted = "no IP addresses available in range set 10.10.1.1-10.10.1.2: all 1 are held, in \
-                  /var/lib/cni/networks/cbr0; 0 were abandoned and taken back before";
+    let wanted = "no IP addresses available in range set 10.10.1.1-10.10.1.2: all 1 are reserved in \
+                  /var/lib/cni/networks/cbr0; reclaimed 0 stale reservations";
     assert_eq!(text.trim_end_matches("; "), wanted);
 }
 
 #[test]
-fn an_add_that_finds_the_bridges_name_held_by_a_veth_leaves_nothing() {
+fn an_add_whose_bridge_name_belongs_to_a_veth_fails_and_leaves_nothing() {
     let spoil = |node: &Node<'_>| {
         drop(node.sh("ip link add cni0 type veth peer name cni1").ok());
     };
@@ -288,7 +297,8 @@ fn an_add_that_finds_the_bridges_name_held_by_a_veth_leaves_nothing() {
 #[test]
 fn an_add_whose_last_step_fails_leaves_nothing() {
     let mut conf = bridge_form("cni-hostgw");
-    // No way to this gateway: the kernel refuses the route once everything else stands.
+    // This gateway is unreachable: the kernel rejects the route after all other steps have
+    // succeeded.
     conf["ipam"]["routes"] = json!([{"dst": "10.99.0.0/16", "gw": "10.77.0.1"}]);
     let (code, text) = failed_add(|_| {}, &conf, &Attachment::named("a"), &["cni0"]);
     assert_eq!(code, 100, "{text}");
@@ -298,25 +308,25 @@ fn an_add_whose_last_step_fails_leaves_nothing() {
     );
     assert!(
         text.contains("Nexthop has invalid gateway"),
-        "the kernel's own words: {text}"
+        "includes the kernel's message: {text}"
     );
 }
 
 #[test]
-fn an_add_without_a_subnet_file_says_so_and_may_be_tried_again() {
+fn an_add_without_a_subnet_file_fails_with_try_again_later() {
     let spoil = |node: &Node<'_>| drop(node.sh("rm -r /run/flannel").ok());
     let (code, text) = failed_add(spoil, &flannel_form(), &Attachment::named("a"), &[]);
     assert_eq!(code, 11, "{text}");
-    for said in ["/run/flannel/subnet.env, waited 2s", "hostgw-agent"] {
-        assert!(text.contains(said), "{text}");
+    for expected in ["/run/flannel/subnet.env, waited 2s", "hostgw-agent"] {
+        assert!(text.contains(expected), "{text}");
     }
     let spoil = |node: &Node<'_>| drop(node.sh("sed -i /MTU/d /run/flannel/subnet.env").ok());
     let mut conf = flannel_form();
     conf["subnetFileWait"] = json!(0.1);
     let (code, text) = failed_add(spoil, &conf, &Attachment::named("a"), &[]);
     assert_eq!(code, 11, "{text}");
-    for said in ["waited 100ms", "is missing FLANNEL_MTU"] {
-        assert!(text.contains(said), "{text}");
+    for expected in ["waited 100ms", "is missing FLANNEL_MTU"] {
+        assert!(text.contains(expected), "{text}");
     }
 }
 
@@ -336,7 +346,7 @@ fn an_add_waits_for_the_subnet_file() {
 }
 
 #[test]
-fn sixty_four_adds_at_once_give_sixty_four_addresses_and_as_many_dels_an_empty_store() {
+fn sixty_four_concurrent_adds_get_distinct_addresses_and_dels_empty_the_store() {
     let lab = Lab::new();
     let node = node(&lab);
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
@@ -374,7 +384,7 @@ fn sixty_four_adds_at_once_give_sixty_four_addresses_and_as_many_dels_an_empty_s
 }
 
 #[test]
-fn an_exhausted_range_takes_back_what_nobody_deleted() {
+fn an_exhausted_range_reclaims_the_address_of_a_pod_that_vanished_without_del() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
@@ -385,31 +395,38 @@ fn an_exhausted_range_takes_back_what_nobody_deleted() {
         plugin.add(pod, &conf).ok();
     }
     let more = node.pod("more");
-    assert_eq!(plugin.add(&more, &conf).error().0, 101, "all five live");
-    // The pod vanishes without a DEL, a while ago.
+    assert_eq!(
+        plugin.add(&more, &conf).error().0,
+        101,
+        "all five pods are live"
+    );
+    // The pod vanished without a DEL two minutes ago.
     node.sh(
         "ip netns delete p2; touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/p2:eth0",
     )
     .ok();
-    conformance::wait_for("the kernel takes the veth with the namespace", || {
-        node.sh("ip -o link show type bridge_slave")
-            .ok()
-            .lines()
-            .count()
-            == 4
-    });
+    conformance::wait_for(
+        "the kernel deletes the veth together with the namespace",
+        || {
+            node.sh("ip -o link show type bridge_slave")
+                .ok()
+                .lines()
+                .count()
+                == 4
+        },
+    );
     assert_eq!(plugin.add(&more, &conf).addresses(), ["10.10.1.4"]);
 }
 
 #[test]
-fn another_boot_empties_the_store() {
+fn reservations_from_before_a_reboot_are_discarded() {
     let lab = Lab::new();
     let node = node(&lab);
     let (plugin, mut conf) = (Plugin::ours(&lab), bridge_form("cni-hostgw"));
     conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/30"}]]);
     let a = node.pod("a");
     plugin.add(&a, &conf).ok();
-    // As after a boot: no links, another boot id, the files left.
+    // The state after a reboot: no links, another boot id, and the old files.
     node.sh("ip netns delete a; ip link delete cni0; echo other > /var/lib/cni/networks/cbr0/.attachments/boot_id").ok();
     let b = node.pod("b");
     assert_eq!(plugin.add(&b, &conf).addresses(), ["10.10.1.2"]);
@@ -423,7 +440,8 @@ fn del_leaves_an_interface_of_another_attachment_alone() {
     let (pod, other) = (node.pod("a"), node.pod("b"));
     let address = plugin.add(&pod, &flannel_form()).addresses();
     plugin.add(&other, &flannel_form()).ok();
-    // A second network for the same namespace, under the same name: refused, then deleted.
+    // ADD for a second network with the same namespace and interface name fails; then DEL for it
+    // must not touch the interface.
     let mut second = flannel_form();
     second["name"] = json!("second");
     let attachment = Attachment::named("other-id").in_netns("/run/netns/a");
@@ -433,7 +451,7 @@ fn del_leaves_an_interface_of_another_attachment_alone() {
 }
 
 #[test]
-fn del_does_not_wait_for_what_is_no_namespace() {
+fn del_does_not_block_on_a_cni_netns_that_is_not_a_network_namespace() {
     del_leaves_nothing(&flannel_form(), Some("/var/lib/fifo"), |node| {
         drop(node.sh("mkfifo /var/lib/fifo").ok());
     });
@@ -441,16 +459,16 @@ fn del_does_not_wait_for_what_is_no_namespace() {
 }
 
 #[test]
-fn routes_to_where_others_lead_already_do_not_fail_an_add() {
+fn routes_that_exist_already_do_not_fail_an_add() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
-    // A cluster of one node, whose subnet is the whole network.
+    // A cluster with one node, whose subnet is the whole network.
     let env = SUBNET_ENV.replace("10.10.0.0/16", "10.10.1.0/24");
     std::fs::write(node.path("/run/flannel/subnet.env"), env).expect("writes");
     let pod = node.pod("a");
     plugin.add(&pod, &flannel_form()).ok();
-    // A second network of the same pod, with a default route of its own.
+    // A second network of the same pod, with its own default route.
     let mut second = bridge_form("cni-hostgw");
     second["name"] = json!("second");
     second["bridge"] = json!("cni1");
@@ -459,7 +477,7 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
     attachment.ifname = "net1".to_owned();
     plugin.call(&node, "ADD", &attachment, &second).ok();
     let routes = pod.sh("busybox ip route").ok();
-    // The newest comes first, as with the reference since 1.6.0.
+    // The newest default route comes first, as with the reference since 1.6.0.
     let defaults: Vec<_> = routes
         .lines()
         .map(str::trim)
@@ -473,13 +491,13 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
         ]
     );
     assert!(!routes.contains("10.10.1.0/24 via"), "{routes}");
-    // A third, so that IPv6 has two as well.
+    // A third network, so that IPv6 has two default routes as well.
     second["name"] = json!("third");
     second["bridge"] = json!("cni2");
     second["ipam"]["ranges"] = json!([[{"subnet": "fd00:30::/64"}]]);
     attachment.ifname = "net2".to_owned();
     plugin.call(&node, "ADD", &attachment, &second).ok();
-    // In IPv6 the kernel uses both.
+    // In IPv6, the kernel uses both default routes.
     let routes = pod.sh("ip -6 route show default").ok();
     for hop in [
         "nexthop via fd00:20::1 dev net1",
@@ -487,7 +505,7 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
     ] {
         assert!(routes.contains(hop), "{hop}: {routes}");
     }
-    // A third in IPv4.
+    // A third default route in IPv4.
     second["name"] = json!("fourth");
     second["bridge"] = json!("cni3");
     second["ipam"]["ranges"] = json!([[{"subnet": "10.30.1.0/24"}]]);
@@ -502,7 +520,7 @@ fn routes_to_where_others_lead_already_do_not_fail_an_add() {
 }
 
 #[test]
-fn is_gateway_force_address_and_port_isolation_do_what_they_say() {
+fn is_gateway_force_address_and_port_isolation_take_effect() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
@@ -516,7 +534,7 @@ fn is_gateway_force_address_and_port_isolation_do_what_they_say() {
     );
     assert!(!a.sh("ip route").ok().contains("default"));
     plugin.del(&a, &conf).ok();
-    // Somebody's port is in use.
+    // A bridge with a port of another process is in use.
     node.sh("ip addr add 10.10.9.1/24 dev cni0 && ip link add tap type veth peer name pat && ip link set tap master cni0")
         .ok();
     conf["isGateway"] = json!(true);
@@ -530,8 +548,8 @@ fn is_gateway_force_address_and_port_isolation_do_what_they_say() {
         "{addresses}"
     );
     let isolated = plugin.add(&b, &conf).addresses();
-    // Another network on the same bridge has a mind of its own. A subnet is one network's, so its
-    // addresses are somebody else's business.
+    // Another network on the same bridge has its own port isolation setting. It uses static
+    // addresses, because a subnet belongs to one network only.
     conf["name"] = json!("open");
     conf["portIsolation"] = json!(false);
     conf["ipam"] = json!({
@@ -546,7 +564,7 @@ fn is_gateway_force_address_and_port_isolation_do_what_they_say() {
 }
 
 #[test]
-fn a_stuck_holder_of_the_lock_blocks_nobody_for_ever() {
+fn an_add_gives_up_on_a_lock_held_for_more_than_ten_seconds_and_names_the_holder() {
     let lab = Lab::new();
     let node = node(&lab);
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
@@ -571,12 +589,12 @@ fn a_stuck_holder_of_the_lock_blocks_nobody_for_ever() {
     );
     assert!(text.contains(&holder), "{holder}: {text}");
     assert_eq!(traces(&node), before);
-    assert!(stuck.wait().expect("it ends").success());
+    assert!(stuck.wait().expect("the process ends").success());
     plugin.add(&b, &conf).ok();
 }
 
 #[test]
-fn a_pods_name_may_be_as_long_as_kubernetes_allows() {
+fn pod_names_may_be_as_long_as_kubernetes_allows() {
     let lab = Lab::new();
     let node = node(&lab);
     let (plugin, mut conf) = (Plugin::ours(&lab), flannel_form());
@@ -598,7 +616,7 @@ fn a_pods_name_may_be_as_long_as_kubernetes_allows() {
 }
 
 #[test]
-fn a_name_that_the_kernel_would_complete_is_refused() {
+fn interface_names_with_a_percent_sign_are_rejected() {
     let lab = Lab::new();
     let node = node(&lab);
     let (plugin, mut conf) = (Plugin::ours(&lab), flannel_form());
@@ -616,8 +634,8 @@ fn a_name_that_the_kernel_would_complete_is_refused() {
     assert!(!node.sh("ip link").ok().contains("br0"));
 }
 
-/// Runs a request by a shell, its standard output where `redirection` says.
-fn by_shell(node: &Node<'_>, verb: &str, name: &str, conf: &Value, redirection: &str) -> bool {
+/// Runs a request in a shell, with its standard output redirected by `redirection`.
+fn run_in_shell(node: &Node<'_>, verb: &str, name: &str, conf: &Value, redirection: &str) -> bool {
     node.write("/run/request", conf.to_string());
     let run = format!(
         "CNI_COMMAND={verb} CNI_CONTAINERID={name} CNI_NETNS=/run/netns/{name} CNI_IFNAME=eth0 \
@@ -635,30 +653,31 @@ fn an_add_whose_result_cannot_be_written_leaves_nothing() {
     conf["ipMasq"] = json!(true);
     let (a, b) = (node.pod("a"), node.pod("b"));
     plugin.add(&b, &conf).ok();
-    // But for the request's own file, and whose turn it is.
+    // Without the request's own file and the round robin state.
     let seen = || -> Vec<String> {
-        let of_pods = |line: &&str| !line.contains("last_reserved_ip") && !line.contains("request");
+        let is_relevant =
+            |line: &&str| !line.contains("last_reserved_ip") && !line.contains("request");
         traces(&node)
             .lines()
-            .filter(of_pods)
+            .filter(is_relevant)
             .map(str::to_owned)
             .collect()
     };
     let before = seen();
-    assert!(!by_shell(&node, "ADD", "a", &conf, ">/dev/full"));
+    assert!(!run_in_shell(&node, "ADD", "a", &conf, ">/dev/full"));
     assert_eq!(seen(), before);
     plugin.del(&a, &conf).ok();
     assert_eq!(seen(), before);
-    // The network's first pod leaves no rules either.
+    // The failed first ADD of a network leaves no firewall rules either.
     plugin.del(&b, &conf).ok();
-    assert!(!by_shell(&node, "ADD", "a", &conf, ">/dev/full"));
+    assert!(!run_in_shell(&node, "ADD", "a", &conf, ">/dev/full"));
     assert_eq!(node.sh("nft list ruleset").ok(), "");
     assert!(node.ports().is_empty());
 }
 
 #[test]
-fn an_add_does_not_say_ok_where_the_node_cannot_be_set_up() {
-    // A setting that says the right thing already is fine on a read-only file system.
+fn an_add_fails_if_a_sysctl_cannot_be_set() {
+    // A sysctl that already has the right value is accepted on a read-only file system.
     for (setting, value, subnet) in [
         ("net/ipv4/ip_forward", "0", "10.10.1.0/24"),
         ("net/ipv6/conf/cni0/accept_ra", "1", "10.10.1.0/24"),
@@ -691,7 +710,7 @@ fn an_add_does_not_say_ok_where_the_node_cannot_be_set_up() {
 }
 
 #[test]
-fn the_lock_is_waited_for_without_a_thread_where_none_can_be_had() {
+fn an_add_waits_for_the_lock_even_if_it_cannot_start_a_thread() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
@@ -710,13 +729,13 @@ fn the_lock_is_waited_for_without_a_thread_where_none_can_be_had() {
     ]);
     command.arg(&plugin.0);
     let conf = bridge_form("cni-hostgw");
-    let add = plugin.start_by(&mut command, "ADD", &Attachment::of(&pod), &conf);
+    let add = plugin.start_with_command(&mut command, "ADD", &Attachment::of(&pod), &conf);
     add.wait().ok();
     drop(holder);
 }
 
 #[test]
-fn del_needs_no_room_and_nothing_to_write_to() {
+fn del_works_on_a_full_and_on_a_read_only_disk() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
@@ -727,7 +746,7 @@ fn del_needs_no_room_and_nothing_to_write_to() {
     )
     .ok();
     let del = |name: &str| plugin.call(&node, "DEL", &Attachment::named(name), &conf);
-    // Nothing was ever here, on a full disk and on one that takes no writing.
+    // DEL of an unknown attachment, on a full disk and on a read-only one.
     node.sh("head -c 300000 /dev/zero > /var/lib/cni/networks/full; mkdir -p /var/lib/cni/networks/cbr0; true")
         .ok();
     del("a").ok();
@@ -735,7 +754,7 @@ fn del_needs_no_room_and_nothing_to_write_to() {
     del("a").ok();
     node.sh("mount -o remount,rw /var/lib/cni/networks && rm -r /var/lib/cni/networks/*")
         .ok();
-    // Two pods, and the disk fills up.
+    // Add two pods, then fill the disk.
     plugin.add(&a, &conf).ok();
     plugin.add(&b, &conf).ok();
     node.sh("head -c 300000 /dev/zero > /var/lib/cni/networks/full; true")
@@ -743,7 +762,8 @@ fn del_needs_no_room_and_nothing_to_write_to() {
     del("a").ok();
     del("a").ok();
     assert!(!node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists());
-    // What never was needs nothing removed; what was cannot be removed, and is not forgotten.
+    // DEL of an attachment that is already gone has nothing to remove and succeeds. DEL of an
+    // existing one cannot remove its reservation: it fails, and the reservation stays.
     node.sh("mount -o remount,ro /var/lib/cni/networks").ok();
     del("a").ok();
     let (code, text) = del("b").error();
@@ -758,7 +778,7 @@ fn del_needs_no_room_and_nothing_to_write_to() {
 }
 
 #[test]
-fn del_of_a_bridge_plugins_pod_does_not_take_an_error_for_a_namespace_that_is_gone() {
+fn del_of_a_reference_plugins_pod_does_not_mistake_an_error_for_a_deleted_namespace() {
     let lab = Lab::new();
     let node = node(&lab);
     let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
@@ -772,13 +792,14 @@ fn del_of_a_bridge_plugins_pod_does_not_take_an_error_for_a_namespace_that_is_go
                 let mut command = node.command("strace");
                 command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
                 command.arg(&ours.0);
-                ours.start_by(&mut command, "DEL", &Attachment::of(&pod), &conf)
+                ours.start_with_command(&mut command, "DEL", &Attachment::of(&pod), &conf)
                     .end();
                 let is_held = node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists();
-                let has_it = pod.sh("ip -o addr").ok().contains("10.10.1.2");
-                // The link goes first, and nobody gets an address that is in use.
-                assert!(is_held || !has_it, "{inject}");
-                if !is_held || !has_it {
+                let pod_has_address = pod.sh("ip -o addr").ok().contains("10.10.1.2");
+                // The link is deleted before the reservation, so that no pod gets an address that
+                // is still in use.
+                assert!(is_held || !pod_has_address, "{inject}");
+                if !is_held || !pod_has_address {
                     ours.del(&pod, &conf).ok();
                     reference.add(&pod, &bridge_form("bridge")).ok();
                     node.sh(
@@ -794,7 +815,7 @@ fn del_of_a_bridge_plugins_pod_does_not_take_an_error_for_a_namespace_that_is_go
 }
 
 #[test]
-fn exhaustion_does_not_take_a_live_pods_address_that_another_plugin_reserved() {
+fn an_exhausted_range_does_not_reclaim_a_live_pods_address_reserved_by_another_plugin() {
     let lab = Lab::new();
     let node = node(&lab);
     let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
@@ -803,7 +824,8 @@ fn exhaustion_does_not_take_a_live_pods_address_that_another_plugin_reserved() {
     conf["ipam"]["ranges"] = ranges.clone();
     theirs["ipam"]["ranges"] = ranges;
     let (a, b) = (node.pod("a"), node.pod("b"));
-    // Ours, a while ago; then a node that went back: theirs gives it back and takes it again.
+    // Our plugin added the pod two minutes ago. Then the node went back to the reference plugin,
+    // which released the address and reserved it again.
     ours.add(&a, &conf).ok();
     node.sh("touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/a:eth0")
         .ok();
@@ -815,7 +837,7 @@ fn exhaustion_does_not_take_a_live_pods_address_that_another_plugin_reserved() {
 }
 
 #[test]
-fn a_migrated_attachment_that_is_added_again_keeps_its_address() {
+fn a_reference_plugins_attachment_that_is_added_again_gets_a_new_address() {
     let lab = Lab::new();
     let node = node(&lab);
     let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
@@ -831,32 +853,39 @@ fn a_migrated_attachment_that_is_added_again_keeps_its_address() {
 }
 
 #[test]
-fn a_host_veth_that_was_renamed_is_the_attachments_still() {
+fn a_renamed_host_veth_still_belongs_to_its_attachment() {
     let lab = Lab::new();
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
     let conf = bridge_form("cni-hostgw");
     let (a, b) = (node.pod("a"), node.pod("b"));
-    let asks = |pod: &str| Attachment::named(pod).with_args("IgnoreUnknown=1;IP=10.10.1.50");
-    plugin.call(&node, "ADD", &asks("a"), &conf).ok();
+    let request_address =
+        |pod: &str| Attachment::named(pod).with_args("IgnoreUnknown=1;IP=10.10.1.50");
+    plugin.call(&node, "ADD", &request_address("a"), &conf).ok();
     node.sh(
         "veth=$(ip -o link show type bridge_slave | sed 's/.*: \\(veth[^@]*\\)@.*/\\1/'); \
          ip link set $veth down && ip link set $veth name renamed && ip link set renamed up; \
          touch -d '-2 minutes' /var/lib/cni/networks/cbr0/.attachments/a:eth0",
     )
     .ok();
-    assert_eq!(plugin.call(&node, "ADD", &asks("b"), &conf).error().0, 7);
+    assert_eq!(
+        plugin
+            .call(&node, "ADD", &request_address("b"), &conf)
+            .error()
+            .0,
+        7
+    );
     assert!(a.pings("10.10.1.1"));
     plugin
         .call(&node, "DEL", &Attachment::named("a").in_netns(""), &conf)
         .ok();
     assert!(node.ports().is_empty());
-    plugin.call(&node, "ADD", &asks("b"), &conf).ok();
+    plugin.call(&node, "ADD", &request_address("b"), &conf).ok();
     assert!(b.pings("10.10.1.1"));
 }
 
 #[test]
-fn a_live_pod_of_another_plugins_does_not_share_its_address_with_a_second_add() {
+fn a_second_add_of_a_reference_plugins_live_attachment_fails() {
     let lab = Lab::new();
     let node = node(&lab);
     let (ours, reference) = (Plugin::ours(&lab), Plugin::reference("bridge"));
@@ -866,7 +895,7 @@ fn a_live_pod_of_another_plugins_does_not_share_its_address_with_a_second_add() 
     let elsewhere = Attachment::named("a").in_netns("/run/netns/b");
     let (code, text) = ours.call(&node, "ADD", &elsewhere, &conf).error();
     assert_eq!(code, 4, "{text}");
-    // The oldest host-local wrote the container's id alone.
+    // The oldest host-local releases wrote only the container ID.
     node.sh("printf a > /var/lib/cni/networks/cbr0/10.10.1.2")
         .ok();
     let mut second = Attachment::named("a");

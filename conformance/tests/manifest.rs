@@ -1,11 +1,13 @@
-//! `examples/kubernetes/cni-hostgw.yaml` on a real API server: what it takes, and what it grants.
+//! `examples/kubernetes/cni-hostgw.yaml` on a real API server: whether it is accepted, and what it
+//! permits.
 
-use conformance::kubelet::wait_long;
+use std::time::Duration;
+
 use conformance::reference_picture::{self as picture, Family};
-use conformance::{Agent, Kube, Lab, Node, manifest, wait_for};
+use conformance::{Agent, Kube, Lab, Node, manifest, wait_for, wait_within};
 use serde_json::{Value, json};
 
-/// A token of the manifest's service account, which holds until its `Secret` is deleted.
+/// Returns a token of the manifest's service account, which is valid until its `Secret` is deleted.
 fn token(kube: &Kube<'_>, name: &str) -> String {
     let secrets = format!("/api/v1/namespaces/{}/secrets", manifest::NAME);
     kube.create(
@@ -29,7 +31,7 @@ fn token(kube: &Kube<'_>, name: &str) -> String {
         .to_owned()
 }
 
-/// What a pod is given: a token, and who signed the API server's certificate.
+/// Writes what a pod gets from its service account: a token, the namespace and the API server's CA.
 fn give_token(node: &Node<'_>, token: &str) {
     let folder = "/run/secrets/kubernetes.io/serviceaccount";
     node.write(&format!("{folder}/.token"), token);
@@ -47,10 +49,11 @@ fn start_as_pod(node: &Node<'_>, config: &str) -> Agent {
         ("KUBERNETES_SERVICE_PORT", "6443"),
         ("NODE_NAME", &node.name),
     ];
-    Agent::start_in(node, &variables, &["--kube-subnet-mgr", config, "-v=1"])
+    Agent::start_with_env(node, &variables, &["--kube-subnet-mgr", config, "-v=1"])
 }
 
-/// Its pod is admitted where everything is, and elsewhere only its nature is against it.
+/// Checks that the `DaemonSet`'s pod is admitted in the manifest's namespace, and that elsewhere Pod
+/// Security rejects it only for what it cannot do without.
 fn is_admitted(kube: &Kube<'_>) {
     let pod = manifest::pod(kube, "worker1").to_string();
     let try_in = |namespace: &str| {
@@ -72,19 +75,19 @@ fn is_admitted(kube: &Kube<'_>) {
     );
     let refused = try_in("baseline");
     assert_eq!(refused.code, 403);
-    let said = refused.body["message"].as_str().unwrap_or_default();
-    let of_its_nature = "non-default capabilities (container \"agent\" must not include \
+    let message = refused.body["message"].as_str().unwrap_or_default();
+    let unavoidable_violations = "non-default capabilities (container \"agent\" must not include \
         \"NET_ADMIN\", \"NET_RAW\" in securityContext.capabilities.add), \
         host namespaces (hostNetwork=true), \
         hostPath volumes (volumes \"subnet-file\", \"socket\", \"state\", \"plugins\", \"lists\", \"settings\")";
     assert!(
-        said.ends_with(&format!("\"baseline:latest\": {of_its_nature}")),
-        "{said}"
+        message.ends_with(&format!("\"baseline:latest\": {unavoidable_violations}")),
+        "{message}"
     );
 }
 
 #[test]
-fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
+fn the_manifest_is_accepted_and_grants_exactly_the_needed_permissions() {
     let lab = Lab::new();
     let nodes = picture::nodes(&lab, Family::Dual);
     let (master, worker) = (&nodes[0], &nodes[1]);
@@ -96,7 +99,8 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
 
     is_admitted(&kube);
 
-    // Exactly its role: everything works. (master is announced by hand.)
+    // With exactly its role, everything works. (The test writes the annotations of `master`
+    // itself.)
     let announced = [
         ("kube-subnet-manager", "true"),
         ("backend-type", "host-gw"),
@@ -105,6 +109,21 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
     kube.annotate("master", &announced);
     give_token(worker, &token(&kube, "first"));
     let agent = start_as_pod(worker, &config);
+    works_with_exactly_its_role(&lab, &kube, worker);
+    uses_a_replaced_token(&kube, worker);
+    let log = agent.log();
+    assert!(!log.contains("is forbidden: User"), "{log}");
+    drop(agent);
+
+    check_each_rule_is_needed(&kube, worker, &config);
+    kube.delete("/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/cni-hostgw");
+    lab.write("net-conf.json", r#"{"Network": "10.99.0.0/16"}"#);
+    let agent = start_as_pod(worker, &config);
+    agent.wait_for_log("cannot create resource \"events\"");
+}
+
+/// Reads Nodes, and writes the annotations, the condition and the events of its own Node.
+fn works_with_exactly_its_role(lab: &Lab, kube: &Kube<'_>, worker: &Node<'_>) {
     wait_for("the annotation", || {
         kube.annotation("worker1", "public-ip") == "192.168.2.16"
     });
@@ -115,16 +134,16 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
         let routes = worker.sh("ip route").stdout;
         routes.contains("10.10.0.0/24 via 192.168.2.17")
     });
-    // It may tell of itself, too.
+    // The agent may create events about its own node, too.
     let good = picture::network(Family::Dual).to_string();
     lab.write("net-conf.json", r#"{"Network": "10.99.0.0/16"}"#);
-    let is_told = || {
+    let has_event = || {
         let events = kube.events("worker1");
         events
             .iter()
             .any(|event| event.contains("not within Network 10.99.0.0/16"))
     };
-    wait_for("an event", is_told);
+    wait_for("an event", has_event);
     wait_for("the condition with the reason", || {
         kube.condition("worker1", "NetworkUnavailable")["status"] == "True"
     });
@@ -133,7 +152,7 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
         kube.condition("worker1", "NetworkUnavailable")["status"] == "False"
     });
     worker.sh("ip link set enp0s5 down").ok();
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(5));
     worker
         .sh("ip link set enp0s5 up; ip route add default via 192.168.2.1")
         .ok();
@@ -143,37 +162,31 @@ fn the_manifest_is_taken_as_it_is_and_grants_what_is_needed_and_no_more() {
             .stdout
             .contains("ready      yes")
     });
+}
 
-    // Another token comes, and the old one goes.
-    let second = token(&kube, "second");
+/// The token is replaced, and the old one is revoked.
+fn uses_a_replaced_token(kube: &Kube<'_>, worker: &Node<'_>) {
+    let second = token(kube, "second");
     kube.delete(&format!(
         "/api/v1/namespaces/{}/secrets/first",
         manifest::NAME
     ));
     give_token(worker, &second);
-    // So long the API server believes a token that it has seen.
-    std::thread::sleep(std::time::Duration::from_secs(12));
+    // The API server caches a token that it has seen for this long.
+    std::thread::sleep(Duration::from_secs(12));
     let key = "flannel.alpha.coreos.com/public-ip";
     kube.patch(
         "/api/v1/nodes/worker1",
         &json!({"metadata": {"annotations": {key: null}}}),
     );
-    wait_for("the annotation comes back", || {
+    wait_for("the annotation is restored", || {
         kube.annotation("worker1", "public-ip") == "192.168.2.16"
     });
-    let log = agent.log();
-    assert!(!log.contains("is forbidden: User"), "{log}");
-    drop(agent);
-
-    each_part_is_needed(&kube, worker, &config);
-    kube.delete("/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/cni-hostgw");
-    lab.write("net-conf.json", r#"{"Network": "10.99.0.0/16"}"#);
-    let agent = start_as_pod(worker, &config);
-    agent.wait_for_log("cannot create resource \"events\"");
 }
 
-/// Without any part of the role, something does not work, and works once it is granted.
-fn each_part_is_needed(kube: &Kube<'_>, worker: &Node<'_>, config: &str) {
+/// Checks that something fails without each part of the role, and works again once the part is
+/// granted.
+fn check_each_rule_is_needed(kube: &Kube<'_>, worker: &Node<'_>, config: &str) {
     let key = "flannel.alpha.coreos.com/public-ip";
     let cluster_role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/cni-hostgw";
     let all = kube.get(cluster_role)["rules"].clone();
@@ -204,18 +217,27 @@ fn each_part_is_needed(kube: &Kube<'_>, worker: &Node<'_>, config: &str) {
         let started = agent.insert(start_as_pod(worker, config));
         started.wait_for_log(missing);
         let log = started.log();
-        assert!(!log.contains("\\u0000"), "words, not bytes: {log}");
+        assert!(
+            !log.contains("\\u0000"),
+            "the log has text, not binary data: {log}"
+        );
     }
-    // What was refused comes once it is granted.
+    // What was rejected succeeds once it is granted.
     kube.patch(
         "/api/v1/nodes/worker1/status",
         &json!({"status": {"conditions": [{"type": "NetworkUnavailable", "$patch": "delete"}]}}),
     );
     let condition = || kube.condition("worker1", "NetworkUnavailable")["status"].clone();
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    assert_eq!(condition(), Value::Null, "it may not be written");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(
+        condition(),
+        Value::Null,
+        "the condition must not be written without permission"
+    );
     grant(all);
-    wait_long("what was refused", 60, || {
-        condition() == "False" && kube.annotation("worker1", "public-ip") == "192.168.2.16"
-    });
+    wait_within(
+        "the condition and the annotation are written",
+        Duration::from_secs(60),
+        || condition() == "False" && kube.annotation("worker1", "public-ip") == "192.168.2.16",
+    );
 }

@@ -1,11 +1,12 @@
-//! Masquerading by the plugin: what leaves the cluster's network does so under the node's
-//! address, and what stays in it keeps its own.
+//! Masquerading by the plugin: packets that leave the cluster's network get the node's address, and
+//! packets within the network retain the pod's address.
 
 use conformance::reference_picture::{Family, agents, cluster, nodes, pods};
 use conformance::{Agent, Attachment, Lab, Plugin, Pod, Server};
 use serde_json::{Value, json};
 
-/// Who asked, as the web server in `server` saw it when `client` did.
+/// Fetches a page of the web server in `server` from `client`, and returns the server's log with
+/// the client's address.
 fn seen_by(server: &Pod<'_>, address: &str, client: &Pod<'_>) -> String {
     let httpd = Server::start(server, "httpd -f -vv -p 8080 -h /run");
     let fetch = format!(
@@ -16,17 +17,21 @@ fn seen_by(server: &Pod<'_>, address: &str, client: &Pod<'_>) -> String {
 }
 
 #[test]
-fn pods_keep_their_addresses_towards_pods_and_have_the_nodes_towards_the_world() {
+fn pods_are_masqueraded_outside_the_network_and_not_towards_pods() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
     let _agents = agents(&nodes, Agent::start);
-    let drawn = pods(&lab, &nodes, Family::Ipv4);
-    let (from, to) = (&drawn[1], &drawn[3]);
+    let attached = pods(&lab, &nodes, Family::Ipv4);
+    let (from, to) = (&attached[1], &attached[3]);
     let log = seen_by(&to.pod, &to.addresses[0], &from.pod);
     assert!(log.contains("[::ffff:10.10.1.6]"), "{log}");
-    // The switch has no route back to any pod, so its answer shows that the node's address asked.
-    assert!(from.pod.pings("192.168.2.1"), "a pod reaches the world");
+    // The switch has no route to any pod, so an answer proves that the ping came from the node's
+    // address.
+    assert!(
+        from.pod.pings("192.168.2.1"),
+        "a pod reaches a host outside of the cluster"
+    );
 }
 
 fn conf(masquerade: Option<bool>) -> Value {
@@ -52,21 +57,24 @@ fn ip_masq_masquerades_both_families_with_one_chain_for_a_subnet() {
     plugin.add(&a, &conf(None)).ok();
     assert!(
         !a.sh("busybox ping -c 1 -W 1 192.168.2.1").success,
-        "nobody asked for it"
+        "masquerading is off by default"
     );
     assert_eq!(node.sh("nft list ruleset").ok(), "");
     plugin.add(&b, &conf(Some(true))).ok();
     assert!(b.pings("192.168.2.1") && b.pings("fd00:192:168:2::1"));
-    assert!(a.pings("192.168.2.1"), "it is the subnet's");
+    assert!(
+        a.pings("192.168.2.1"),
+        "masquerading applies to the whole subnet"
+    );
     let rules = node.sh("nft list ruleset").ok();
     assert_eq!(rules.matches(" masquerade\n").count(), 2, "{rules}");
     plugin.add(&c, &conf(Some(true))).ok();
     assert_eq!(
         node.sh("nft list ruleset").ok(),
         rules,
-        "the next pod finds them there"
+        "the next pod does not change the rules"
     );
-    // And what somebody emptied is filled again.
+    // If the chain was flushed, the next ADD fills it again.
     node.sh("nft flush chain ip cni-hostgw-cbr0 masquerade-10.10.1.0-24")
         .ok();
     plugin.add(&node.pod("d"), &conf(Some(true))).ok();
@@ -77,7 +85,7 @@ fn ip_masq_masquerades_both_families_with_one_chain_for_a_subnet() {
             .count(),
         1
     );
-    // Another idea of the cluster's network takes the place of the one before.
+    // When the cluster's networks change, the rules are replaced.
     node.sh("mkdir -p /run/flannel").ok();
     let mut conf = conf(Some(true));
     conf["subnetFile"] = json!("/run/flannel/subnet.env");
@@ -102,7 +110,7 @@ fn ip_masq_masquerades_both_families_with_one_chain_for_a_subnet() {
 }
 
 #[test]
-fn an_agent_that_masquerades_is_left_alone() {
+fn the_plugin_does_not_masquerade_if_the_agent_does() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -128,8 +136,9 @@ fn an_agent_that_masquerades_is_left_alone() {
     assert!(b.pings("192.168.2.1"));
 }
 
-/// What the programs see of NAT, without counters and other programs' chains.
-fn saved(node: &conformance::Node<'_>) -> String {
+/// Returns our NAT rules as the iptables programs list them, without counters and without other
+/// programs' chains.
+fn our_nat_rules(node: &conformance::Node<'_>) -> String {
     node.sh("iptables-save -t nat; ip6tables-save -t nat")
         .ok()
         .lines()
@@ -139,7 +148,7 @@ fn saved(node: &conformance::Node<'_>) -> String {
 }
 
 #[test]
-fn the_iptables_programs_masquerade_where_they_are_asked_to() {
+fn the_iptables_backend_masquerades() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
     let plugin = Plugin::ours(&lab);
@@ -148,15 +157,19 @@ fn the_iptables_programs_masquerade_where_they_are_asked_to() {
     let (a, b) = (node.pod("a"), node.pod("b"));
     plugin.add(&a, &conf).ok();
     assert!(a.pings("192.168.2.1") && a.pings("fd00:192:168:2::1"));
-    let rules = saved(&node);
+    let rules = our_nat_rules(&node);
     assert_eq!(rules.matches("-j MASQUERADE").count(), 2, "{rules}");
     plugin.add(&b, &conf).ok();
-    assert_eq!(saved(&node), rules, "the next pod finds them there");
-    // Another idea of the cluster's network takes the place of the one before.
+    assert_eq!(
+        our_nat_rules(&node),
+        rules,
+        "the next pod does not change the rules"
+    );
+    // When the cluster's networks change, the rules are replaced.
     node.write_subnet_env(false);
     conf["subnetFile"] = json!("/run/flannel/subnet.env");
     plugin.add(&node.pod("c"), &conf).ok();
-    let rules = saved(&node);
+    let rules = our_nat_rules(&node);
     assert_eq!(rules.matches("POSTROUTING").count(), 2, "{rules}");
     assert_eq!(
         rules.matches("-d 10.10.0.0/16 -j RETURN").count(),
@@ -174,19 +187,24 @@ fn the_iptables_programs_masquerade_where_they_are_asked_to() {
     );
     plugin.add(&node.pod("e"), &conf).ok();
     plugin.call(&node, "CHECK", &d, &conf).ok();
-    // DEL of all, without a namespace and with another backend in the configuration by now.
+    // DEL of all pods, with an empty CNI_NETNS, and with another backend in the configuration than
+    // at ADD.
     conf["ipMasqBackend"] = json!("nftables");
     for name in ["a", "b", "c", "d", "e"] {
-        assert_ne!(saved(&node), "");
+        assert_ne!(our_nat_rules(&node), "");
         plugin
             .call(&node, "DEL", &Attachment::named(name).in_netns(""), &conf)
             .ok();
     }
-    assert_eq!(saved(&node), "", "with the last pod go the rules");
+    assert_eq!(
+        our_nat_rules(&node),
+        "",
+        "the rules are removed with the last pod"
+    );
 }
 
 #[test]
-fn many_adds_at_once_make_the_iptables_rules_once() {
+fn concurrent_adds_create_the_iptables_rules_once() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -199,12 +217,12 @@ fn many_adds_at_once_make_the_iptables_rules_once() {
     for add in running {
         add.wait().ok();
     }
-    assert_eq!(saved(&node).matches("-A POSTROUTING").count(), 2);
+    assert_eq!(our_nat_rules(&node).matches("-A POSTROUTING").count(), 2);
 }
 
 #[test]
-fn del_without_a_namespace_leaves_nothing() {
-    // The reference leaves its rules, which is what its users report (plugins#810).
+fn del_without_a_namespace_removes_the_masquerading() {
+    // The reference leaves its rules behind, as its users report (plugins#810).
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let (reference, ours) = (Plugin::reference("bridge"), Plugin::ours(&lab));
@@ -229,14 +247,14 @@ fn del_without_a_namespace_leaves_nothing() {
     node.sh("ip netns delete b").ok();
     ours.call(&node, "DEL", &Attachment::named("b"), &conf).ok();
     assert_eq!(node.sh("nft list ruleset").ok(), "");
-    // And the next pod has them again.
+    // The next pod is masqueraded again.
     let c = node.pod("c");
     ours.add(&c, &conf).ok();
     assert!(c.pings("192.168.2.1"));
 }
 
 #[test]
-fn a_backend_that_nobody_knows_is_refused() {
+fn an_unknown_masquerading_backend_is_rejected() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let mut conf = conf(Some(true));
@@ -265,7 +283,7 @@ fn an_ipv4_network_needs_no_ip6tables() {
     let status = |conf: &Value| plugin.call(&node, "STATUS", &Attachment::named(""), conf);
     let (code, text) = status(&conf).error();
     assert_eq!(code, 50);
-    assert!(text.contains("masquerade by ip6tables"), "{text}");
+    assert!(text.contains("masquerade with ip6tables"), "{text}");
     conf["ipam"]["ranges"] = json!([[{"subnet": "10.10.1.0/24"}]]);
     status(&conf).ok();
     let a = node.pod("a");
@@ -276,7 +294,7 @@ fn an_ipv4_network_needs_no_ip6tables() {
 }
 
 #[test]
-fn masquerading_goes_with_the_last_pod_of_another_ipam_plugin_too() {
+fn with_another_ipam_plugin_masquerading_is_also_removed_with_the_last_pod() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);

@@ -1,11 +1,12 @@
-//! What the agent tells: readiness, metrics, status, systemd, its log; and what `check` says.
+//! The agent's reports: readiness, metrics, status, systemd notifications and its log; and the
+//! subcommand `check`.
 
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use conformance::reference_picture::{Family, agents, cluster, node_entry, nodes};
-use conformance::{Agent, Lab, Node, repository, wait_for};
+use conformance::{Agent, Lab, Node, Server, repository, wait_for, wait_within};
 use serde_json::{Value, json};
 
 fn fetch(node: &Node<'_>, path: &str) -> (bool, String) {
@@ -15,8 +16,8 @@ fn fetch(node: &Node<'_>, path: &str) -> (bool, String) {
     (output.success, output.stdout)
 }
 
-/// The picture with one more node, which is not on the link.
-fn with_a_far_node() -> String {
+/// Returns the reference cluster with one more node, which is not on the link.
+fn with_an_off_link_node() -> String {
     let mut cluster: Value =
         serde_json::from_str(&cluster(Family::Ipv4, &[])).expect("just written");
     let mut far = node_entry(Family::Ipv4, "far", 99, 9);
@@ -26,7 +27,7 @@ fn with_a_far_node() -> String {
 }
 
 #[test]
-fn readiness_is_true_only_while_it_is() {
+fn readiness_requires_a_valid_cluster_and_an_address() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let worker1 = &nodes[1];
@@ -53,8 +54,8 @@ fn readiness_is_true_only_while_it_is() {
     wait_for("readiness is gone", || !fetch(worker1, "readyz").0);
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
     wait_for("readiness", || fetch(worker1, "readyz").0);
-    // What keeps one other node from being routed is not this node's fault.
-    lab.write("cluster.json", with_a_far_node());
+    // A single peer that cannot be routed does not make this node unready.
+    lab.write("cluster.json", with_an_off_link_node());
     wait_for("the far node is known", || {
         fetch(worker1, "metrics")
             .1
@@ -73,7 +74,7 @@ fn readiness_is_true_only_while_it_is() {
 fn a_real_prometheus_scrapes_the_metrics() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
-    lab.write("cluster.json", with_a_far_node());
+    lab.write("cluster.json", with_an_off_link_node());
     let _agents = agents(&nodes, |node, args| {
         Agent::start(node, &[args, &["--healthz-port=8080"]].concat())
     });
@@ -86,48 +87,19 @@ fn a_real_prometheus_scrapes_the_metrics() {
         "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
         "scrape_configs": [{"job_name": "hostgw", "static_configs": [{"targets": targets}]}],
     });
-    // YAML is JSON, too.
+    // Every JSON document is also a YAML document.
     lab.write("prometheus.yml", config.to_string());
-    let inner = master.command("prometheus");
-    let mut prometheus = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(inner.get_program())
-        .args(inner.get_args())
-        .args([
-            "--config.file=/mnt/prometheus.yml",
-            "--storage.tsdb.path=/run/prometheus",
-            "--web.listen-address=127.0.0.1:9090",
-        ])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("prometheus: make packages installs it");
-    let ask = |query: &str| {
-        let url = format!("http://127.0.0.1:9090/api/v1/query?query={query}");
-        let text = master.sh(&format!("busybox wget -q -O - '{url}'")).stdout;
-        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
-        let results = answer["data"]["result"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        let values = results
-            .iter()
-            .map(|result| result["value"][1].as_str().unwrap_or_default().to_owned());
-        (
-            values.collect::<Vec<_>>(),
-            results.first().map(|result| result["metric"].clone()),
-        )
-    };
+    let _prometheus = Server::program(
+        master,
+        "prometheus",
+        "--config.file=/mnt/prometheus.yml --storage.tsdb.path=/run/prometheus \
+         --web.listen-address=127.0.0.1:9090",
+    );
+    let ask = |query: &str| ask_prometheus(master, query);
     let three = |value: &str| vec![value.to_owned(); 3];
-    let mut answer = (Vec::new(), None);
-    for _ in 0..100 {
-        answer = ask("up{job=\"hostgw\"}");
-        if answer.0 == three("1") && ask("hostgw_peers_installed").0 == three("2") {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    assert_eq!(answer.0, three("1"), "all three are scraped");
+    wait_within("all agents are scraped", Duration::from_secs(20), || {
+        ask("up{job=\"hostgw\"}") == three("1") && ask("hostgw_peers_installed") == three("2")
+    });
     for (metric, value) in [
         ("hostgw_ready", "1"),
         ("hostgw_peers_wanted", "3"),
@@ -148,22 +120,28 @@ fn a_real_prometheus_scrapes_the_metrics() {
         ("(time()-hostgw_reconcile_timestamp_seconds)<bool 15", "1"),
         ("hostgw_store_revision", "0"),
     ] {
-        assert_eq!(ask(&metric.replace(' ', "%20")).0, three(value), "{metric}");
+        assert_eq!(ask(&metric.replace(' ', "%20")), three(value), "{metric}");
     }
-    // What is mended is counted.
+    // Every restored route is counted.
     nodes[1].sh("ip route del 10.10.2.0/24").ok();
-    let mended = || ask("sum(hostgw_routes_mended_total)").0 == ["1"];
-    let seen = (0..50).any(|_| {
-        std::thread::sleep(Duration::from_millis(100));
-        mended()
+    wait_for("the restored route is counted", || {
+        ask("sum(hostgw_routes_mended_total)") == ["1"]
     });
-    drop(prometheus.kill());
-    drop(prometheus.wait());
-    assert!(seen);
+}
+
+/// Returns the values of a query's results.
+fn ask_prometheus(node: &Node<'_>, query: &str) -> Vec<String> {
+    let url = format!("http://127.0.0.1:9090/api/v1/query?query={query}");
+    let text = node.sh(&format!("busybox wget -q -O - '{url}'")).stdout;
+    let answer: Value = serde_json::from_str(&text).unwrap_or_default();
+    let results = answer["data"]["result"].as_array().into_iter().flatten();
+    results
+        .map(|result| result["value"][1].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[test]
-fn status_is_a_table_for_people_and_json_for_programs() {
+fn status_prints_a_table_or_json() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let worker1 = &nodes[1];
@@ -171,16 +149,16 @@ fn status_is_a_table_for_people_and_json_for_programs() {
         &conformance::dist().join("hostgw-agent"),
         "bin/hostgw-agent",
     );
-    let nobody = worker1.sh("/mnt/bin/hostgw-agent status");
-    assert!(!nobody.success);
+    let without_agent = worker1.sh("/mnt/bin/hostgw-agent status");
+    assert!(!without_agent.success);
     assert!(
-        nobody
+        without_agent
             .stderr
-            .starts_with("hostgw-agent: no agent answers at /run/hostgw/agent.sock: No such file"),
+            .starts_with("hostgw-agent: no agent answers at /run/hostgw/agent.sock (is hostgw-agent running?): No such file"),
         "{}",
-        nobody.stderr
+        without_agent.stderr
     );
-    lab.write("cluster.json", with_a_far_node());
+    lab.write("cluster.json", with_an_off_link_node());
     let _agents = agents(&nodes, Agent::start);
     let status = || worker1.sh("/mnt/bin/hostgw-agent status").ok();
     wait_for("two of three", || {
@@ -205,7 +183,7 @@ fn status_is_a_table_for_people_and_json_for_programs() {
             "SUBNET NEXT HOP DEVICE STATE NODE REASON",
             "10.10.0.0/24 192.168.2.17 enp0s5 installed master",
             "10.10.2.0/24 192.168.2.15 enp0s5 installed worker2",
-            "10.10.9.0/24 10.99.0.7 refused far 10.99.0.7 is not on the link of enp0s5 (--onlink takes it all the same)",
+            "10.10.9.0/24 10.99.0.7 refused far 10.99.0.7 is not on the link of enp0s5 (--onlink accepts it)",
         ]
     );
     let text = worker1.sh("/mnt/bin/hostgw-agent status --json").ok();
@@ -220,7 +198,7 @@ fn status_is_a_table_for_people_and_json_for_programs() {
 }
 
 #[test]
-fn health_is_answered_in_both_families() {
+fn health_checks_are_answered_in_both_families() {
     const IPV4: [&str; 2] = ["127.0.0.1", "192.168.2.16"];
     const IPV6: [&str; 2] = ["[::1]", "[fd00:192:168:2::16]"];
     let lab = Lab::new();
@@ -235,7 +213,7 @@ fn health_is_answered_in_both_families() {
     let port = "--healthz-port=8080";
     for (setup, args, families) in [
         ("true", &[cluster, port][..], (true, true)),
-        // Whatever the node says of sockets for both.
+        // Independent of the node's setting for dual-stack sockets.
         (
             "echo 1 >/proc/sys/net/ipv6/bindv6only",
             &[cluster, port],
@@ -281,23 +259,25 @@ fn health_is_answered_in_both_families() {
     }
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn systemd_is_told_when_it_is_true() {
+fn the_agent_notifies_systemd_only_when_it_is_ready() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let worker1 = &nodes[1];
-    // A socket's path is short, and each test has its own: the node's files as seen from outside.
+    // Socket paths are limited in length, and each test needs its own: use the path of the node's
+    // file from outside.
     let listener = UnixDatagram::bind(worker1.path("/run/notify")).expect("binds");
     listener
         .set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a timeout");
-    let hear = |wanted: &str| {
+    let wait_for_message = |expected: &str| {
         let mut said = String::new();
-        while !said.contains(wanted) {
+        while !said.contains(expected) {
             let mut buffer = [0; 4096];
             let length = listener
                 .recv(&mut buffer)
-                .unwrap_or_else(|error| panic!("{wanted:?}: {error}"));
+                .unwrap_or_else(|error| panic!("{expected:?}: {error}"));
             said = String::from_utf8_lossy(&buffer[..length]).into_owned();
         }
         said
@@ -316,20 +296,21 @@ fn systemd_is_told_when_it_is_true() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("starts");
-    let said = hear("STATUS=read /mnt/cluster.json: No such file");
+    let said = wait_for_message("STATUS=read /mnt/cluster.json: No such file");
     assert!(!said.contains("READY=1"), "{said}");
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let said = hear("READY=1");
+    let said = wait_for_message("READY=1");
     assert!(
         said.contains("STATUS=this node has its subnet and its routes")
             && said.contains("WATCHDOG=1"),
         "{said}"
     );
     worker1.sh(&format!("kill {}", child.id())).ok();
-    hear("STOPPING=1");
+    wait_for_message("STOPPING=1");
     assert!(child.wait().is_ok_and(|status| status.success()));
-    // Its log was no terminal: a line is an object.
-    let log = std::io::read_to_string(child.stderr.take().expect("it is piped")).expect("text");
+    // The agent's standard error is not a terminal, so each line is a JSON object.
+    let log =
+        std::io::read_to_string(child.stderr.take().expect("the stream is piped")).expect("text");
     let lines: Vec<Value> = log
         .lines()
         .map(|line| serde_json::from_str(line).expect(line))
@@ -350,7 +331,7 @@ fn systemd_is_told_when_it_is_true() {
 }
 
 #[test]
-fn files_are_checked_before_a_node_reads_them() {
+fn check_validates_cluster_files_and_network_configurations() {
     let lab = Lab::new();
     let node = lab.node("worker1", &[]);
     lab.install(
@@ -385,7 +366,7 @@ fn files_are_checked_before_a_node_reads_them() {
         node.sh("cd /mnt && bin/hostgw-agent check bad.json cluster.json bad.conflist missing");
     assert!(!bad.success && bad.stdout.is_empty());
     for said in [
-        "bad.json: SubnetLen is 31, and must be from 18 (Network and 2) to 30",
+        "bad.json: SubnetLen is 31, and must be from 18 (the prefix length of Network plus 2) to 30",
         "bad.conflist: plugins[0].",
         "missing: No such file or directory",
     ] {

@@ -1,4 +1,4 @@
-//! The reference picture: three nodes, four pods, in IPv4, in IPv6 and in both.
+//! The reference cluster: three nodes and four pods, in IPv4, in IPv6 and in both.
 
 use conformance::reference_picture::{
     Family, NODES, PODS, agents, cluster, node_addresses, node_routes, node_routes6, nodes,
@@ -6,14 +6,15 @@ use conformance::reference_picture::{
 };
 use conformance::{Agent, Lab};
 
-fn the_picture_stands(family: Family) {
+// Long: one scenario, in which each step needs the steps before.
+fn reference_cluster_works(family: Family) {
     let lab = Lab::new();
     let nodes = nodes(&lab, family);
     lab.write("cluster.json", cluster(family, &[]));
     let _agents = agents(&nodes, Agent::start);
-    let drawn = pods(&lab, &nodes, family);
+    let attached = pods(&lab, &nodes, family);
     if family.has_ipv4() {
-        for (pod, (node, host)) in drawn.iter().zip(PODS) {
+        for (pod, (node, host)) in attached.iter().zip(PODS) {
             let listing = pod.pod.sh("busybox ip route").ok();
             assert_eq!(routes(&listing), pod_routes(NODES[node].2, host));
         }
@@ -27,7 +28,7 @@ fn the_picture_stands(family: Family) {
         }
     }
     if family.has_ipv6() {
-        for pod in &drawn {
+        for pod in &attached {
             let subnet = NODES
                 .iter()
                 .find(|n| n.0 == pod.pod.node().name)
@@ -51,12 +52,12 @@ fn the_picture_stands(family: Family) {
             assert_eq!(of_pods, node_routes6(&node.name, node.name != "master"));
         }
     }
-    let pod = &drawn[1].pod;
+    let pod = &attached[1].pod;
     assert_eq!(
-        (pod.name.as_str(), drawn[1].addresses.len()),
+        (pod.name.as_str(), attached[1].addresses.len()),
         ("worker1-pod6", family.of(0, 0).count())
     );
-    for there in [&drawn[3], &drawn[0]] {
+    for there in [&attached[3], &attached[0]] {
         for address in &there.addresses {
             assert!(pod.pings(address), "a pod of worker1 pings {address}");
         }
@@ -73,23 +74,23 @@ fn the_picture_stands(family: Family) {
     if family != Family::Dual {
         let (ipv4, ipv6) = pod_addresses(1, 6);
         assert_eq!(
-            drawn[1].addresses,
+            attached[1].addresses,
             family.of(ipv4, ipv6).collect::<Vec<_>>()
         );
     }
 }
 
 #[test]
-fn the_picture_stands_in_ipv4() {
-    the_picture_stands(Family::Ipv4);
+fn the_reference_cluster_works_in_ipv4() {
+    reference_cluster_works(Family::Ipv4);
 }
 
 #[test]
-fn the_picture_stands_in_ipv6() {
-    the_picture_stands(Family::Ipv6);
+fn the_reference_cluster_works_in_ipv6() {
+    reference_cluster_works(Family::Ipv6);
 }
 
 #[test]
-fn the_picture_stands_in_both_families() {
-    the_picture_stands(Family::Dual);
+fn the_reference_cluster_works_in_dual_stack() {
+    reference_cluster_works(Family::Dual);
 }

@@ -1,4 +1,5 @@
-//! The protocol as runtimes meet it: verbs, versions, forms, and what is asked for by arguments.
+//! The CNI protocol as runtimes see it: verbs, versions, configuration forms, and requested
+//! addresses.
 
 use conformance::{Attachment, Lab, Node, Plugin, wait_for};
 use serde_json::{Value, json};
@@ -25,8 +26,8 @@ fn bridge_form(version: &str, subnets: &[&str]) -> Value {
 
 const V4: &str = "10.10.1.0/24";
 
-/// A result without what differs by nature: hardware addresses, the host veth's name, and
-/// `mtu`, which the reference does not send yet.
+/// Removes from a result what legitimately differs: hardware addresses, the host veth's name, and
+/// `mtu`, which the reference does not report yet.
 fn comparable(mut result: Value) -> Value {
     for interface in result["interfaces"]
         .as_array_mut()
@@ -48,14 +49,17 @@ fn comparable(mut result: Value) -> Value {
 }
 
 #[test]
-fn the_newest_version_carries_the_mtu() {
+fn version_1_1_0_reports_the_mtu() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let mut conf = bridge_form("1.1.0", &[V4]);
     conf["mtu"] = json!(1400);
     let result = Plugin::ours(&lab).add(&node.pod("a"), &conf).ok();
     assert_eq!(result["cniVersion"], json!("1.1.0"));
-    for interface in result["interfaces"].as_array().expect("three of them") {
+    for interface in result["interfaces"]
+        .as_array()
+        .expect("the result has interfaces")
+    {
         assert_eq!(interface["mtu"], json!(1400), "{interface}");
     }
     let links = node.ip("link show dev cni0");
@@ -66,7 +70,7 @@ fn the_newest_version_carries_the_mtu() {
 }
 
 #[test]
-fn version_lists_every_version() {
+fn version_lists_all_supported_versions() {
     let lab = Lab::new();
     let node = lab.node("worker1", &[]);
     let reply = Plugin::ours(&lab).call(&node, "VERSION", &Attachment::named("dummy"), &json!({}));
@@ -77,7 +81,7 @@ fn version_lists_every_version() {
 }
 
 #[test]
-fn a_person_is_told_what_it_is() {
+fn without_a_command_or_with_help_and_version_the_plugin_describes_itself() {
     let lab = Lab::new();
     let node = lab.node("worker1", &[]);
     let plugin = Plugin::ours(&lab).0.display().to_string();
@@ -91,21 +95,22 @@ fn a_person_is_told_what_it_is() {
         output.stderr
     );
     assert!(output.stderr.contains(versions), "{}", output.stderr);
-    for (argument, said) in [
+    for (argument, expected) in [
         ("--help", "CNI_COMMAND"),
         ("-h", "--version"),
         ("--version", versions),
         ("-V", "cni-hostgw 0."),
     ] {
         let text = node.sh(&format!("{plugin} {argument}")).ok();
-        assert!(text.contains(said), "{argument}: {text}");
+        assert!(text.contains(expected), "{argument}: {text}");
     }
     let refused = node.sh(&format!("{plugin} --nonsense"));
     assert!(!refused.success && refused.stderr.contains(r#"unknown argument "--nonsense""#));
 }
 
+// Long: a table of cases.
 #[test]
-fn errors_are_objects_in_the_version_of_the_configuration() {
+fn errors_are_objects_with_the_cni_version_of_the_configuration() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -122,7 +127,7 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
         reply.json,
         json!({"cniVersion": "0.4.0", "code": 2, "msg": "vlan: 5 is not supported"})
     );
-    for (change, code, said) in [
+    for (change, code, expected) in [
         (
             json!({"ipam": {"type": "nobody"}}),
             7,
@@ -162,7 +167,7 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
         (
             json!({"ipam": {"type": "host-local", "rangeStart": "10.10.1.9"}}),
             7,
-            "rangeStart, rangeEnd and gateway belong to a subnet",
+            "rangeStart, rangeEnd and gateway require a subnet",
         ),
         (
             json!({"ipam": {"type": "host-local", "subnet": "10.10.1.0/24", "resolvConf": "/run/none"}}),
@@ -199,22 +204,28 @@ fn errors_are_objects_in_the_version_of_the_configuration() {
             .call(&node, "ADD", &Attachment::named("a"), &conf)
             .error();
         assert_eq!(error.0, code, "{change}: {}", error.1);
-        assert!(error.1.contains(said), "{change}: {}", error.1);
+        assert!(error.1.contains(expected), "{change}: {}", error.1);
     }
 }
 
-/// The address and hardware address that a pod got.
-fn got(node: &Node<'_>, plugin: &Plugin, name: &str, args: &str, conf: &Value) -> (String, String) {
+/// Adds a pod, and returns the address and hardware address that it got.
+fn add_and_inspect(
+    node: &Node<'_>,
+    plugin: &Plugin,
+    name: &str,
+    args: &str,
+    conf: &Value,
+) -> (String, String) {
     let _pod = node.pod(name);
     let attachment = Attachment::named(name).with_args(args);
     let result = plugin.call(node, "ADD", &attachment, conf).ok();
     let mac = result["interfaces"][2]["mac"]
         .as_str()
-        .expect("has one")
+        .expect("the value is present")
         .to_owned();
     let address = result["ips"][0]["address"]
         .as_str()
-        .expect("has one")
+        .expect("the value is present")
         .to_owned();
     let inside = node
         .sh(&format!(
@@ -229,12 +240,12 @@ fn got(node: &Node<'_>, plugin: &Plugin, name: &str, args: &str, conf: &Value) -
 }
 
 #[test]
-fn addresses_and_hardware_addresses_are_asked_for_in_three_ways() {
+fn addresses_and_macs_can_be_requested_by_cni_args_args_and_runtime_config() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
     let conf = bridge_form("1.0.0", &[V4]);
-    let plain = got(&node, &plugin, "a", "", &conf);
+    let plain = add_and_inspect(&node, &plugin, "a", "", &conf);
     assert_eq!(
         plain,
         ("10.10.1.2/24".into(), "0a:58:0a:0a:01:02".into()),
@@ -242,18 +253,18 @@ fn addresses_and_hardware_addresses_are_asked_for_in_three_ways() {
     );
     let args = "K8S_POD_NAME=x;MAC=02:00:00:00:00:01;IgnoreUnknown=1;IP=10.10.1.50;Other=1";
     assert_eq!(
-        got(&node, &plugin, "b", args, &conf),
+        add_and_inspect(&node, &plugin, "b", args, &conf),
         ("10.10.1.50/24".into(), "02:00:00:00:00:01".into())
     );
     let mut by_args = conf.clone();
     by_args["args"] = json!({"cni": {"ips": ["10.10.1.60/24"], "mac": "02:00:00:00:00:02"}});
     assert_eq!(
-        got(&node, &plugin, "c", "", &by_args),
+        add_and_inspect(&node, &plugin, "c", "", &by_args),
         ("10.10.1.60/24".into(), "02:00:00:00:00:02".into())
     );
     let mut by_runtime = conf.clone();
     by_runtime["runtimeConfig"] = json!({"ips": ["10.10.1.70"], "mac": "02:00:00:00:00:03"});
-    let before = got(&node, &plugin, "d", "MAC=02:00:00:00:00:09", &by_runtime);
+    let before = add_and_inspect(&node, &plugin, "d", "MAC=02:00:00:00:00:09", &by_runtime);
     assert_eq!(before, ("10.10.1.70/24".into(), "02:00:00:00:00:03".into()));
     let refused = |name: &str, args: &str| {
         let _pod = node.pod(name);
@@ -279,7 +290,7 @@ fn addresses_and_hardware_addresses_are_asked_for_in_three_ways() {
 }
 
 #[test]
-fn what_asks_for_nothing_is_nothing() {
+fn empty_values_of_unsupported_keys_are_accepted() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let mut conf = bridge_form("1.0.0", &[V4]);
@@ -306,7 +317,7 @@ fn what_asks_for_nothing_is_nothing() {
 }
 
 #[test]
-fn explicit_ranges_win_and_may_be_of_fewer_families_than_the_cluster_but_not_in_flannels_form() {
+fn explicit_ranges_replace_the_subnet_file_except_in_flannels_form() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
@@ -325,7 +336,8 @@ fn explicit_ranges_win_and_may_be_of_fewer_families_than_the_cluster_but_not_in_
         Plugin::ours(&lab).add(&pod, &conf).addresses(),
         ["10.10.1.100"]
     );
-    // A forgotten range would give every node the same addresses.
+    // In flannel's form, ranges in the configuration are ignored: a range left there by mistake
+    // would give every node the same addresses.
     conf["delegate"] = json!({"isDefaultGateway": true});
     for ipam in [
         json!({"ranges": [[{"subnet": "10.99.1.0/24"}]]}),
@@ -346,7 +358,7 @@ fn explicit_ranges_win_and_may_be_of_fewer_families_than_the_cluster_but_not_in_
 }
 
 #[test]
-fn both_forms_mean_the_same() {
+fn flannel_and_bridge_forms_have_the_same_effect() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     lab.install(&conformance::dist().join("subnet-env"), "bin/subnet-env");
@@ -380,19 +392,20 @@ fn both_forms_mean_the_same() {
     assert!(one.2, "hairpin mode is on");
     assert!(
         node.path("/run/store/two").exists(),
-        "dataDir is where it was said"
+        "the store is in the configured dataDir"
     );
 }
 
-/// The host veth's name, for a shell.
+/// Shell expression for the name of the host veth.
 const VETH: &str = "$(ip -o link show type bridge_slave | sed 's/.*: \\(veth[^@]*\\)@.*/\\1/')";
 
+// Long: a table of cases.
 #[test]
-fn check_finds_what_is_not_as_it_was() {
+fn check_fails_after_each_kind_of_damage() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
-    for (damage, said) in [
+    for (damage, expected) in [
         (
             "ip -n a addr delete 10.10.1.2/24 dev eth0",
             "interface eth0 lacks address 10.10.1.2/24",
@@ -431,7 +444,7 @@ fn check_finds_what_is_not_as_it_was() {
             "echo 0 > /proc/sys/net/ipv4/ip_forward",
             "the node does not forward: net/ipv4/ip_forward is 0",
         ),
-        ("ip link set VETH nomaster", "is no port of cni0"),
+        ("ip link set VETH nomaster", "is not a port of cni0"),
         (
             "ip link set VETH type bridge_slave hairpin off",
             "has hairpin mode off",
@@ -442,11 +455,11 @@ fn check_finds_what_is_not_as_it_was() {
         ),
         (
             "ip neigh replace 10.10.1.2 dev cni0 lladdr 02:00:00:00:00:09 nud reachable",
-            "the node believes 10.10.1.2 at 02:00:00:00:00:09, and eth0 has 0a:58:0a:0a:01:02",
+            "stale neighbour entry for 10.10.1.2: 02:00:00:00:00:09, expected 0a:58:0a:0a:01:02",
         ),
         (
             "rm /var/lib/cni/networks/cbr0/10.10.1.2",
-            "address 10.10.1.2 is not reserved for it",
+            "address 10.10.1.2 is not reserved for this attachment",
         ),
         (
             "nft delete table ip cni-hostgw-cbr0",
@@ -464,14 +477,14 @@ fn check_finds_what_is_not_as_it_was() {
         node.sh(&damage.replace("VETH", VETH)).ok();
         let (code, text) = plugin.call(&node, "CHECK", &attachment, &conf).error();
         assert_eq!(code, 102, "{damage}: {text}");
-        assert!(text.contains(said), "{damage}: {text}");
+        assert!(text.contains(expected), "{damage}: {text}");
         plugin.del(&pod, &conf).ok();
         pod.delete();
     }
 }
 
 #[test]
-fn check_accepts_what_ages_and_what_later_plugins_say_they_changed() {
+fn check_accepts_changes_by_later_plugins_and_outdated_neighbour_entries() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -480,26 +493,31 @@ fn check_accepts_what_ages_and_what_later_plugins_say_they_changed() {
     let result = plugin.add(&pod, &conf).ok();
     conf["prevResult"] = result;
     conf["prevResult"]["interfaces"][2]["mac"] = json!("02:00:00:00:00:07");
-    // An interface of somebody else's, and a route that somebody added.
-    // IPv6 waits for nobody's answer either.
+    // An interface of another plugin in prevResult and a route that another process added are
+    // accepted (see the end of this test). In IPv6, CHECK does not wait for an answer from a
+    // neighbour either.
     let mut dual = bridge_form("1.1.0", &["10.11.1.0/24", "fd00:10:11:1::/64"]);
     dual["name"] = json!("dual");
     dual["bridge"] = json!("cni1");
     let six = node.pod("six");
     dual["prevResult"] = plugin.add(&six, &dual).ok();
     dual["prevResult"]["interfaces"][2]["mac"] = json!("02:00:00:00:00:08");
-    // As tuning does it, and with the routes that go with the link put back.
+    // Changes the hardware address as the tuning plugin does, then restores the routes that were
+    // lost with the link.
     six.sh(
         "ip link set eth0 down && ip link set eth0 address 02:00:00:00:00:08 && ip link set eth0 up \
          && ip route add default via 10.11.1.1 && ip route add 10.10.0.0/16 via 10.11.1.1 \
          && ip -6 route add default via fd00:10:11:1::1",
     )
     .ok();
-    wait_for("CHECK accepts what the neighbours were told", || {
-        plugin
-            .call(&node, "CHECK", &Attachment::of(&six), &dual)
-            .success
-    });
+    wait_for(
+        "CHECK accepts the hardware address announced to the neighbours",
+        || {
+            plugin
+                .call(&node, "CHECK", &Attachment::of(&six), &dual)
+                .success
+        },
+    );
     let interfaces = conf["prevResult"]["interfaces"].as_array_mut();
     interfaces.expect("a list").push(json!({"name": "bwp0"}));
     node.sh(
@@ -513,7 +531,7 @@ fn check_accepts_what_ages_and_what_later_plugins_say_they_changed() {
 }
 
 #[test]
-fn check_needs_the_result_of_add() {
+fn check_requires_prev_result() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     for plugin in [Plugin::reference("bridge"), Plugin::ours(&lab)] {
@@ -533,7 +551,7 @@ fn check_needs_the_result_of_add() {
 }
 
 #[test]
-fn status_says_whether_an_add_would_find_its_subnet() {
+fn status_fails_if_an_add_would_fail() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -556,13 +574,13 @@ fn status_says_whether_an_add_would_find_its_subnet() {
     assert_eq!(status().ok(), Value::Null);
     node.sh("ip link add cni0 type bridge && ip addr add 10.77.9.1/24 dev cni0")
         .ok();
-    assert_eq!(status().ok(), Value::Null, "ADD will put it right");
+    assert_eq!(status().ok(), Value::Null, "ADD will correct the address");
     node.sh("ip link add tap type veth peer name pat && ip link set tap master cni0")
         .ok();
     let (code, text) = status().error();
     assert_eq!(code, 50);
     assert!(text.contains("10.77.9.1/24"), "{text}");
-    // Beside the gateway's, another address is somebody's business.
+    // Any address in addition to the gateway's is accepted.
     node.sh("ip addr add 10.10.1.1/24 dev cni0").ok();
     assert_eq!(status().ok(), Value::Null);
     node.sh("ip link delete cni0 && ip link add cni0 type veth peer name cni1")
@@ -577,7 +595,7 @@ fn status_says_whether_an_add_would_find_its_subnet() {
     let (code, text) = status().error();
     assert_eq!(code, 50);
     assert!(
-        text.starts_with("look at the store in /var/lib/cni/networks/cbr0"),
+        text.starts_with("access the store in /var/lib/cni/networks/cbr0"),
         "{text}"
     );
     node.sh("rm /var/lib/cni/networks; mount -o bind,ro /var/lib/cni /var/lib/cni")
@@ -588,7 +606,7 @@ fn status_says_whether_an_add_would_find_its_subnet() {
 }
 
 #[test]
-fn status_is_quick_and_writes_nothing() {
+fn status_takes_under_three_milliseconds_and_writes_nothing() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(false);
@@ -604,7 +622,7 @@ fn status_is_quick_and_writes_nothing() {
     }
     assert_eq!(node.sh("ls /var/lib/cni").ok(), "");
     assert_eq!(node.sh("nft list ruleset").ok(), "");
-    let log = std::fs::read_to_string(node.path("/run/log")).expect("was written");
+    let log = std::fs::read_to_string(node.path("/run/log")).expect("the file has been written");
     let mut times: Vec<u64> = log
         .lines()
         .filter_map(|line| line.split(" us=").nth(1)?.split(' ').next()?.parse().ok())
@@ -614,15 +632,16 @@ fn status_is_quick_and_writes_nothing() {
     assert!(times[10] < 3000, "the median, in microseconds: {times:?}");
 }
 
+// Long: a table of cases.
 #[test]
-fn what_is_of_another_json_type_is_named_in_jsons_words() {
+fn wrong_json_types_are_reported_with_json_type_names() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
     let plugin = Plugin::ours(&lab);
     let _pod = node.pod("a");
     let typed = |key: &str, value: Value| json!({ key: value });
-    for (change, said) in [
+    for (change, expected) in [
         (
             typed("ipam", json!([])),
             "ipam: expected an object, found the array []",
@@ -697,11 +716,12 @@ fn what_is_of_another_json_type_is_named_in_jsons_words() {
             .call(&node, "ADD", &Attachment::named("a"), &conf)
             .error();
         assert_eq!(code, 6, "{change}: {text}");
-        assert!(text.contains(said), "{change}: {text}");
-        for rusts in ["struct", "sequence", "u32", "i64", "a map", "invalid type"] {
-            assert!(!text.contains(rusts), "{change}: {text}");
+        assert!(text.contains(expected), "{change}: {text}");
+        for rust_word in ["struct", "sequence", "u32", "i64", "a map", "invalid type"] {
+            assert!(!text.contains(rust_word), "{change}: {text}");
         }
-        // What it would have made, DEL takes away whatever the configuration became.
+        // DEL still succeeds with the wrong configuration, so that an attachment can be removed
+        // after a change of the configuration.
         if !change["prevResult"].is_object() {
             plugin
                 .call(&node, "DEL", &Attachment::named("a"), &conf)
@@ -710,8 +730,9 @@ fn what_is_of_another_json_type_is_named_in_jsons_words() {
     }
 }
 
+// Long: a table of cases.
 #[test]
-fn addresses_are_asked_for_in_every_form_that_go_reads_and_in_no_other() {
+fn requested_addresses_are_accepted_in_every_form_that_go_parses_and_no_other() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -753,13 +774,13 @@ fn addresses_are_asked_for_in_every_form_that_go_reads_and_in_no_other() {
             "::ffff:10.1.0.78/129",
         ] {
             let (conf, attachment) = with(key, text);
-            let (code, said) = plugin.call(&node, "ADD", &attachment, &conf).error();
-            assert_eq!(code, 7, "{key} {text}: {said}");
-            assert!(said.contains(text), "{key} {text}: {said}");
+            let (code, expected) = plugin.call(&node, "ADD", &attachment, &conf).error();
+            assert_eq!(code, 7, "{key} {text}: {expected}");
+            assert!(expected.contains(text), "{key} {text}: {expected}");
         }
     }
     let mut conf = conf;
-    for (range, said) in [
+    for (range, expected) in [
         (
             json!({"subnet": "10.2.1.64/255.255.255.224"}),
             "is not a network",
@@ -775,7 +796,7 @@ fn addresses_are_asked_for_in_every_form_that_go_reads_and_in_no_other() {
     ] {
         conf["ipam"]["ranges"] = json!([[range]]);
         let (_, text) = plugin.add(&pod, &conf).error();
-        assert!(text.contains(said), "{text}");
+        assert!(text.contains(expected), "{text}");
     }
     let mapped = json!({"subnet": "10.1.0.0/24", "rangeStart": "::ffff:10.1.0.9", "rangeEnd": "::ffff:a01:9", "gateway": "::ffff:10.1.0.7"});
     conf["ipam"]["ranges"] = json!([[mapped]]);
@@ -785,7 +806,7 @@ fn addresses_are_asked_for_in_every_form_that_go_reads_and_in_no_other() {
 }
 
 #[test]
-fn hardware_addresses_are_asked_for_in_every_form_that_go_reads() {
+fn requested_macs_are_accepted_in_every_form_that_go_parses() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -801,30 +822,30 @@ fn hardware_addresses_are_asked_for_in_every_form_that_go_reads() {
 }
 
 #[test]
-fn advice_fits_what_is_wrong_with_cni_args() {
+fn cni_args_errors_name_the_invalid_pair_and_the_right_remedy() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
     let pod = node.pod("a");
-    let said = |args: &str| {
+    let expected = |args: &str| {
         let attachment = Attachment::of(&pod).with_args(args);
         let reply = plugin.call(&node, "ADD", &attachment, &bridge_form("1.0.0", &[V4]));
         let (code, text) = reply.error();
         assert_eq!(code, 4);
         text
     };
-    let text = said("IgnoreUnknown=1;TOKEN=YWJj==");
+    let text = expected("IgnoreUnknown=1;TOKEN=YWJj==");
     assert!(text.contains(r#"invalid pair "TOKEN=YWJj==""#), "{text}");
     assert!(
-        text.contains(r#"no value has a "=" in it"#) && !text.contains("IgnoreUnknown"),
+        text.contains(r#"no value may contain "=""#) && !text.contains("IgnoreUnknown"),
         "{text}"
     );
-    let text = said("TOKEN=abc");
+    let text = expected("TOKEN=abc");
     assert!(text.contains("add IgnoreUnknown=1"), "{text}");
 }
 
 #[test]
-fn the_oldest_versions_have_links_without_addresses_too() {
+fn versions_0_1_0_and_0_2_0_support_links_without_addresses() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -840,12 +861,12 @@ fn the_oldest_versions_have_links_without_addresses_too() {
 }
 
 #[test]
-fn names_may_be_as_long_as_they_like() {
+fn container_ids_and_network_names_may_be_longer_than_file_and_table_names() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
     let _pod = node.pod("a");
-    // Longer than a file's name together, and longer than a table's.
+    // Together longer than a file name may be, and longer than an nftables table name may be.
     for (id, network) in [
         ("c".repeat(254), "net".to_owned()),
         ("c".repeat(300), "net".to_owned()),
@@ -867,7 +888,7 @@ fn names_may_be_as_long_as_they_like() {
         assert!(rules.contains("masquerade"), "{rules}");
         plugin.call(&node, "DEL", &attachment, &conf).ok();
         assert_eq!(node.sh("nft list ruleset").ok(), "");
-        // GC finds it as well.
+        // GC finds the attachment, too.
         plugin.call(&node, "ADD", &attachment, &conf).ok();
         let mut collect = conf.clone();
         collect["cni.dev/valid-attachments"] = json!([]);
@@ -877,7 +898,7 @@ fn names_may_be_as_long_as_they_like() {
         node.sh("ls -R /var/lib/cni | grep -E '^10|:eth0|^_' && exit 1; true")
             .ok();
     }
-    // No file could have such a name, so there is nothing to delete.
+    // No file can have such a long name, so there is nothing to delete.
     let mut conf = bridge_form("1.1.0", &[V4]);
     conf["name"] = json!("n".repeat(300));
     plugin
@@ -886,7 +907,7 @@ fn names_may_be_as_long_as_they_like() {
 }
 
 #[test]
-fn a_resolvers_comments_may_be_in_any_encoding() {
+fn comments_in_resolv_conf_may_have_any_encoding() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write("/run/resolv.conf", b"# f\xfcr uns\nnameserver 10.96.0.10\n");
@@ -898,7 +919,7 @@ fn a_resolvers_comments_may_be_in_any_encoding() {
 }
 
 #[test]
-fn a_subnet_file_is_read_as_flannel_reads_it() {
+fn the_subnet_file_is_parsed_as_flannel_parses_it() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -913,7 +934,8 @@ fn a_subnet_file_is_read_as_flannel_reads_it() {
         node.write("/run/flannel/subnet.env", text);
     };
     let pod = node.pod("a");
-    // Twice the same network, one with host bits, one of IPv6, and the kernel's MTU.
+    // The same network twice, once with host bits; one IPv6 network; and MTU 0, which means the
+    // kernel's default.
     write(
         "10.10.0.0/16,fd00:10::/48,10.10.0.5/16",
         "10.10.1.1/24",
@@ -928,11 +950,11 @@ fn a_subnet_file_is_read_as_flannel_reads_it() {
     node.write("/run/flannel/subnet.env", text);
     plugin.add(&pod, &conf).ok();
     plugin.del(&pod, &conf).ok();
-    for (network, subnet, said) in [
+    for (network, subnet, expected) in [
         (
             "10.10.0.0/16",
             "10.99.3.1/24",
-            "subnet 10.99.3.1/24 lies in none of the networks",
+            "subnet 10.99.3.1/24 is not in any of the networks",
         ),
         (
             "10.10.0.0/16",
@@ -948,12 +970,12 @@ fn a_subnet_file_is_read_as_flannel_reads_it() {
         write(network, subnet, "1500");
         let (code, text) = plugin.add(&pod, &conf).error();
         assert_eq!(code, 11);
-        assert!(text.contains(said), "{text}");
+        assert!(text.contains(expected), "{text}");
     }
 }
 
 #[test]
-fn what_flannel_hands_on_to_bridge_has_its_effect() {
+fn delegate_keys_that_flannel_passes_to_bridge_take_effect() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
@@ -966,7 +988,7 @@ fn what_flannel_hands_on_to_bridge_has_its_effect() {
             "runtimeConfig": {"ips": ["10.10.1.88"]},
         },
     });
-    // The first that fits of all that are asked for: one range set has room for one.
+    // A single range set can serve only one of the requested addresses: the first that fits.
     conf["delegate"]["args"]["cni"]["ips"] = json!([]);
     let pod = node.pod("a");
     let result = plugin.add(&pod, &conf).ok();
@@ -974,7 +996,8 @@ fn what_flannel_hands_on_to_bridge_has_its_effect() {
     assert_eq!(result["dns"]["nameservers"], json!(["10.96.0.10"]));
     assert_eq!(result["interfaces"][2]["mac"], "02:00:00:00:00:07");
     plugin.del(&pod, &conf).ok();
-    // The runtime's own takes its place, and the delegate's arguments are asked for.
+    // A `runtimeConfig` from the runtime replaces the delegate's, so the addresses in the
+    // delegate's `args` are requested.
     conf["runtimeConfig"] = json!({});
     conf["delegate"]["args"]["cni"]["ips"] = json!(["10.10.1.77"]);
     let result = plugin.add(&pod, &conf).ok();

@@ -1,4 +1,4 @@
-//! An address that is used again at once by another pod.
+//! Reuse of an address by another pod immediately after its release.
 
 use conformance::reference_picture::{Family, agents, cluster, nodes};
 use conformance::{Agent, Attachment, Lab, Node, Plugin};
@@ -14,13 +14,13 @@ fn conf(subnet: &str, v6: &str) -> Value {
     })
 }
 
-/// Whether one ping, sent at once and waited for briefly, is answered.
+/// Returns true if a single ping is answered within a second.
 fn answers(run: impl Fn(&str) -> conformance::Output, address: &str) -> bool {
     run(&format!("busybox ping -c 1 -W 1 {address}")).success
 }
 
 #[test]
-fn it_is_reachable_at_once_from_the_node_from_its_pods_and_from_other_nodes() {
+fn a_reused_address_is_reachable_at_once_from_its_node_from_pods_and_from_other_nodes() {
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Dual);
     lab.write("cluster.json", cluster(Family::Dual, &[]));
@@ -47,7 +47,8 @@ fn it_is_reachable_at_once_from_the_node_from_its_pods_and_from_other_nodes() {
         plugin.call(one, "ADD", &attachment, &conf).ok();
         (pod, attachment)
     };
-    // Each with a hardware address of its own, as pods of other plugins had, and the computed one.
+    // First with given hardware addresses, as pods of other plugins have them, then with the
+    // computed one.
     for (name, mac) in [
         ("first", "02:00:00:00:00:01"),
         ("second", "02:00:00:00:00:02"),
@@ -79,7 +80,7 @@ fn it_is_reachable_at_once_from_the_node_from_its_pods_and_from_other_nodes() {
 }
 
 #[test]
-fn an_address_that_moves_to_another_node_of_one_layer_2_network_is_reachable_at_once() {
+fn an_address_that_moves_to_another_node_of_a_layer_2_network_is_reachable_at_once() {
     let lab = Lab::new();
     let plugin = Plugin::ours(&lab);
     let no_ipv6 = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6";
@@ -109,7 +110,7 @@ fn an_address_that_moves_to_another_node_of_one_layer_2_network_is_reachable_at_
             plugin.add(&pod, &conf).ok();
             assert!(
                 answers(|script| client.sh(script), "10.40.1.9"),
-                "round {round} of {conf}: the switch knows where it is"
+                "round {round} of {conf}: the switch has learned the new port"
             );
             plugin.del(&pod, &conf).ok();
             pod.delete();

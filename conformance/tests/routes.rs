@@ -1,7 +1,8 @@
-//! The agent's routes: what changes in the cluster file or in the kernel is put right at once.
+//! The agent's routes: changes of the cluster file and damage in the kernel take effect or are
+//! corrected at once.
 //!
-//! What is timed here runs alone: `cargo test` runs one file after the other, and each test
-//! of this file waits for its turn.
+//! Tests that measure times run alone: `cargo test` runs one file after the other, and each test of
+//! this file waits for its turn.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,14 +11,14 @@ use conformance::reference_picture::{Family, agents, cluster, node_entry, nodes,
 use conformance::{Agent, Lab, Node, wait_for};
 use serde_json::json;
 
-const SOON: Duration = Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_millis(100);
 
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `test` when it is its turn, on the picture's nodes with an agent on each.
+/// Runs `test` when it is its turn, on the reference cluster with an agent on each node.
 fn in_cluster(family: Family, test: impl FnOnce(&Lab, &[Node<'_>], Vec<Agent>)) {
     let _turn = turn();
     let lab = Lab::new();
@@ -27,7 +28,7 @@ fn in_cluster(family: Family, test: impl FnOnce(&Lab, &[Node<'_>], Vec<Agent>)) 
     test(&lab, &nodes, agents);
 }
 
-/// The node's route to `subnet`, as `ip route` shows it with its protocol.
+/// Returns the node's route to `subnet`, as `ip route` prints it with its protocol.
 fn route(node: &Node<'_>, subnet: &str) -> String {
     node.sh(&format!("ip route show {subnet}"))
         .ok()
@@ -37,13 +38,13 @@ fn route(node: &Node<'_>, subnet: &str) -> String {
 
 const TO_WORKER2: &str = "10.10.2.0/24 via 192.168.2.15 dev enp0s5 proto 104";
 
-/// How long until worker1 has the route to worker2 (or not), the median of five times; `again`
-/// makes it necessary, and is not timed itself.
+/// Returns the median of five measurements of the time until worker1 has the route to worker2, or
+/// no longer has it. `again` triggers the change and is not measured itself.
 fn median(node: &Node<'_>, has_route: bool, mut again: impl FnMut()) -> Duration {
     let mut times: Vec<_> = (0..5)
         .map(|_| {
             again();
-            wait_for("the route is as it should be", || {
+            wait_for("the route has the expected state", || {
                 route(node, "10.10.2.0/24") == if has_route { TO_WORKER2 } else { "" }
             })
         })
@@ -53,7 +54,7 @@ fn median(node: &Node<'_>, has_route: bool, mut again: impl FnMut()) -> Duration
 }
 
 #[test]
-fn an_edit_of_the_cluster_file_takes_effect_at_once() {
+fn an_edit_of_the_cluster_file_takes_effect_within_100_ms() {
     let _turn = turn();
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
@@ -64,33 +65,33 @@ fn an_edit_of_the_cluster_file_takes_effect_at_once() {
     let mut gone = Vec::new();
     let mut back = Vec::new();
     for _ in 0..5 {
-        gone.push(median_of_one(worker1, false, || write(&["worker2"])));
-        back.push(median_of_one(worker1, true, || write(&[])));
+        gone.push(measure(worker1, false, || write(&["worker2"])));
+        back.push(measure(worker1, true, || write(&[])));
     }
     gone.sort();
     back.sort();
     assert!(
-        gone[2] < SOON && back[2] < SOON,
+        gone[2] < LIMIT && back[2] < LIMIT,
         "removed {gone:?}, restored {back:?}"
     );
-    // The node that was taken out keeps what it had, and says so.
+    // The removed node retains its last state, and logs that.
     agents[2].wait_for_log("no node has one of this node's addresses (192.168.2.15)");
-    agents[2].wait_for_log("the last good state stays");
+    agents[2].wait_for_log("the last known state stays in use");
     assert_eq!(
         route(&nodes[2], "10.10.1.0/24"),
         "10.10.1.0/24 via 192.168.2.16 dev enp0s5 proto 104"
     );
 }
 
-fn median_of_one(node: &Node<'_>, has_route: bool, again: impl FnOnce()) -> Duration {
+fn measure(node: &Node<'_>, has_route: bool, again: impl FnOnce()) -> Duration {
     again();
-    wait_for("the route is as it should be", || {
+    wait_for("the route has the expected state", || {
         route(node, "10.10.2.0/24") == if has_route { TO_WORKER2 } else { "" }
     })
 }
 
 #[test]
-fn a_broken_edit_is_reported_and_the_last_good_one_stays() {
+fn an_invalid_cluster_file_is_reported_and_the_last_valid_one_stays_in_effect() {
     in_cluster(Family::Ipv4, |lab, nodes, agents| {
         let before: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
         lab.write("cluster.json", "{");
@@ -105,7 +106,7 @@ fn a_broken_edit_is_reported_and_the_last_good_one_stays() {
         let after: Vec<_> = nodes.iter().map(|node| node.sh("ip route").ok()).collect();
         assert_eq!(after, before);
         lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
-        wait_for("the next good edit counts", || {
+        wait_for("the next valid edit takes effect", || {
             route(&nodes[1], "10.10.2.0/24").is_empty()
         });
         agents[1].wait_for_log("ready: 1 of 1 subnets");
@@ -113,7 +114,7 @@ fn a_broken_edit_is_reported_and_the_last_good_one_stays() {
 }
 
 #[test]
-fn what_happens_to_routes_is_mended_at_once() {
+fn deleted_and_replaced_routes_are_restored_within_100_ms() {
     in_cluster(Family::Ipv4, |_lab, nodes, agents| {
         let worker1 = &nodes[1];
         wait_for("the first route", || {
@@ -133,27 +134,27 @@ fn what_happens_to_routes_is_mended_at_once() {
             sh("ip route replace 10.10.2.0/24 via 192.168.2.1");
         });
         let times = [deleted, flapped, readdressed, replaced];
-        assert!(times.iter().all(|time| *time < SOON), "{times:?}");
+        assert!(times.iter().all(|time| *time < LIMIT), "{times:?}");
         agents[1].wait_for_log("replace route 10.10.2.0/24 via 192.168.2.1 proto 3");
         assert!(
             agents[1].log().contains("WARN"),
-            "a foreign route that goes is a warning"
+            "the removal of a foreign route is logged as a warning"
         );
-        // Put in front of ours, where a replace does not reach it.
+        // A route placed before ours, which a replace request does not affect.
         sh("ip route prepend 10.10.2.0/24 via 192.168.2.1");
-        wait_for("the foreign route goes", || {
+        wait_for("the foreign route is removed", || {
             route(worker1, "10.10.2.0/24") == TO_WORKER2
         });
-        // One that leads the node's own subnet away.
+        // A route that diverts the node's own subnet.
         sh("ip route add 10.10.1.0/24 via 192.168.2.1");
-        wait_for("the hijack goes", || {
+        wait_for("the diverting route is removed", || {
             route(worker1, "10.10.1.0/24").is_empty()
         });
     });
 }
 
 #[test]
-fn ipv6_is_mended_at_once_too() {
+fn ipv6_routes_are_restored_within_100_ms() {
     in_cluster(Family::Ipv6, |_lab, nodes, _agents| {
         let worker1 = &nodes[1];
         let is_there = || {
@@ -161,7 +162,7 @@ fn ipv6_is_mended_at_once_too() {
                 == "fd00:10:10:2::/64 via fd00:192:168:2::15 dev enp0s5 proto 104 metric 1024 pref medium"
         };
         wait_for("the first route", is_there);
-        for harm in [
+        for damage in [
             "ip -6 route delete fd00:10:10:2::/64",
             "ip link set enp0s5 down && ip link set enp0s5 up",
             "ip -6 route replace fd00:10:10:2::/64 via fd00:192:168:2::1 metric 1024",
@@ -169,19 +170,20 @@ fn ipv6_is_mended_at_once_too() {
         ] {
             let mut times: Vec<_> = (0..5)
                 .map(|_| {
-                    worker1.sh(harm).ok();
-                    wait_for("the route is as it should be", is_there)
+                    worker1.sh(damage).ok();
+                    wait_for("the route has the expected state", is_there)
                 })
                 .collect();
             times.sort();
-            assert!(times[2] < SOON, "{harm}: {times:?}");
+            assert!(times[2] < LIMIT, "{damage}: {times:?}");
         }
     });
 }
 
-/// How often the process was scheduled.
-fn switches(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+/// Returns how many times the process has been scheduled.
+fn context_switches(pid: u32) -> u64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is running");
     let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
     counts
         .map(|line| {
@@ -194,18 +196,18 @@ fn switches(pid: u32) -> u64 {
 }
 
 #[test]
-fn an_idle_agent_sleeps() {
+fn an_idle_agent_wakes_up_less_than_ten_times_a_second() {
     in_cluster(Family::Ipv4, |_lab, _nodes, agents| {
         std::thread::sleep(Duration::from_millis(500));
-        let before = switches(agents[1].pid());
+        let before = context_switches(agents[1].pid());
         std::thread::sleep(Duration::from_secs(3));
-        let woken = switches(agents[1].pid()) - before;
+        let woken = context_switches(agents[1].pid()) - before;
         assert!(woken < 30, "woken {woken} times in three seconds");
     });
 }
 
 #[test]
-fn a_flap_that_takes_the_default_route_does_not_take_the_nodes_identity() {
+fn a_link_flap_that_removes_the_default_route_does_not_change_the_interface() {
     in_cluster(Family::Ipv4, |lab, nodes, _agents| {
         let worker1 = &nodes[1];
         worker1
@@ -216,14 +218,14 @@ fn a_flap_that_takes_the_default_route_does_not_take_the_nodes_identity() {
             route(worker1, "10.10.2.0/24") == TO_WORKER2
         });
         lab.write("cluster.json", cluster(Family::Ipv4, &["worker2"]));
-        wait_for("an edit still counts", || {
+        wait_for("an edit still takes effect", || {
             route(worker1, "10.10.2.0/24").is_empty()
         });
     });
 }
 
 #[test]
-fn routes_of_an_earlier_run_go_at_start_and_foreign_ones_stay() {
+fn routes_of_an_earlier_run_are_removed_at_start_and_foreign_routes_stay() {
     let _turn = turn();
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Dual);
@@ -236,14 +238,14 @@ fn routes_of_an_earlier_run_go_at_start_and_foreign_ones_stay() {
              ip route add 10.10.8.0/24 via 192.168.2.99; ip route add 172.30.0.0/16 via 192.168.2.1")
         .ok();
     let _agents = agents(&nodes, Agent::start);
-    wait_for("ours of earlier go", || {
+    wait_for("our old routes are removed", || {
         route(worker1, "10.10.7.0/24").is_empty()
             && worker1
                 .sh("ip -6 route show fd00:10:10:7::/64")
                 .ok()
                 .is_empty()
     });
-    wait_for("an unmarked one is adopted", || {
+    wait_for("a route with another protocol is adopted", || {
         route(worker1, "10.10.2.0/24") == TO_WORKER2
     });
     assert_eq!(
@@ -273,7 +275,7 @@ fn routes_and_subnet_file_stay_when_the_agent_stops() {
          FLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n"
         );
         for agent in agents {
-            assert!(agent.stop(), "SIGTERM ends it with 0");
+            assert!(agent.stop(), "the agent exits with 0 after SIGTERM");
         }
         assert_eq!(nodes.iter().map(listing).collect::<Vec<_>>(), before);
         assert_eq!(nodes[1].sh("cat /proc/sys/net/ipv4/ip_forward").ok(), "1\n");
@@ -283,7 +285,7 @@ fn routes_and_subnet_file_stay_when_the_agent_stops() {
                 .ok(),
             "1\n"
         );
-        // A router's advertisements still count on a node that forwards.
+        // The uplink still accepts router advertisements although the node forwards.
         assert_eq!(
             nodes[1]
                 .sh("cat /proc/sys/net/ipv6/conf/enp0s5/accept_ra")
@@ -295,14 +297,15 @@ fn routes_and_subnet_file_stay_when_the_agent_stops() {
 }
 
 #[test]
-fn the_node_is_found_by_name_by_interface_and_by_address() {
+fn the_node_is_identified_by_name_interface_or_address() {
     let _turn = turn();
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
     let worker1 = &nodes[1];
     let path = Lab::path("cluster.json").display().to_string();
-    // Nothing tells the interface but what is said.
+    // Without a default route, only the flags and the node's name and addresses identify the
+    // interface.
     worker1.sh("ip route delete default").ok();
     for args in [
         &[][..],
@@ -312,45 +315,45 @@ fn the_node_is_found_by_name_by_interface_and_by_address() {
     ] {
         let args = [&["--cluster", path.as_str()], args].concat();
         let agent = Agent::start(worker1, &args);
-        agent.wait_for_log("this is worker1 with 10.10.1.0/24 on enp0s5");
+        agent.wait_for_log("this node is worker1 with 10.10.1.0/24 on enp0s5");
         wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
         assert!(agent.stop());
         worker1
             .sh("ip route flush proto 104; rm /run/hostgw-agent.log")
             .ok();
     }
-    let lost = |args: &[&str], said: &str| {
+    let expect_not_found = |args: &[&str], expected: &str| {
         let agent = Agent::start(worker1, &[&["--cluster", path.as_str()], args].concat());
-        agent.wait_for_log(said);
+        agent.wait_for_log(expected);
         worker1.sh("rm /run/hostgw-agent.log").ok();
     };
     worker1.sh("ip link add bare type bridge").ok();
-    lost(
+    expect_not_found(
         &["--iface", "bare"],
         "no node has one of this node's addresses (none)",
     );
-    lost(&["--node-name", "worker9"], r#"no node is named "worker9""#);
-    lost(
+    expect_not_found(&["--node-name", "worker9"], r#"no node is named "worker9""#);
+    expect_not_found(
         &["--iface", "eth7"],
         r#"no interface is named "eth7" or has that address"#,
     );
 }
 
 #[test]
-fn a_cluster_file_that_comes_late_counts_when_it_comes() {
+fn a_cluster_file_that_is_created_late_takes_effect() {
     let _turn = turn();
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let agent = Agent::start(&nodes[1], &["--cluster", "/mnt/late/cluster.json"]);
     agent.wait_for_log("read /mnt/late/cluster.json: No such file or directory");
     assert!(!nodes[1].path("/run/flannel/subnet.env").exists());
-    // A busy node: something changes all the time, and puts nothing off.
+    // A busy node with constant changes does not delay the agent.
     let mut busy = nodes[1].command("sh");
     let busy = busy.args([
         "-c",
         "for i in $(seq 60); do ip addr add 127.1.1.$i/32 dev lo; sleep 0.2; done",
     ]);
-    let mut busy = busy.spawn().expect("sh is there");
+    let mut busy = busy.spawn().expect("sh is installed");
     lab.write("late/cluster.json", cluster(Family::Ipv4, &[]));
     let late = wait_for("the route", || {
         route(&nodes[1], "10.10.2.0/24") == TO_WORKER2
@@ -361,19 +364,19 @@ fn a_cluster_file_that_comes_late_counts_when_it_comes() {
 }
 
 #[test]
-fn what_is_damaged_beside_the_routes_is_mended_too() {
+fn the_subnet_file_and_ip_forward_are_restored() {
     in_cluster(Family::Ipv4, |_lab, nodes, _agents| {
         let worker1 = &nodes[1];
         let file = worker1.path("/run/flannel/subnet.env");
         let written = std::fs::read_to_string(&file).expect("written");
-        // An interface whose MTU changes is an event; the file follows.
+        // A change of an interface's MTU causes an event, and the subnet file follows.
         worker1.sh("ip link set enp0s5 mtu 1400").ok();
         wait_for("the subnet file has the MTU", || {
-            let text = std::fs::read_to_string(&file).expect("always there");
+            let text = std::fs::read_to_string(&file).expect("the subnet file always exists");
             text == written.replace("1500", "1400")
         });
         assert_eq!(json!(worker1.ip("link show enp0s5")[0]["mtu"]), json!(1400));
-        // What makes no event is put right with the next one, or within ten seconds.
+        // Damage that causes no event is repaired at the next event, or within ten seconds.
         worker1
             .sh("rm /run/flannel/subnet.env; echo 0 > /proc/sys/net/ipv4/ip_forward")
             .ok();
@@ -388,8 +391,8 @@ fn status(node: &Node<'_>) -> serde_json::Value {
     serde_json::from_str(&text.stdout).unwrap_or_default()
 }
 
-/// What status says of worker2's subnet: its state, and the reason.
-fn of_worker2(node: &Node<'_>) -> (String, String) {
+/// Returns the state and the reason of worker2's subnet in the status.
+fn status_of_worker2(node: &Node<'_>) -> (String, String) {
     let status = status(node);
     let peers = status["peers"].as_array().cloned().unwrap_or_default();
     let peer = peers
@@ -401,7 +404,7 @@ fn of_worker2(node: &Node<'_>) -> (String, String) {
 }
 
 #[test]
-fn what_leads_a_peers_packets_elsewhere_is_shown_at_that_peer() {
+fn routes_and_rules_that_divert_a_peers_packets_are_reported_for_that_peer() {
     in_cluster(Family::Dual, |lab, nodes, agents| {
         let worker1 = &nodes[1];
         wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
@@ -409,57 +412,60 @@ fn what_leads_a_peers_packets_elsewhere_is_shown_at_that_peer() {
         conformance::Plugin::ours(lab)
             .add(&worker1.pod("a"), &conf)
             .ok();
-        for (put, take, said) in [
+        for (put, take, expected) in [
             (
                 "ip route add blackhole 10.10.2.64/26 proto static",
                 "ip route del blackhole 10.10.2.64/26",
-                "a part of it goes elsewhere: route 10.10.2.64/26",
+                "a part of the subnet is diverted: route 10.10.2.64/26",
             ),
             (
                 "ip route add 10.10.2.7/32 via 192.168.2.1",
                 "ip route del 10.10.2.7/32",
-                "a part of it goes elsewhere: route 10.10.2.7/32 via 192.168.2.1",
+                "a part of the subnet is diverted: route 10.10.2.7/32 via 192.168.2.1",
             ),
             (
                 "ip rule add from 192.168.2.16 lookup 100; ip route add default via 192.168.2.1 table 100",
                 "ip rule del from 192.168.2.16; ip route flush table 100",
-                "what the node from 192.168.2.16 sends goes elsewhere via 192.168.2.1 by table 100",
+                "packets of the node with source address 192.168.2.16 go elsewhere via 192.168.2.1 by table 100",
             ),
             (
                 "ip rule add from 10.10.1.0/24 lookup 100; ip route add default via 192.168.2.1 table 100",
                 "ip rule del from 10.10.1.0/24; ip route flush table 100",
-                "what a pod sends goes elsewhere via 192.168.2.1 by table 100",
+                "packets of a pod go elsewhere via 192.168.2.1 by table 100",
             ),
             (
                 "ip rule add to 10.10.2.0/24 unreachable",
                 "ip rule del to 10.10.2.0/24",
-                "what the node sends goes nowhere",
+                "packets of the node are dropped",
             ),
         ] {
             worker1.sh(put).ok();
-            wait_for(&format!("{put}: {:?}", of_worker2(worker1)), || {
-                let (state, reason) = of_worker2(worker1);
-                state == "diverted" && reason.contains(said)
+            wait_for(&format!("{put}: {:?}", status_of_worker2(worker1)), || {
+                let (state, reason) = status_of_worker2(worker1);
+                state == "diverted" && reason.contains(expected)
             });
             worker1.sh(take).ok();
-            wait_for("it is as before", || {
-                of_worker2(worker1) == ("installed".to_owned(), String::new())
+            wait_for("the peer's state is as before", || {
+                status_of_worker2(worker1) == ("installed".to_owned(), String::new())
             });
         }
-        // In IPv6, too.
-        let said = || status(worker1)["peers"].to_string();
+        // The same in IPv6.
+        let expected = || status(worker1)["peers"].to_string();
         worker1.sh("ip -6 rule add from fd00:10:10:1::/64 lookup 100; ip -6 route add default via fd00:192:168:2::1 table 100").ok();
-        wait_for(&said(), || {
-            said().contains("what a pod sends goes elsewhere via fd00:192:168:2::1")
+        wait_for(&expected(), || {
+            expected().contains("packets of a pod go elsewhere via fd00:192:168:2::1")
         });
         worker1.sh("ip -6 rule del from fd00:10:10:1::/64; ip -6 route add blackhole fd00:10:10:2:8::/80").ok();
-        wait_for(&said(), || said().contains("route fd00:10:10:2:8::/80"));
+        wait_for(&expected(), || {
+            expected().contains("route fd00:10:10:2:8::/80")
+        });
         drop(agents);
     });
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
-fn what_is_for_no_node_goes_nowhere_where_that_is_asked_for() {
+fn ip_blackhole_route_adds_blackhole_routes_for_unassigned_subnets() {
     let _turn = turn();
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Dual);
@@ -490,7 +496,7 @@ fn what_is_for_no_node_goes_nowhere_where_that_is_asked_for() {
             .ok()
             .contains("via 192.168.2.15")
     );
-    // The bridge comes, and its own route counts.
+    // Once the bridge exists, its own route takes precedence.
     let conf = json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "cni-hostgw"});
     let pod = worker1.pod("a");
     conformance::Plugin::ours(&lab).add(&pod, &conf).ok();
@@ -511,8 +517,10 @@ fn what_is_for_no_node_goes_nowhere_where_that_is_asked_for() {
     worker1
         .sh("ip route del blackhole 10.10.0.0/16 proto 104")
         .ok();
-    wait_for("it is mended", || blackholes("-4").len() == 2);
-    // Nothing is written again and again.
+    wait_for("the blackhole route is restored", || {
+        blackholes("-4").len() == 2
+    });
+    // The routes are not rewritten again and again.
     let written = || status(worker1)["routes"]["written"].clone();
     let before = written();
     std::thread::sleep(Duration::from_secs(1));
@@ -521,13 +529,13 @@ fn what_is_for_no_node_goes_nowhere_where_that_is_asked_for() {
     worker1.sh("rm /run/hostgw-agent.log").ok();
     let agent = Agent::start(worker1, &args);
     agent.wait_for_log("ready: ");
-    wait_for("they go with the flag", || {
+    wait_for("the routes are removed without the flag", || {
         blackholes("-4").is_empty() && blackholes("-6").is_empty()
     });
 }
 
 #[test]
-fn a_daemon_that_puts_a_route_back_again_and_again_is_told_a_few_times() {
+fn repeated_external_changes_of_a_route_are_logged_at_a_limited_rate() {
     in_cluster(Family::Ipv4, |_, nodes, agents| {
         let worker1 = &nodes[1];
         wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
@@ -536,11 +544,11 @@ fn a_daemon_that_puts_a_route_back_again_and_again_is_told_a_few_times() {
             .ok();
         wait_for("the route", || route(worker1, "10.10.2.0/24") == TO_WORKER2);
         let log = agents[1].log();
-        let told = log
+        let logged = log
             .lines()
             .filter(|line| line.contains("replace route 10.10.2.0/24"))
             .count();
-        assert!((1..=15).contains(&told), "{told} lines: {log}");
-        agents[1].wait_for_log("times more in the last");
+        assert!((1..=15).contains(&logged), "{logged} lines: {log}");
+        agents[1].wait_for_log("more in the last");
     });
 }

@@ -1,4 +1,4 @@
-//! One subnet, one network; one bridge, decisions about it one at a time.
+//! A subnet belongs to one network only, and changes of a bridge are made one at a time.
 
 use conformance::{Attachment, Lab, Node, Plugin, Pod, Reply, Server};
 use serde_json::{Value, json};
@@ -25,8 +25,8 @@ fn second(pod: &Pod<'_>) -> Attachment {
 }
 
 #[test]
-fn written_for_bridge_a_network_without_ipam_has_no_addresses() {
-    // As multus and OpenShift users write a second network.
+fn with_type_bridge_a_network_without_ipam_gets_no_addresses() {
+    // The form in which users of Multus and OpenShift write a second network.
     let conf = |kind: &str| json!({"cniVersion": "0.3.1", "name": "eth1", "type": kind, "interface": "eth1"});
     for (plugin_of, kind, has_addresses) in [
         (
@@ -46,7 +46,7 @@ fn written_for_bridge_a_network_without_ipam_has_no_addresses() {
         let result = plugin.call(&node, "ADD", &attachment, &conf(kind)).ok();
         assert_eq!(result["ips"].is_array(), has_addresses, "{kind}: {result}");
         plugin.call(&node, "DEL", &attachment, &conf(kind)).ok();
-        // `ipam` without a type is none either, whatever else it says.
+        // `ipam` without a type means the same as no `ipam`, whatever its other keys.
         let mut untyped = conf(kind);
         untyped["ipam"] = json!({"ranges": [[{"subnet": "10.10.1.0/24"}]]});
         let result = plugin.call(&node, "ADD", &attachment, &untyped).ok();
@@ -54,8 +54,9 @@ fn written_for_bridge_a_network_without_ipam_has_no_addresses() {
     }
 }
 
-/// Adds `conf` for a second interface of a pod that has the first network.
-fn refused(node: &Node<'_>, plugin: &Plugin, pod: &Pod<'_>, conf: &Value) -> String {
+/// Checks that ADD of `conf` for a second interface of the pod fails and creates nothing, and that
+/// STATUS fails. Returns the error.
+fn expect_rejected(node: &Node<'_>, plugin: &Plugin, pod: &Pod<'_>, conf: &Value) -> String {
     let before = node
         .sh("ls -R /var/lib/cni/networks; ip -o link | wc -l")
         .ok();
@@ -64,7 +65,7 @@ fn refused(node: &Node<'_>, plugin: &Plugin, pod: &Pod<'_>, conf: &Value) -> Str
     let after = node
         .sh("ls -R /var/lib/cni/networks; ip -o link | wc -l")
         .ok();
-    assert_eq!(before, after, "nothing is made");
+    assert_eq!(before, after, "nothing is created");
     let (code, _) = plugin
         .call(node, "STATUS", &Attachment::named(""), conf)
         .error();
@@ -73,14 +74,15 @@ fn refused(node: &Node<'_>, plugin: &Plugin, pod: &Pod<'_>, conf: &Value) -> Str
 }
 
 #[test]
-fn a_subnet_that_another_network_has_pods_in_is_refused() {
+fn a_subnet_in_which_another_network_has_pods_is_rejected() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     node.write_subnet_env(true);
     let plugin = Plugin::ours(&lab);
     let pod = node.pod("a");
     plugin.add(&pod, &flannel_form("cbr0")).ok();
-    // In either form, by the subnet file or by name, the whole of it or a part, or more than it.
+    // In either form, with the subnet from the subnet file or from the configuration: the same
+    // subnet, a part of it, or a larger one.
     for conf in [
         flannel_form("other"),
         json!({"cniVersion": "1.1.0", "name": "other", "type": "cni-hostgw"}),
@@ -88,30 +90,30 @@ fn a_subnet_that_another_network_has_pods_in_is_refused() {
         bridge_form("other", "10.10.1.128/25"),
         bridge_form("other", "10.10.0.0/16"),
     ] {
-        let text = refused(&node, &plugin, &pod, &conf);
-        for said in [
+        let text = expect_rejected(&node, &plugin, &pod, &conf);
+        for expected in [
             r#"network "other""#,
             r#"network "cbr0""#,
             "10.10.1.2",
             "container a",
             "another subnet",
         ] {
-            assert!(text.contains(said), "{said}: {text}");
+            assert!(text.contains(expected), "{expected}: {text}");
         }
     }
-    // Another subnet is another matter; and so is this one when the first network's pods are gone.
+    // Another subnet is accepted. The same subnet is accepted once the first network has no pods.
     let mut conf = bridge_form("other", "10.20.1.0/24");
     conf["bridge"] = json!("cni1");
     plugin.call(&node, "ADD", &second(&pod), &conf).ok();
     plugin.call(&node, "DEL", &second(&pod), &conf).ok();
     plugin.del(&pod, &flannel_form("cbr0")).ok();
     plugin.add(&pod, &flannel_form("other")).ok();
-    let text = refused(&node, &plugin, &pod, &flannel_form("cbr0"));
+    let text = expect_rejected(&node, &plugin, &pod, &flannel_form("cbr0"));
     assert!(text.contains("container a"), "{text}");
 }
 
 #[test]
-fn a_subnet_of_the_reference_or_of_another_data_dir_or_family_is_found_too() {
+fn subnet_conflicts_are_detected_with_reference_plugins_other_data_dirs_and_other_families() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -120,9 +122,9 @@ fn a_subnet_of_the_reference_or_of_another_data_dir_or_family_is_found_too() {
     theirs["cniVersion"] = json!("1.0.0");
     Plugin::reference("bridge").add(&pod, &theirs).ok();
     let conf = bridge_form("ours", "10.10.1.0/24");
-    let text = refused(&node, &plugin, &pod, &conf);
+    let text = expect_rejected(&node, &plugin, &pod, &conf);
     assert!(text.contains(r#"network "theirs""#), "{text}");
-    // What was reserved before the machine was booted is nobody's.
+    // A reservation from before the last boot does not count.
     node.sh("touch -d '2001-01-01' /var/lib/cni/networks/theirs/10.10.1.2; ip netns del a; ip link del cni0")
         .ok();
     let pod = node.pod("b");
@@ -136,12 +138,12 @@ fn a_subnet_of_the_reference_or_of_another_data_dir_or_family_is_found_too() {
     plugin.add(&pod, &elsewhere).ok();
     let mut ipv6 = bridge_form("ours", "fd00:10:10:2::/64");
     ipv6["bridge"] = json!("cni3");
-    let text = refused(&node, &plugin, &pod, &ipv6);
+    let text = expect_rejected(&node, &plugin, &pod, &ipv6);
     assert!(text.contains("in /var/lib/elsewhere/elsewhere"), "{text}");
 }
 
 #[test]
-fn a_gateway_that_another_interface_has_is_refused_unless_it_is_an_empty_bridge() {
+fn a_gateway_address_of_another_interface_is_rejected_unless_that_is_an_empty_bridge() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -150,32 +152,32 @@ fn a_gateway_that_another_interface_has_is_refused_unless_it_is_an_empty_bridge(
     node.sh("ip addr add 10.10.1.1/32 dev enp0s5").ok();
     let (code, text) = plugin.add(&pod, &conf).error();
     assert_eq!(code, 100, "{text}");
-    let said = "cni0 cannot have the gateway's address 10.10.1.1/24: enp0s5 has it already";
-    assert!(text.contains(said), "{text}");
+    let expected = "cni0 cannot get the gateway address 10.10.1.1/24: enp0s5 already has it";
+    assert!(text.contains(expected), "{text}");
     assert!(node.ports().is_empty());
     node.sh("ip addr del 10.10.1.1/32 dev enp0s5").ok();
-    // The network's own bridge, before its configuration named another.
+    // The network's own bridge from before its configuration named another bridge.
     plugin.add(&pod, &conf).ok();
     let mut renamed = conf.clone();
     renamed["bridge"] = json!("br-new");
     let other = node.pod("b");
     let (code, text) = plugin.add(&other, &renamed).error();
     assert_eq!(code, 100, "{text}");
-    assert!(text.contains("cni0 has it already"), "{text}");
+    assert!(text.contains("cni0 already has it"), "{text}");
     plugin.del(&pod, &conf).ok();
     plugin.add(&other, &renamed).ok();
     assert!(other.pings("10.10.1.1"));
 }
 
-/// ADDs of two networks in the same instant.
-fn at_once(node: &Node<'_>, plugin: &Plugin, requests: [(&str, &Value); 2]) -> [Reply; 2] {
+/// Runs ADDs for two networks at the same time.
+fn add_concurrently(node: &Node<'_>, plugin: &Plugin, requests: [(&str, &Value); 2]) -> [Reply; 2] {
     let start =
         |(name, conf): (&str, &Value)| plugin.start(node, "ADD", &Attachment::named(name), conf);
     requests.map(start).map(conformance::Running::wait)
 }
 
 #[test]
-fn of_two_networks_on_one_bridge_at_once_one_is_refused() {
+fn of_two_concurrent_networks_on_one_bridge_one_is_rejected() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -183,14 +185,14 @@ fn of_two_networks_on_one_bridge_at_once_one_is_refused() {
     let crio = bridge_form("crio", "10.85.0.0/16");
     let podman = bridge_form("podman", "10.88.0.0/16");
     for _ in 0..40 {
-        let [one, other] = at_once(&node, &plugin, [("a", &crio), ("b", &podman)]);
+        let [one, other] = add_concurrently(&node, &plugin, [("a", &crio), ("b", &podman)]);
         let addresses = node.sh("ip -o -4 addr show dev cni0").ok();
-        let (is_first, refused) = if one.success {
+        let (is_first, expect_rejected) = if one.success {
             (true, other)
         } else {
             (false, one)
         };
-        let (code, text) = refused.error();
+        let (code, text) = expect_rejected.error();
         assert_eq!(code, 100, "{text}");
         assert!(
             text.contains("already has an IP address different"),
@@ -205,12 +207,13 @@ fn of_two_networks_on_one_bridge_at_once_one_is_refused() {
         }
         node.sh("ip link delete cni0").ok();
     }
-    // One network whose subnet changes between two requests, and one subnet in two networks.
+    // One network whose subnet changes between the two requests; then two networks with the same
+    // subnet.
     let other = bridge_form("crio", "10.86.0.0/16");
     let same = bridge_form("podman", "10.85.0.0/16");
     for (conf, code) in [(&other, 100), (&same, 7)] {
         for _ in 0..20 {
-            let replies = at_once(&node, &plugin, [("a", &crio), ("b", conf)]);
+            let replies = add_concurrently(&node, &plugin, [("a", &crio), ("b", conf)]);
             let failed: Vec<_> = replies.into_iter().filter(|r| !r.success).collect();
             assert_eq!(failed.len(), 1);
             for reply in failed {
@@ -229,12 +232,12 @@ fn of_two_networks_on_one_bridge_at_once_one_is_refused() {
 }
 
 #[test]
-fn a_stuck_holder_of_the_nodes_lock_blocks_nobody_for_ever() {
+fn an_add_gives_up_on_the_node_lock_after_ten_seconds() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
     let pod = node.pod("a");
-    // In this node and in another one: the lock is the network namespace's.
+    // The lock belongs to the network namespace: an ADD on another node is not blocked.
     let other = lab.node("worker2", &["192.168.2.15/24"]);
     let holder = Server::program(&node, "flock", "/var/lib/cni/hostgw.lock busybox sleep 30");
     conformance::wait_for("the lock is held", || {
@@ -244,7 +247,7 @@ fn a_stuck_holder_of_the_nodes_lock_blocks_nobody_for_ever() {
     let begin = std::time::Instant::now();
     let elsewhere = other.pod("b");
     plugin.add(&elsewhere, &conf).ok();
-    assert!(begin.elapsed().as_secs() < 5, "another node goes on");
+    assert!(begin.elapsed().as_secs() < 5, "another node is not blocked");
     let (code, text) = plugin.add(&pod, &conf).error();
     assert_eq!(code, 11, "{text}");
     assert!(text.contains("held for more than 10s by process"), "{text}");
@@ -253,7 +256,7 @@ fn a_stuck_holder_of_the_nodes_lock_blocks_nobody_for_ever() {
 }
 
 #[test]
-fn an_address_that_another_ipam_plugin_gives_is_nobody_elses_on_the_node() {
+fn an_address_of_another_ipam_plugin_must_not_be_reserved_on_the_node() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -275,7 +278,7 @@ fn an_address_that_another_ipam_plugin_gives_is_nobody_elses_on_the_node() {
 }
 
 #[test]
-fn a_store_by_another_path_is_the_same_store() {
+fn one_store_may_be_configured_by_different_paths() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);
@@ -295,7 +298,7 @@ fn a_store_by_another_path_is_the_same_store() {
 }
 
 #[test]
-fn one_networks_stuck_store_keeps_no_other_from_the_bridges() {
+fn a_blocked_store_of_one_network_does_not_block_other_networks() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);
     let plugin = Plugin::ours(&lab);

@@ -1,42 +1,42 @@
-//! The demo: raises the reference picture, shows it, and compares it with what it should be.
+//! The demo: starts the reference cluster, shows it, and compares it with the expected state.
 //!
-//! `STORE=etcd` has the agents lease their subnets from a real etcd, and `STORE=kube` has them take
-//! those of the Nodes of a real kube-apiserver, instead of a cluster file.
+//! With `STORE=etcd`, the agents lease their subnets from a real etcd. With `STORE=kube`, they use
+//! the subnets of the Nodes of a real kube-apiserver. Otherwise they use a cluster file.
 //!
-//! Ends with 1 when anything was not as it should be. Takes everything down again, however it
-//! ends; with `KEEP=1` it leaves everything standing.
+//! Exits with 1 if anything differs from the expected state. The demo removes everything again,
+//! however it ends; with `KEEP=1` it leaves everything running.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use conformance::reference_picture::{
-    CNI_CONF, Drawn, Family, NODES, agents, agents_with, cluster, create_nodes, network,
+    AttachedPod, CNI_CONF, Family, NODES, agents, agents_with, cluster, create_nodes, network,
     node_routes, nodes, pod_routes, pods, routes,
 };
 use conformance::{Agent, Etcd, Kube, Lab, Node, Output, Server, wait_for};
 use serde_json::json;
 
-/// Where the store is.
+/// Address of the store's node.
 const STORE: &str = "192.168.2.20";
 
-/// A store that has servers of its own.
-enum Servers<'a> {
+/// Servers of a store.
+enum StoreServers<'a> {
     Etcd(Etcd<'a>),
     Kube(Kube<'a>),
 }
 
-impl<'a> Servers<'a> {
-    /// Starts those that the node is named after.
+impl<'a> StoreServers<'a> {
+    /// Starts the servers that match the node's name.
     fn start(host: &'a Node<'a>, keep: bool) -> Self {
         match (host.name.as_str(), keep) {
-            ("kube", true) => Self::Kube(Kube::start_for_good(host, STORE)),
+            ("kube", true) => Self::Kube(Kube::start_detached(host, STORE)),
             ("kube", false) => Self::Kube(Kube::start(host, STORE)),
-            (_, true) => Self::Etcd(Etcd::start_for_good(host, STORE)),
+            (_, true) => Self::Etcd(Etcd::start_detached(host, STORE)),
             (_, false) => Self::Etcd(Etcd::start(host, STORE)),
         }
     }
 
-    /// Their processes.
+    /// Returns their process ids.
     fn pids(&self) -> Vec<u32> {
         match self {
             Self::Etcd(etcd) => vec![etcd.pid()],
@@ -44,21 +44,23 @@ impl<'a> Servers<'a> {
         }
     }
 
-    fn leave(self) {
+    fn print_instructions(self) {
         match self {
-            Self::Etcd(etcd) => etcd.leave(),
-            Self::Kube(kube) => kube.leave(),
+            Self::Etcd(etcd) => etcd.detach(),
+            Self::Kube(kube) => kube.detach(),
         }
     }
 }
 
 fn main() -> ExitCode {
     let keep = std::env::var("KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
-    let mut show = Show { wrong: Vec::new() };
+    let mut show = Presenter {
+        problems: Vec::new(),
+    };
     let lab = Lab::new();
     let nodes = nodes(&lab, Family::Ipv4);
     let start = if keep {
-        Agent::start_for_good
+        Agent::start_detached
     } else {
         Agent::start
     };
@@ -67,14 +69,14 @@ fn main() -> ExitCode {
         "etcd" | "kube" => Some(lab.node(&store, &[&format!("{STORE}/24")])),
         "" | "file" => None,
         other => {
-            show.text(&format!("STORE={other}: there are file, etcd and kube"));
+            show.text(&format!("STORE={other}: must be file, etcd or kube"));
             return ExitCode::FAILURE;
         }
     };
-    let store = host.as_ref().map(|host| Servers::start(host, keep));
+    let store = host.as_ref().map(|host| StoreServers::start(host, keep));
     let agents = match &store {
-        Some(Servers::Etcd(etcd)) => on_etcd(&mut show, etcd, &nodes, start),
-        Some(Servers::Kube(kube)) => on_kube(&mut show, kube, &nodes, start),
+        Some(StoreServers::Etcd(etcd)) => on_etcd(&mut show, etcd, &nodes, start),
+        Some(StoreServers::Kube(kube)) => on_kube(&mut show, kube, &nodes, start),
         None => {
             lab.write("cluster.json", cluster(Family::Ipv4, &[]));
             show.title("Three nodes on one switch, an agent on each, one cluster.json");
@@ -91,35 +93,23 @@ fn main() -> ExitCode {
     for pod in &drawn {
         show.text(&format!("{:14} {}", pod.pod.name, pod.addresses.join(" ")));
     }
-    picture(&mut show, &nodes, &drawn);
+    show_routes(&mut show, &nodes, &drawn);
     traffic(&mut show, &lab, &drawn);
-    if show.wrong.is_empty() {
-        show.title("Everything is as it should be");
-    } else {
-        show.title("NOT as it should be:");
-        for wrong in show.wrong.clone() {
-            show.text(&wrong);
-        }
-    }
-    let code = if show.wrong.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    };
+    let code = show.verdict();
     if keep {
         let mut more: Vec<_> = host.iter().map(Node::pid).collect();
-        more.extend(store.iter().flat_map(Servers::pids));
-        leave(&show, &nodes, &agents, &drawn, &more);
-        agents.into_iter().for_each(Agent::leave);
-        store.into_iter().for_each(Servers::leave);
+        more.extend(store.iter().flat_map(StoreServers::pids));
+        print_instructions(&show, &nodes, &agents, &drawn, &more);
+        agents.into_iter().for_each(Agent::detach);
+        store.into_iter().for_each(StoreServers::print_instructions);
         lab.keep(nodes.iter().chain(&host));
     }
     code
 }
 
-/// A real etcd, in which each node's subnet is reserved for it, and an agent on each node.
+/// Starts an agent on each node, with a real etcd in which each node's subnet is reserved.
 fn on_etcd(
-    show: &mut Show,
+    show: &mut Presenter,
     etcd: &Etcd<'_>,
     nodes: &[Node<'_>],
     start: impl Fn(&Node<'_>, &[&str]) -> Agent,
@@ -135,9 +125,9 @@ fn on_etcd(
     agents_with(nodes, &[&endpoints, "--iface=enp0s5"], start)
 }
 
-/// A real API server, whose Nodes have the subnets, and an agent on each node.
+/// Starts an agent on each node, with a real API server whose Nodes have the subnets.
 fn on_kube(
-    show: &mut Show,
+    show: &mut Presenter,
     kube: &Kube<'_>,
     nodes: &[Node<'_>],
     start: impl Fn(&Node<'_>, &[&str]) -> Agent,
@@ -167,8 +157,8 @@ fn on_kube(
     agents
 }
 
-/// The pods' routes, the bridges, the nodes' routes.
-fn picture(show: &mut Show, nodes: &[Node<'_>], drawn: &[Drawn<'_>]) {
+/// Shows and checks the pods' routes, the bridges, and the nodes' routes.
+fn show_routes(show: &mut Presenter, nodes: &[Node<'_>], drawn: &[AttachedPod<'_>]) {
     let pod = &drawn[1].pod;
     show.title("In a pod of worker1: ip route");
     let listing = show.run("busybox ip route", pod.sh("busybox ip route"));
@@ -184,10 +174,10 @@ fn picture(show: &mut Show, nodes: &[Node<'_>], drawn: &[Drawn<'_>]) {
             .find(|(name, ..)| *name == node.name)
             .expect("drawn")
             .2;
-        let wanted = format!("inet 10.10.{subnet}.1/24 brd 10.10.{subnet}.255 scope global cni0");
+        let expected = format!("inet 10.10.{subnet}.1/24 brd 10.10.{subnet}.255 scope global cni0");
         show.expect(
             "the bridge's address",
-            &[listing.contains(&wanted)],
+            &[listing.contains(&expected)],
             &[true],
         );
         show.expect("the bridge's MTU", &[listing.contains("mtu 1500")], &[true]);
@@ -199,13 +189,13 @@ fn picture(show: &mut Show, nodes: &[Node<'_>], drawn: &[Drawn<'_>]) {
             .into_iter()
             .filter(|route| route.starts_with("10.10."))
             .collect();
-        let wanted = node_routes(&node.name, node.name != "master");
-        show.expect(&format!("the routes of {}", node.name), &of_pods, &wanted);
+        let expected = node_routes(&node.name, node.name != "master");
+        show.expect(&format!("the routes of {}", node.name), &of_pods, &expected);
     }
 }
 
-/// What goes from 10.10.1.6 on worker1 to 10.10.2.4 on worker2.
-fn traffic(show: &mut Show, lab: &Lab, drawn: &[Drawn<'_>]) {
+/// Shows and checks traffic from 10.10.1.6 on worker1 to 10.10.2.4 on worker2.
+fn traffic(show: &mut Presenter, lab: &Lab, drawn: &[AttachedPod<'_>]) {
     let (from, to) = (&drawn[1], &drawn[3]);
     let address = &to.addresses[0];
     show.title(&format!(
@@ -252,8 +242,14 @@ fn traffic(show: &mut Show, lab: &Lab, drawn: &[Drawn<'_>]) {
     show.expect("the hops", &hops, &["10.10.1.1", "192.168.2.15", address]);
 }
 
-/// How to get into what stays, and how to take it down.
-fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>], more: &[u32]) {
+/// Prints how to enter the namespaces that stay, and how to take everything down.
+fn print_instructions(
+    show: &Presenter,
+    nodes: &[Node<'_>],
+    agents: &[Agent],
+    drawn: &[AttachedPod<'_>],
+    more: &[u32],
+) {
     show.title("Left standing (KEEP=1)");
     for node in nodes {
         show.text(&format!(
@@ -262,7 +258,7 @@ fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>],
             node.pid()
         ));
     }
-    for Drawn { pod, .. } in drawn {
+    for AttachedPod { pod, .. } in drawn {
         let (name, pid, netns) = (&pod.name, pod.node().pid(), pod.netns());
         show.text(&format!(
             "enter {name}:\n  nsenter -t {pid} -m -n -r -w nsenter --net={netns}"
@@ -278,39 +274,53 @@ fn leave(show: &Show, nodes: &[Node<'_>], agents: &[Agent], drawn: &[Drawn<'_>],
     show.text(&format!("take all of it down:\n  kill {}", pids.join(" ")));
 }
 
-/// What the reader sees, and what was not as it should be.
-struct Show {
-    wrong: Vec<String>,
+/// Prints the demo's output, and collects differences from the expected state.
+struct Presenter {
+    problems: Vec<String>,
 }
 
-impl Show {
+impl Presenter {
+    /// Shows the problems, and returns the exit code.
+    fn verdict(&self) -> ExitCode {
+        if self.problems.is_empty() {
+            self.title("Everything is as it should be");
+            return ExitCode::SUCCESS;
+        }
+        self.title("NOT as it should be:");
+        for problem in &self.problems {
+            self.text(problem);
+        }
+        ExitCode::FAILURE
+    }
+
     fn title(&self, text: &str) {
         self.text(&format!("\n== {text}"));
     }
 
-    #[expect(clippy::unused_self, reason = "reads like the others")]
+    #[expect(clippy::unused_self, reason = "for symmetry with the other methods")]
     fn text(&self, text: &str) {
-        // Nobody to read it is no reason to leave things standing.
+        // A closed standard output must not keep the demo from cleaning up.
         drop(writeln!(io::stdout(), "{}", text.trim_end()));
     }
 
     fn run(&mut self, what: &str, output: Output) -> String {
         self.text(&output.stdout);
         if !output.success {
-            self.wrong.push(format!("{what} failed: {}", output.stderr));
+            self.problems
+                .push(format!("{what} failed: {}", output.stderr));
         }
         output.stdout
     }
 
-    fn expect<A, B>(&mut self, what: &str, got: &[A], wanted: &[B])
+    fn expect<A, B>(&mut self, what: &str, got: &[A], expected: &[B])
     where
         A: PartialEq<B> + std::fmt::Debug,
         B: std::fmt::Debug,
     {
-        let same = got.len() == wanted.len() && got.iter().zip(wanted).all(|(a, b)| a == b);
+        let same = got.len() == expected.len() && got.iter().zip(expected).all(|(a, b)| a == b);
         if !same {
-            self.wrong
-                .push(format!("{what}: {got:?}, and should be {wanted:?}"));
+            self.problems
+                .push(format!("{what}: {got:?}, expected {expected:?}"));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The floor: the netlink messages of one ADD or DEL and nothing else, in a static executable.
+//! The floor of the benchmark: only the netlink messages of one ADD or DEL, in a static executable.
 //!
-//! No addresses are managed, nothing is checked and nothing is printed; whatever a plugin does
-//! on top of this is its own. The bridge, `cni0` unless `FLOOR_BRIDGE` says another, must be there.
+//! It does not manage addresses, check anything or print a result, so it shows the minimum cost of
+//! a plugin. The bridge, `cni0` unless `FLOOR_BRIDGE` names another, must exist.
 //!
 //! ```text
 //! CNI_COMMAND=ADD CNI_NETNS=/run/netns/a FLOOR_VETH=veth1 FLOOR_IP=10.10.1.2 floor
@@ -51,7 +51,6 @@ fn add() -> io::Result<()> {
     let ip: Ipv4Addr = var("FLOOR_IP")?.parse().map_err(io::Error::other)?;
     let mac = [&[0x0a, 0x58], &ip.octets()[..]].concat();
     let gateway = [ip.octets()[0], ip.octets()[1], ip.octets()[2], 1];
-    let veth = var("FLOOR_VETH")?;
     let netns = File::open(var("CNI_NETNS")?)?;
     let home = File::open("/proc/thread-self/ns/net")?;
     let host = connect()?;
@@ -59,34 +58,7 @@ fn add() -> io::Result<()> {
     let container = connect()?;
     enter(&home)?;
     let bridge = index(&host, &env::var("FLOOR_BRIDGE").unwrap_or("cni0".into()))?;
-
-    let mut peer = link(0, 0);
-    attribute(&mut peer, 3, b"eth0\0");
-    attribute(&mut peer, 1, &mac);
-    attribute(&mut peer, 28, &netns.as_raw_fd().to_ne_bytes());
-    one_queue(&mut peer);
-    let mut data = Vec::new();
-    attribute(&mut data, 1, &peer);
-    let mut info = Vec::new();
-    attribute(&mut info, 1, b"veth");
-    attribute(&mut info, 2, &data);
-    let mut pair = link(0, 1);
-    attribute(&mut pair, 3, format!("{veth}\0").as_bytes());
-    attribute(&mut pair, 1, &[0x0a, 0x59, mac[2], mac[3], mac[4], mac[5]]);
-    attribute(&mut pair, 10, &bridge.to_ne_bytes());
-    attribute(&mut pair, 18, &info);
-    one_queue(&mut pair);
-    let mut settings = Vec::new();
-    attribute(&mut settings, 4, &[1]);
-    let mut info = Vec::new();
-    attribute(&mut info, 4, b"bridge");
-    attribute(&mut info, 5, &settings);
-    let mut port = link(0, 0);
-    attribute(&mut port, 3, format!("{veth}\0").as_bytes());
-    attribute(&mut port, 18, &info);
-    let mut send = message(RTM_NEWLINK, CREATE | EXCL, &pair);
-    send.extend(message(RTM_NEWLINK, 0, &port));
-    exchange(&host, &send, 2)?;
+    exchange(&host, &pair(&var("FLOOR_VETH")?, &mac, &netns, bridge), 2)?;
 
     let eth0 = index(&container, "eth0")?;
     let mut address = vec![2, 24, 0, 0];
@@ -111,6 +83,37 @@ fn add() -> io::Result<()> {
         &message(RTM_NEWNEIGH, CREATE | REPLACE, &neighbour),
         1,
     )
+}
+
+/// The messages that create the veth pair with its host end in the bridge.
+fn pair(veth: &str, mac: &[u8], netns: &File, bridge: u32) -> Vec<u8> {
+    let mut peer = link(0, 0);
+    attribute(&mut peer, 3, b"eth0\0");
+    attribute(&mut peer, 1, mac);
+    attribute(&mut peer, 28, &netns.as_raw_fd().to_ne_bytes());
+    one_queue(&mut peer);
+    let mut data = Vec::new();
+    attribute(&mut data, 1, &peer);
+    let mut info = Vec::new();
+    attribute(&mut info, 1, b"veth");
+    attribute(&mut info, 2, &data);
+    let mut pair = link(0, 1);
+    attribute(&mut pair, 3, format!("{veth}\0").as_bytes());
+    attribute(&mut pair, 1, &[0x0a, 0x59, mac[2], mac[3], mac[4], mac[5]]);
+    attribute(&mut pair, 10, &bridge.to_ne_bytes());
+    attribute(&mut pair, 18, &info);
+    one_queue(&mut pair);
+    let mut settings = Vec::new();
+    attribute(&mut settings, 4, &[1]);
+    let mut info = Vec::new();
+    attribute(&mut info, 4, b"bridge");
+    attribute(&mut info, 5, &settings);
+    let mut port = link(0, 0);
+    attribute(&mut port, 3, format!("{veth}\0").as_bytes());
+    attribute(&mut port, 18, &info);
+    let mut send = message(RTM_NEWLINK, CREATE | EXCL, &pair);
+    send.extend(message(RTM_NEWLINK, 0, &port));
+    send
 }
 
 fn del() -> io::Result<()> {
@@ -140,11 +143,11 @@ fn enter(netns: &File) -> io::Result<()> {
     )?)
 }
 
-/// The number of the link called `name`.
+/// Returns the index of the link called `name`.
 fn index(socket: &OwnedFd, name: &str) -> io::Result<u32> {
     let mut body = link(0, 0);
     attribute(&mut body, 3, format!("{name}\0").as_bytes());
-    // The statistics are most of the answer, and of no use.
+    // Without statistics (IFLA_EXT_MASK), which are most of the answer and not needed.
     attribute(&mut body, 29, &8_u32.to_ne_bytes());
     let mut send = message(RTM_GETLINK, 0, &body);
     send[6] = u8::try_from(REQUEST).expect("a small flag");
@@ -158,7 +161,7 @@ fn index(socket: &OwnedFd, name: &str) -> io::Result<u32> {
     ))
 }
 
-/// Sends messages and reads as many acknowledgements.
+/// Sends messages and reads `count` acknowledgements.
 fn exchange(socket: &OwnedFd, send: &[u8], mut count: usize) -> io::Result<()> {
     let mut answer = answer(socket, send)?;
     loop {
@@ -196,7 +199,7 @@ fn receive(socket: &OwnedFd) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// A message: its header and body.
+/// Builds a message from its header fields and body.
 fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(16 + body.len()).expect("a short message");
     let mut message = length.to_ne_bytes().to_vec();
@@ -207,7 +210,7 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// The header of a link's message; `flags` 1 sets it up.
+/// Builds the header of a link message. With `flags` 1 the link is set up.
 fn link(index: u32, flags: u32) -> Vec<u8> {
     let mut body = vec![0; 4];
     body.extend(index.to_ne_bytes());
@@ -216,7 +219,7 @@ fn link(index: u32, flags: u32) -> Vec<u8> {
     body
 }
 
-/// One queue to send and one to receive, which is all that a veth uses.
+/// Sets one transmit and one receive queue, which is all that a veth uses.
 fn one_queue(body: &mut Vec<u8>) {
     attribute(body, 31, &1_u32.to_ne_bytes());
     attribute(body, 32, &1_u32.to_ne_bytes());

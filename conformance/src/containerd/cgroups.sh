@@ -1,4 +1,4 @@
-# Mounts what the cgroup namespace shows: its own subtree.
+# Mounts the view of the cgroup namespace: its own subtree.
 grep -qv '^0::' /proc/self/cgroup || return 0
 umount -R /sys/fs/cgroup
 mount -t tmpfs tmpfs /sys/fs/cgroup

@@ -1,9 +1,12 @@
-# enter.sh NAME COMMAND...: runs it in cgroups of its own, below ours, as the root of a cgroup namespace.
-# Every hierarchy is mounted anew, whether it was mounted or not; /run/cgroups lists what is to be removed.
-# Not below /run, which the inner mount namespace shares: kubelet takes the first mount of a hierarchy that
-# it finds.
+# enter.sh NAME COMMAND...: runs COMMAND in new cgroups below the current ones, at the root of a
+# cgroup
+# namespace. Mounts every hierarchy again, whether it was mounted or not. /run/cgroups lists the
+# cgroups to
+# remove. The mounts are not below /run, which the inner mount namespace shares: kubelet uses the
+# first
+# mount of a hierarchy that it finds.
 name=$1; shift
-# Where there is only the one hierarchy of version 2, it is used as it is.
+# If the only hierarchy is cgroup version 2, it is used as it is.
 grep -qv '^0::' /proc/self/cgroup || { touch /run/cgroups; exec "$@"; }
 umount -R /sys/fs/cgroup 2>/dev/null
 mount -t tmpfs tmpfs /sys/fs/cgroup

@@ -1,4 +1,4 @@
-# Makes an OCI image of /run/rootfs, which sleeps: the archive /run/image.tar.
+# Builds the OCI image archive /run/image.tar from /run/rootfs. The image's command sleeps.
 set -e
 d=$(mktemp -d /run/image.XXXXXX)
 mkdir -p $d/oci/blobs/sha256

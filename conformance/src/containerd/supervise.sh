@@ -1,8 +1,10 @@
-# The first process of a PID namespace: starts containerd, and kubelet once it may, and each again
-# whenever it is killed.
+# Runs as the first process of a PID namespace. Starts containerd, and kubelet once kubelet.hold is
+# removed,
+# and restarts each of them when it is killed.
 mount -t proc proc /proc
 . /run/cgroups.sh
-# kubelet looks into the kernel's log for what was killed for its memory: what others lost is not ours.
+# kubelet reads the kernel log for processes killed for lack of memory. Hide the log: it also
+# reports processes outside of the lab.
 if test -e /dev/kmsg; then mount --bind /dev/null /dev/kmsg; else ln -s null /dev/kmsg; fi
 for file in /run/sysctl/*; do
   mount --bind -o ro $file /proc/sys/$(basename $file | tr . /)

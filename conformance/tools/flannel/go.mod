@@ -1,5 +1,6 @@
-// flanneld, which cannot be built from here: its sources are copied and built on their own, because
-// one of the modules that they want is not to be had.
+// flanneld cannot be built from this module. Its sources are copied and built separately, because
+// one of the
+// modules that they require is not available.
 module flannel
 
 go 1.26.0

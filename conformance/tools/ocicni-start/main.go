@@ -1,7 +1,8 @@
-// ocicni-start does with CRI-O's CNI library what CRI-O does when it starts: it loads the
-// configuration, which asks every plugin for its VERSION, waits for the network with STATUS, and
-// collects with GC what is of no pod that it knows. ocicnitool, the library's own tool, has no
-// command for the last two.
+// ocicni-start makes CRI-O's CNI library do what CRI-O does when it starts: load the configuration,
+// which sends
+// VERSION to every plugin; wait for the network with STATUS; and remove with GC every attachment of
+// a pod that
+// CRI-O does not know. ocicnitool, the library's own tool, has no command for STATUS and GC.
 //
 //	CONF_PATH=/etc/cni/net.d BIN_PATH=/opt/cni/bin ocicni-start [NAMESPACE/NAME/ID/NETNS ...]
 package main
@@ -25,7 +26,7 @@ func main() {
 func start(args []string) error {
 	pods := make([]*ocicni.PodNetwork, 0, len(args))
 	for _, arg := range args {
-		// A namespace's path has slashes of its own.
+		// The path of a network namespace contains slashes, too.
 		part := strings.SplitN(arg, "/", 4)
 		if len(part) != 4 {
 			return fmt.Errorf("%q is not NAMESPACE/NAME/ID/NETNS", arg)

@@ -1,9 +1,8 @@
-//! The bridge as the configuration wants it: its addresses, its MTU, its hardware address, its
-//! ports.
+//! The bridge as the configuration wants it: its addresses, MTU, hardware address and ports.
 //!
-//! A bridge belongs to the node and not to a network: several networks may share one, and other
-//! ports than those of pods may need it as it is. So whatever is decided about it is decided in
-//! every ADD, under one lock, until the pod's host end is a port of it.
+//! A bridge belongs to the node and not to a network: several networks may share one, and ports other
+//! than those of pods may depend on it. So every decision about it is made in every ADD, under one
+//! lock, which is held until the pod's host end is a port of the bridge.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -11,46 +10,46 @@ use std::path::Path;
 use cni::NetworkName;
 use host_local::FileLock;
 use ipnetwork::IpNetwork;
-use kernel::{Bridge, Kind, Link, Mac, Port, Rtnl, sysctl};
-
+use kernel::{Bridge, Kind, Link, Mac, Rtnl, sysctl};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::ipam::{Ipam, Pool};
-use crate::names::{Owner, is_of};
+use crate::ipam::Ipam;
+use crate::names::{MacKind, Owner, belongs_to};
+use crate::state::{AddressSource, Settings};
 
-/// The file whose lock keeps other requests from the bridges of the node: beside the stores, of
-/// whichever network, and for nobody but root to open.
-const LOCK: &str = "/var/lib/cni/hostgw.lock";
+/// The file with the lock of the node's bridges. It is beside the stores of all networks, and only root
+/// can open it.
+const LOCK_FILE: &str = "/var/lib/cni/hostgw.lock";
 
-/// Keeps other requests from the bridges of the node. Whoever takes the lock of a store as well takes
-/// that one later.
+/// Locks the node's bridges against other requests. The lock of a store is always taken after this
+/// one.
 pub(crate) fn lock() -> Result<FileLock, Error> {
-    let lock = FileLock::open(Path::new(LOCK)).map_err(Error::LockBridges)?;
+    let lock = FileLock::open(Path::new(LOCK_FILE)).map_err(Error::LockBridges)?;
     lock.map_err(Error::BridgesLocked)
 }
 
-/// The same for a request that creates nothing; nothing where there was never an ADD.
+/// The same for a request that creates nothing. `None` if there was never an ADD on this node.
 pub(crate) fn lock_existing() -> Result<Option<FileLock>, Error> {
-    let lock = FileLock::open_existing(Path::new(LOCK)).map_err(Error::LockBridges)?;
+    let lock = FileLock::open_existing(Path::new(LOCK_FILE)).map_err(Error::LockBridges)?;
     lock.transpose().map_err(Error::BridgesLocked)
 }
 
-/// The bridge, up, with the gateways' addresses, its ports as the configuration wants them, and
-/// a node that forwards. To be called under the [lock].
+/// Makes sure that the bridge exists and is up, with the gateways' addresses and with its ports as the
+/// configuration wants them, and that the node forwards. Must be called under the [lock].
 pub(crate) fn ensure(
     host: &Rtnl,
     network: &NetworkName,
     config: &Config,
     gateways: &[IpNetwork],
 ) -> Result<Link, Error> {
-    // By the gateway's address, so that it is the same when the bridge is made again. What is
-    // no gateway may be bridged with other nodes, where nothing but chance makes it unique.
+    // Computed from the gateway's address, so that it is the same if the bridge is created again. A
+    // bridge that is no gateway may be connected with other nodes, so that it has to be random.
     let computed = match gateways.first() {
         Some(gateway) => Mac::of(gateway.ip()),
-        None => Mac::local(0x5a, by_chance()?),
+        None => MacKind::Bridge.with(random_bytes()?),
     };
     let (mut bridge, is_new) = host.ensure_bridge(Bridge {
         name: &config.bridge,
@@ -58,11 +57,11 @@ pub(crate) fn ensure(
         mtu: config.mtu,
         promiscuous: config.promiscuous,
     })?;
-    // The bridge routes, it is not routed to: a pod must not take the node's default route.
-    if host.hears_routers(&bridge)? {
-        // Should this be ended half-way, the next ADD begins anew.
-        config.store.set_settings("")?;
-        host.ignore_routers(&bridge)?;
+    // A pod must not announce itself as the node's router.
+    if host.accepts_ra(&bridge)? {
+        // If this is interrupted, the next ADD does it again.
+        Settings::forget(&config.store)?;
+        host.disable_ra(&bridge)?;
     }
     ensure_settings(host, network, config, &mut bridge, (computed, is_new))?;
     ensure_mtu(host, network, config, &mut bridge)?;
@@ -70,9 +69,8 @@ pub(crate) fn ensure(
     Ok(bridge)
 }
 
-/// Gives the bridge the gateways' addresses, where it is to be the gateway, and has the node
-/// forward. `own` is the port that it is done for, where that is there already. To be called under the
-/// [lock].
+/// Adds the gateways' addresses to the bridge and enables forwarding, if the bridge is the gateway.
+/// `own` is the port that this is done for, if it exists already. Must be called under the [lock].
 pub(crate) fn ensure_addresses(
     host: &Rtnl,
     config: &Config,
@@ -85,8 +83,8 @@ pub(crate) fn ensure_addresses(
     }
     let present = host.addresses(bridge)?;
     if gateways.iter().any(|gateway| !present.contains(gateway)) {
-        free_gateways_elsewhere(host, bridge, gateways)?;
-        for address in obstacles(host, config, bridge, gateways, &present, own)? {
+        remove_gateways_elsewhere(host, bridge, gateways)?;
+        for address in conflicting_addresses(host, config, bridge, gateways, &present, own)? {
             host.delete_address(bridge, address)?;
         }
         for gateway in gateways {
@@ -100,16 +98,18 @@ pub(crate) fn ensure_addresses(
         sysctl::set("net/ipv4/ip_forward", "1")?;
     }
     if gateways.iter().any(IpNetwork::is_ipv6) {
-        host.forward_ipv6(|link, links| link.name != config.bridge && link.may_be_uplink(links))?;
+        host.enable_ipv6_forwarding(|link, links| {
+            link.name != config.bridge && link.may_be_uplink(links)
+        })?;
     }
     Ok(())
 }
 
-/// Takes the gateways' addresses from a bridge without ports: the network's own, before its
-/// configuration named another one.
+/// Removes the gateways' addresses from another bridge without ports: the one that the network used
+/// before its configuration named this one.
 ///
-/// Errors when another interface has a gateway's address: packets would go there.
-fn free_gateways_elsewhere(
+/// Fails if another interface has a gateway's address, because packets would go there.
+fn remove_gateways_elsewhere(
     host: &Rtnl,
     bridge: &Link,
     gateways: &[IpNetwork],
@@ -117,8 +117,8 @@ fn free_gateways_elsewhere(
     let all = host.all_addresses()?;
     let elsewhere = all.iter().filter(|address| address.link != bridge.index);
     for address in elsewhere {
-        let is_it = |gateway: &&IpNetwork| gateway.ip() == address.network.ip();
-        let Some(gateway) = gateways.iter().find(is_it) else {
+        let is_same = |gateway: &&IpNetwork| gateway.ip() == address.network.ip();
+        let Some(gateway) = gateways.iter().find(is_same) else {
             continue;
         };
         let links = host.links()?;
@@ -129,7 +129,7 @@ fn free_gateways_elsewhere(
             host.delete_address(other, address.network)?;
             continue;
         }
-        return Err(Error::GatewayElsewhere {
+        return Err(Error::GatewayOnOtherInterface {
             bridge: bridge.name.clone(),
             gateway: *gateway,
             other: other.name.clone(),
@@ -138,10 +138,11 @@ fn free_gateways_elsewhere(
     Ok(())
 }
 
-/// The addresses on the bridge that make way for the gateways'. None, once all those are there.
+/// Returns the addresses of the bridge that conflict with the gateways'. There are none once the bridge
+/// has all gateways' addresses.
 ///
-/// Errors when pods but `own` use such an address, unless `forceAddress` says that they do not matter.
-pub(crate) fn obstacles(
+/// Fails if other pods than `own` use such an address, unless `forceAddress` is set.
+pub(crate) fn conflicting_addresses(
     host: &Rtnl,
     config: &Config,
     bridge: &Link,
@@ -152,7 +153,7 @@ pub(crate) fn obstacles(
     if gateways.iter().all(|gateway| present.contains(gateway)) {
         return Ok(Vec::new());
     }
-    // A range set may be of several subnets, each with a gateway of its own.
+    // A range set may have several subnets, each with its own gateway.
     let all = config.ipam.gateways();
     let is_gateway = |address: &IpNetwork| gateways.contains(address) || all.contains(address);
     let against = |address: &IpNetwork| gateways.iter().find(|g| conflict(**g, *address));
@@ -177,7 +178,7 @@ pub(crate) fn obstacles(
     Ok(found.into_iter().map(|(_, address)| address).collect())
 }
 
-/// The pod that a port is of; the port itself, where another plugin made it.
+/// Names the pod of a port, or the port itself if another plugin created it.
 fn describe(port: &Link) -> String {
     match Owner::of(port) {
         Some(owner) => owner.pod.to_owned(),
@@ -185,9 +186,9 @@ fn describe(port: &Link) -> String {
     }
 }
 
-/// Another IPv4 address on the bridge is of an earlier subnet; IPv6 interfaces have several
-/// addresses, as long as they are of different networks. What is valid on the link only is
-/// nobody's business.
+/// True if an address of the bridge conflicts with the gateway's. Another IPv4 address is from an earlier
+/// subnet. IPv6 interfaces may have several addresses, if they are in different networks. Link-local
+/// addresses never conflict.
 fn conflict(gateway: IpNetwork, foreign: IpNetwork) -> bool {
     let is_local = match foreign.ip() {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -198,10 +199,8 @@ fn conflict(gateway: IpNetwork, foreign: IpNetwork) -> bool {
         && (gateway.is_ipv4() || gateway.contains(foreign.ip()) || foreign.contains(gateway.ip()))
 }
 
-/// Makes the hardware address one that stays, and puts the network's ports right when they were
-/// made under another configuration. The store remembers what was done last: to read what the ports
-/// are would cost 5 µs for each port of the node, on every ADD, and the kernel does not tell whether
-/// a hardware address stays.
+/// Pins the bridge's hardware address, and updates the network's ports if they were created under
+/// another configuration. Does nothing if the last ADD had the same [`Settings`].
 fn ensure_settings(
     host: &Rtnl,
     network: &NetworkName,
@@ -210,47 +209,43 @@ fn ensure_settings(
     (computed, is_new): (Mac, bool),
 ) -> Result<(), Error> {
     let found = bridge.mac;
-    // A bridge without ports may have no address at all.
+    // A bridge without ports may have no hardware address.
     let mac = found.unwrap_or(computed);
     if found.is_none() {
         host.set_mac(bridge, mac)?;
         bridge.mac = Some(mac);
     }
-    let Port { hairpin, isolated } = config.port;
-    let mut wanted = format!(
-        "bridge {} {} {mac}: hairpin {hairpin}, isolated {isolated}\n",
-        bridge.name, bridge.index
-    );
-    match &config.ipam {
-        Ipam::HostLocal(pool) => wanted += &subnets_line(pool),
-        Ipam::Delegate(delegate) => wanted += &delegate.settings_line(),
-        Ipam::None => {}
-    }
-    if config.store.settings()? == wanted {
+    let settings = Settings {
+        bridge: &bridge.name,
+        index: bridge.index,
+        mac,
+        port: config.port,
+        addresses: match &config.ipam {
+            Ipam::HostLocal(pool) => AddressSource::Subnets(pool.subnets()),
+            Ipam::Delegate(delegate) => AddressSource::Delegate(delegate.ipam()),
+            Ipam::None => AddressSource::None,
+        },
+    };
+    if settings.are_current(&config.store)? {
         return Ok(());
     }
-    // What a router gave the bridge before is nobody's word any more; where the node itself has a port
-    // on it, it is left to age.
-    if !is_new && !has_foreign_ports(host, bridge)? {
-        host.forget_routers(bridge)?;
+    // Routes and addresses that a router announced are invalid now. If the node itself has a port on
+    // the bridge, they expire by themselves.
+    if !is_new && !has_host_ports(host, bridge)? {
+        host.delete_ra_state(bridge)?;
     }
-    // Whoever made the bridge may have given it no hardware address of its own.
+    // Whoever created the bridge may not have set its hardware address: then ports change it.
     if found.is_some() && !is_new && mac != computed {
         host.set_mac(bridge, mac)?;
     }
-    let is_wrong = |port: &&Link| is_of(port, network) && port.port != Some(config.port);
+    let is_outdated = |port: &&Link| belongs_to(port, network) && port.port != Some(config.port);
     let ports = host.ports(bridge)?;
-    host.set_ports(ports.iter().filter(is_wrong), config.port)?;
-    Ok(config.store.set_settings(&wanted)?)
+    host.set_ports(ports.iter().filter(is_outdated), config.port)?;
+    Ok(settings.save(&config.store)?)
 }
 
-fn subnets_line(pool: &Pool) -> String {
-    let subnets: Vec<_> = pool.subnets().iter().map(ToString::to_string).collect();
-    format!("{}{}\n", host_local::Store::SUBNETS, subnets.join(" "))
-}
-
-/// Sets the bridge's MTU, as far as its other ports go along: a frame that is larger than a port's
-/// MTU is lost there. Where the node itself uses the bridge, it is not lowered.
+/// Sets the bridge's MTU, at most to that of its other ports: a frame that is larger than a port's MTU is
+/// lost there. If the node itself uses the bridge, its MTU is not lowered.
 fn ensure_mtu(
     host: &Rtnl,
     network: &NetworkName,
@@ -261,9 +256,9 @@ fn ensure_mtu(
         return Ok(());
     };
     let ports = host.ports(bridge)?;
-    let others = ports.iter().filter(|port| !is_of(port, network));
+    let others = ports.iter().filter(|port| !belongs_to(port, network));
     let limit = others.map(|port| port.mtu).min().unwrap_or(u32::MAX);
-    let is_shared = ports.iter().any(|port| !port.leads_elsewhere());
+    let is_shared = ports.iter().any(|port| !port.has_peer_in_other_netns());
     let mtu = wanted.min(limit);
     if mtu > bridge.mtu || (wanted < bridge.mtu && !is_shared) {
         host.set_mtu(bridge, mtu)?;
@@ -272,10 +267,10 @@ fn ensure_mtu(
     Ok(())
 }
 
-/// Gives a bridge that the node itself uses its MTU back: the kernel lowers it to that of a new port,
-/// `mtu`, unless somebody set it. To be called under the [lock].
-pub(crate) fn keep_mtu(host: &Rtnl, bridge: &Link, mtu: u32) -> Result<(), Error> {
-    if mtu >= bridge.mtu || !has_foreign_ports(host, bridge)? {
+/// Restores the MTU of a bridge that the node itself uses: unless it was set explicitly, the kernel lowers
+/// it to the one of a new port, `mtu`. Must be called under the [lock].
+pub(crate) fn restore_mtu(host: &Rtnl, bridge: &Link, mtu: u32) -> Result<(), Error> {
+    if mtu >= bridge.mtu || !has_host_ports(host, bridge)? {
         return Ok(());
     }
     match host.link(&bridge.name)? {
@@ -284,20 +279,21 @@ pub(crate) fn keep_mtu(host: &Rtnl, bridge: &Link, mtu: u32) -> Result<(), Error
     }
 }
 
-/// Whether the node itself has a port on the bridge, such as an uplink.
-fn has_foreign_ports(host: &Rtnl, bridge: &Link) -> Result<bool, Error> {
+/// True if the node itself has a port on the bridge, such as an uplink.
+fn has_host_ports(host: &Rtnl, bridge: &Link) -> Result<bool, Error> {
     let ports = host.ports(bridge)?;
-    Ok(ports.iter().any(|port| !port.leads_elsewhere()))
+    Ok(ports.iter().any(|port| !port.has_peer_in_other_netns()))
 }
 
-/// Four bytes that nobody else has, most likely.
-pub(crate) fn by_chance() -> Result<[u8; 4], Error> {
+/// Four random bytes.
+pub(crate) fn random_bytes() -> Result<[u8; 4], Error> {
     let mut bytes = [0; 4];
     SysRng.try_fill_bytes(&mut bytes).map_err(Error::Random)?;
     Ok(bytes)
 }
 
-/// Some runtimes turn IPv6 off in a namespace before they ask for an address of it.
+/// Enables IPv6 on an interface: some runtimes disable it in a namespace before they ask for an IPv6
+/// address.
 pub(crate) fn enable_ipv6(ifname: &str) -> Result<(), Error> {
     Ok(sysctl::set(
         &format!("net/ipv6/conf/{ifname}/disable_ipv6"),

@@ -1,63 +1,64 @@
-//! CHECK: whether an attachment is still what ADD made of it.
+//! CHECK: compares an attachment with its result.
 
 use std::net::IpAddr;
 
-use cni::{AddResult, Attached, Call, Interface, RouteConf};
+use cni::{AddResult, Call, Interface, Parameters, Route};
 use host_local::Attachment;
 use ipnetwork::IpNetwork;
-use kernel::{Home, Kind, Link, Rtnl, sysctl};
+use kernel::{HostNetns, Kind, Link, Rtnl, sysctl};
+use subnet::Subnet;
 
 use crate::add::open_netns;
 use crate::config::Config;
 use crate::error::Error;
 use crate::ipam::Ipam;
-use crate::log::Steps;
-use crate::names::Names;
-use crate::routes::masked;
+use crate::log::StepTimer;
+use crate::names::{Names, attachment};
 
-/// Compares what `prevResult` promises with what is there, and names the first difference.
-/// What later plugins changed is in `prevResult`, and what they added does not matter.
+/// Compares `prevResult` with the kernel, and fails with the first difference. Changes by later plugins
+/// of the list are in `prevResult`; what they added is ignored.
 pub(crate) fn check(
     call: &Call,
-    attached: &Attached,
+    parameters: &Parameters,
     config: &Config,
-    steps: &mut Steps,
+    steps: &mut StepTimer,
 ) -> Result<(), Error> {
     let Some(previous) = AddResult::previous(&call.config, call.version)? else {
         return Err(Error::Conflict("required prevResult missing"));
     };
-    let home = Home::current()?;
-    let netns = open_netns(&home, attached)?;
-    let attachment = Promised {
-        attached,
+    let host_netns = HostNetns::current()?;
+    let netns = open_netns(&host_netns, parameters)?;
+    let attachment = attachment(parameters);
+    let check = Check {
+        names: Names::of(&call.network, &attachment),
+        attachment,
         config,
         previous: &previous,
-        names: Names::of(&call.network, attached),
         host: Rtnl::connect()?,
-        container: Rtnl::connect_in(&home, &netns)?,
+        container: Rtnl::connect_in(&host_netns, &netns)?,
     };
     steps.done("netns");
-    let bridge = attachment.bridge()?;
-    let inside = attachment.interface()?;
-    let host_veth = attachment.host_veth(&bridge, &inside)?;
+    let bridge = check.bridge()?;
+    let inside = check.interface()?;
+    let host_veth = check.host_veth(&bridge, &inside)?;
     steps.done("links");
-    attachment.addresses(&inside)?;
-    attachment.routes()?;
-    attachment.neighbours(&bridge, &inside)?;
+    check.addresses(&inside)?;
+    check.routes()?;
+    check.neighbours(&bridge, &inside)?;
     steps.done("addresses");
-    attachment.reservation()?;
+    check.reservation()?;
     steps.done("ipam");
-    // The `bridge` plugin's own pods have rules of their own.
-    if host_veth.name == attachment.names.veth {
-        attachment.masquerade()?;
+    // Pods of the `bridge` plugin have rules of their own.
+    if host_veth.name == check.names.veth {
+        check.masquerade()?;
         steps.done("masquerade");
     }
     Ok(())
 }
 
-/// What ADD promised, and where to look.
-struct Promised<'a> {
-    attached: &'a Attached,
+/// One CHECK.
+struct Check<'a> {
+    attachment: Attachment,
     config: &'a Config,
     previous: &'a AddResult,
     names: Names,
@@ -65,21 +66,21 @@ struct Promised<'a> {
     container: Rtnl,
 }
 
-impl Promised<'_> {
-    /// The bridge is there, up, and with the gateways' addresses; the node forwards.
+impl Check<'_> {
+    /// Checks that the bridge exists, is up and has the gateways' addresses, and that the node forwards.
     fn bridge(&self) -> Result<Link, Error> {
         let name = &self.config.bridge;
         let Some(bridge) = self.host.link(name)? else {
-            return different(format!("bridge {name} is gone"));
+            return check_failed(format!("bridge {name} is gone"));
         };
         if bridge.kind != Kind::Bridge {
-            return different(format!("{name} is not a bridge"));
+            return check_failed(format!("{name} is not a bridge"));
         }
         if !bridge.is_up {
-            return different(format!("bridge {name} is down"));
+            return check_failed(format!("bridge {name} is down"));
         }
         if self.config.promiscuous && !bridge.is_promiscuous {
-            return different(format!("bridge {name} is not promiscuous"));
+            return check_failed(format!("bridge {name} is not promiscuous"));
         }
         let gateway = |ip: &cni::Ip| IpNetwork::new(ip.gateway?, ip.address.prefix()).ok();
         let gateways: Vec<_> = self.ips().filter_map(gateway).collect();
@@ -88,7 +89,7 @@ impl Promised<'_> {
         }
         let present = self.host.addresses(&bridge)?;
         if let Some(missing) = gateways.iter().find(|gateway| !present.contains(gateway)) {
-            return different(format!("bridge {name} lacks address {missing}"));
+            return check_failed(format!("bridge {name} lacks address {missing}"));
         }
         for (setting, is_needed) in [
             (
@@ -101,32 +102,32 @@ impl Promised<'_> {
             ),
         ] {
             if is_needed && sysctl::get(setting)? == "0" {
-                return different(format!("the node does not forward: {setting} is 0"));
+                return check_failed(format!("the node does not forward: {setting} is 0"));
             }
         }
         Ok(bridge)
     }
 
-    /// The container's interface is there and up, with its hardware address and MTU.
+    /// Checks that the container's interface exists and is up, with its hardware address and MTU.
     fn interface(&self) -> Result<Link, Error> {
-        let ifname = self.attached.ifname.as_str();
+        let ifname = self.attachment.ifname();
         let Some(link) = self.container.link(ifname)? else {
-            return different(format!("interface {ifname} is gone"));
+            return check_failed(format!("interface {ifname} is gone"));
         };
         if link.kind != Kind::Veth {
-            return different(format!("interface {ifname} is not a veth"));
+            return check_failed(format!("interface {ifname} is not a veth"));
         }
         if self.config.is_up && !link.is_up {
-            return different(format!("interface {ifname} is down"));
+            return check_failed(format!("interface {ifname} is down"));
         }
-        let is_it = |i: &&Interface| i.name == ifname && !i.sandbox.is_empty();
-        let promised = self.previous.interfaces.iter().find(is_it);
-        has_promised_mac(&link, "interface", promised)?;
-        // Told only from 1.1.0 on. A smaller one is what `tuning` sets without a word in its
-        // result, and does no harm.
-        let mtu = promised.and_then(|promised| promised.mtu);
+        let is_own = |i: &&Interface| i.name == ifname && !i.sandbox.is_empty();
+        let expected = self.previous.interfaces.iter().find(is_own);
+        check_mac(&link, "interface", expected)?;
+        // Results have the MTU only from 1.1.0 on. `tuning` may set a smaller one without a change
+        // in its result, which does no harm.
+        let mtu = expected.and_then(|expected| expected.mtu);
         if let Some(mtu) = mtu.filter(|mtu| *mtu != 0 && *mtu < link.mtu) {
-            return different(format!(
+            return check_failed(format!(
                 "interface {ifname} has MTU {}, not {mtu}",
                 link.mtu
             ));
@@ -134,32 +135,32 @@ impl Promised<'_> {
         Ok(link)
     }
 
-    /// The host veth is the container's other end, up, and a port of the bridge as configured.
+    /// Checks that the host veth is the container's other end, up, and a port of the bridge as configured.
     fn host_veth(&self, bridge: &Link, inside: &Link) -> Result<Link, Error> {
-        // The bridge plugin gave its host veths names of its own; they stand in its result.
-        let is_theirs = |i: &&Interface| i.sandbox.is_empty() && i.name != self.config.bridge;
-        let promised = || self.previous.interfaces.iter().filter(is_theirs);
+        // Host veths of the bridge plugin have other names, which are in its result.
+        let is_host_end = |i: &&Interface| i.sandbox.is_empty() && i.name != self.config.bridge;
+        let expected = || self.previous.interfaces.iter().filter(is_host_end);
         let mut candidates = vec![self.names.veth.as_str()];
-        candidates.extend(promised().map(|i| i.name.as_str()));
+        candidates.extend(expected().map(|i| i.name.as_str()));
         for name in candidates {
             let Some(link) = self.host.link(name)?.filter(|link| link.kind == Kind::Veth) else {
                 continue;
             };
             if link.peer != Some(inside.index) || inside.peer != Some(link.index) {
                 let what = format!("host veth {name} is not the other end of {}", inside.name);
-                return different(what);
+                return check_failed(what);
             }
             if link.bridge != Some(bridge.index) {
-                return different(format!("host veth {name} is no port of {}", bridge.name));
+                return check_failed(format!("host veth {name} is not a port of {}", bridge.name));
             }
             if !link.is_up {
-                return different(format!("host veth {name} is down"));
+                return check_failed(format!("host veth {name} is down"));
             }
-            let promised = promised().find(|i| i.name == name);
-            has_promised_mac(&link, "host veth", promised)?;
-            let mtu = promised.and_then(|promised| promised.mtu);
+            let expected = expected().find(|i| i.name == name);
+            check_mac(&link, "host veth", expected)?;
+            let mtu = expected.and_then(|expected| expected.mtu);
             if let Some(mtu) = mtu.filter(|mtu| *mtu != 0 && *mtu != link.mtu) {
-                return different(format!("host veth {name} has MTU {}, not {mtu}", link.mtu));
+                return check_failed(format!("host veth {name} has MTU {}, not {mtu}", link.mtu));
             }
             let (port, wanted) = (link.port.unwrap_or_default(), self.config.port);
             for (what, is_on, is_wanted) in [
@@ -168,12 +169,12 @@ impl Promised<'_> {
             ] {
                 if is_on != is_wanted {
                     let is_on = if is_on { "on" } else { "off" };
-                    return different(format!("host veth {name} has {what} {is_on}"));
+                    return check_failed(format!("host veth {name} has {what} {is_on}"));
                 }
             }
             return Ok(link);
         }
-        different(format!("host veth {} is gone", self.names.veth))
+        check_failed(format!("host veth {} is gone", self.names.veth))
     }
 
     fn addresses(&self, inside: &Link) -> Result<(), Error> {
@@ -182,7 +183,7 @@ impl Promised<'_> {
         match self.ips().find(missing) {
             Some(ip) => {
                 let what = format!("interface {} lacks address {}", inside.name, ip.address);
-                different(what)
+                check_failed(what)
             }
             None => Ok(()),
         }
@@ -195,7 +196,7 @@ impl Promised<'_> {
         let main = self.container.routes()?;
         let has_family = |is_ipv4| self.ips().any(|ip| ip.address.is_ipv4() == is_ipv4);
         for route in &self.previous.routes {
-            // A route of a family without an address may have been left out.
+            // ADD may have skipped a route of a family without an address.
             if !has_family(route.dst.is_ipv4()) {
                 continue;
             }
@@ -203,37 +204,36 @@ impl Promised<'_> {
                 Some(table) => Some(self.container.routes_in(table)?),
                 None => None,
             };
-            let is_it = |r: &kernel::Route| is_it(r, route);
-            if !elsewhere.as_ref().unwrap_or(&main).iter().any(is_it) && !self.is_moved(route)? {
+            let table = elsewhere.as_ref().unwrap_or(&main);
+            if !table.iter().any(|found| matches(found, route)) && !self.is_in_rule_table(route)? {
                 let via = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
-                return different(format!("route {}{via} is gone", route.dst));
+                return check_failed(format!("route {}{via} is gone", route.dst));
             }
         }
         Ok(())
     }
 
-    /// Whether the route is in a table that a rule leads to: `sbr` moves them there.
-    fn is_moved(&self, route: &RouteConf) -> Result<bool, Error> {
-        for table in self.container.tables_of_rules()? {
+    /// True if the route is in a table of a policy rule: the `sbr` plugin moves routes there.
+    fn is_in_rule_table(&self, route: &Route) -> Result<bool, Error> {
+        for table in self.container.rule_tables()? {
             let routes = self.container.routes_in(table)?;
-            if routes.iter().any(|r| is_it(r, route)) {
+            if routes.iter().any(|found| matches(found, route)) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// What the node believes of the container's addresses is right. Nothing is, too: an entry
-    /// that nobody used ages.
+    /// Checks the node's neighbour entries for the container's addresses. A missing one is no
+    /// difference: entries expire.
     fn neighbours(&self, bridge: &Link, inside: &Link) -> Result<(), Error> {
         for ip in self.ips().map(|ip| ip.address.ip()) {
             let known = self.host.neighbour(bridge, ip)?;
             if let (Some(known), Some(mac)) = (known, inside.mac)
                 && known != mac
             {
-                return different(format!(
-                    "the node believes {ip} at {known}, and {} has {mac}",
-                    inside.name
+                return check_failed(format!(
+                    "stale neighbour entry for {ip}: {known}, expected {mac}"
                 ));
             }
         }
@@ -241,20 +241,16 @@ impl Promised<'_> {
     }
 
     fn reservation(&self) -> Result<(), Error> {
-        let Attached {
-            container_id,
-            ifname,
-            ..
-        } = self.attached;
         match &self.config.ipam {
             Ipam::Delegate(delegate) => delegate.run("CHECK").map(drop),
             Ipam::None => Ok(()),
             Ipam::HostLocal(_) => {
-                let who = Attachment::new(container_id.as_str(), ifname.as_str());
-                let held = self.config.store.held(&who)?;
-                let is_free = |ip: &IpAddr| !held.contains(ip);
+                let reserved = self.config.store.held(&self.attachment)?;
+                let is_free = |ip: &IpAddr| !reserved.contains(ip);
                 match self.ips().map(|ip| ip.address.ip()).find(is_free) {
-                    Some(ip) => different(format!("address {ip} is not reserved for it")),
+                    Some(ip) => {
+                        check_failed(format!("address {ip} is not reserved for this attachment"))
+                    }
                     None => Ok(()),
                 }
             }
@@ -265,17 +261,17 @@ impl Promised<'_> {
         let Some(masquerade) = &self.config.masquerade else {
             return Ok(());
         };
-        let subnet = |ip: &cni::Ip| IpNetwork::new(ip.address.network(), ip.address.prefix()).ok();
-        let subnets: Vec<_> = self.ips().filter_map(subnet).collect();
+        let subnet = |ip: &cni::Ip| Subnet::of(ip.address).network();
+        let subnets: Vec<_> = self.ips().map(subnet).collect();
         match masquerade.missing(&subnets)? {
-            Some(subnet) => different(format!("{subnet} is not masqueraded")),
+            Some(subnet) => check_failed(format!("{subnet} is not masqueraded")),
             None => Ok(()),
         }
     }
 
-    /// The addresses of the attachment's own interface.
+    /// Returns the addresses of the attachment's own interface.
     fn ips(&self) -> impl Iterator<Item = &cni::Ip> {
-        let ifname = self.attached.ifname.as_str();
+        let ifname = self.attachment.ifname();
         self.previous.ips.iter().filter(move |ip| {
             let interface = ip.interface.and_then(|i| self.previous.interfaces.get(i));
             interface.is_none_or(|i| i.name == ifname && !i.sandbox.is_empty())
@@ -283,32 +279,33 @@ impl Promised<'_> {
     }
 }
 
-/// Of two IPv6 routes to one destination, the kernel makes one with two next hops.
-fn is_it(route: &kernel::Route, promised: &RouteConf) -> bool {
-    route.to == masked(promised.dst)
+/// True if the kernel's route is the one in the result. The gateway of an IPv6 route is not compared: the
+/// kernel merges two routes to one destination into one with two next hops.
+fn matches(route: &kernel::Route, expected: &Route) -> bool {
+    route.to == Subnet::of(expected.dst).network()
         && route.is_unicast
-        && (promised.gw.is_none() || route.via == promised.gw || route.to.is_ipv6())
-        && promised
+        && (expected.gw.is_none() || route.via == expected.gw || route.to.is_ipv6())
+        && expected
             .priority
             .is_none_or(|priority| priority == 0 || route.metric == priority)
 }
 
-/// The hardware address, as far as the result says anything of it.
-fn has_promised_mac(link: &Link, what: &str, promised: Option<&Interface>) -> Result<(), Error> {
-    let Some(promised) = promised else {
+/// Checks the hardware address, if the result has one.
+fn check_mac(link: &Link, what: &str, expected: Option<&Interface>) -> Result<(), Error> {
+    let Some(expected) = expected else {
         return Ok(());
     };
     let name = &link.name;
     let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !promised.mac.is_empty() && !promised.mac.eq_ignore_ascii_case(&mac) {
-        let wanted = &promised.mac;
-        return different(format!(
+    if !expected.mac.is_empty() && !expected.mac.eq_ignore_ascii_case(&mac) {
+        let wanted = &expected.mac;
+        return check_failed(format!(
             "{what} {name} has hardware address {mac}, not {wanted}"
         ));
     }
     Ok(())
 }
 
-fn different<T>(what: String) -> Result<T, Error> {
-    Err(Error::Different(what))
+fn check_failed<T>(what: String) -> Result<T, Error> {
+    Err(Error::CheckFailed(what))
 }

@@ -1,68 +1,83 @@
-//! The network configuration once it is checked and complete, with subnet.env merged in.
+//! The complete network configuration: checked, and merged with the node's subnet file.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cni::{BridgeKeys, Call, CniArgs, Dns, Json, NetConf};
+use cni::{Call, CniArgs, Dns};
 use host_local::Store;
+use ipnetwork::IpNetwork;
 use kernel::{Mac, Port};
+use netconf::{BridgeKeys, LenientConf, NetConf};
+use subnet::Subnet;
 use subnet_env::SubnetEnv;
 
 use crate::error::Error;
-use crate::ipam::{self, Ipam};
+use crate::ipam::{self, Delegate, Ipam};
 use crate::masquerade::{Backend, Masquerade};
-use crate::routes::masked;
-use crate::source::Source;
 
-/// The bridge where `bridge` does not say which.
+/// The default of `bridge`.
 pub(crate) const DEFAULT_BRIDGE: &str = "cni0";
 
-/// How long ADD waits for the subnet file where `subnetFileWait` does not say.
-const WAIT: Duration = Duration::from_secs(2);
+/// The default of `subnetFileWait`.
+const SUBNET_FILE_WAIT: Duration = Duration::from_secs(2);
 
-/// What ADD and CHECK need to know. Both forms of configuration come to the same.
+/// The settings for ADD, CHECK and STATUS, from either form of the configuration.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a key of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key")]
 pub(crate) struct Config {
     pub(crate) bridge: String,
-    /// In bytes; by default the kernel's.
+    /// In bytes. `None` for the kernel's default.
     pub(crate) mtu: Option<u32>,
     pub(crate) port: Port,
-    /// Whether the bridge takes every frame.
+    /// True if the bridge is promiscuous.
     pub(crate) promiscuous: bool,
-    /// Whether the bridge has the gateways' addresses and the node forwards.
+    /// True if the bridge has the gateways' addresses, and the node forwards.
     pub(crate) is_gateway: bool,
-    /// Whether containers get a default route by the gateway.
+    /// True if containers get a default route by the gateway.
     pub(crate) is_default_gateway: bool,
-    /// Whether another address on the bridge makes way for the gateway's.
+    /// True if conflicting addresses of the bridge are replaced even if pods use them.
     pub(crate) force_address: bool,
-    /// Whether the container's interface is set up.
+    /// True if the container's interface is set up.
     pub(crate) is_up: bool,
-    /// Whether an IPv6 address waits for duplicate address detection.
+    /// True if ADD waits for duplicate address detection of IPv6 addresses.
     pub(crate) detect_duplicates: bool,
-    /// By what, and but for what, packets that leave the subnet are masqueraded.
+    /// How packets that leave the subnet are masqueraded. `None` if they are not.
     pub(crate) masquerade: Option<Masquerade>,
     pub(crate) ipam: Ipam,
     pub(crate) store: Store,
     pub(crate) mac: Option<Mac>,
     pub(crate) dns: Dns,
-    /// The pod's name, where the runtime gives one.
+    /// The pod's name, if the runtime gives one.
     pub(crate) pod: Option<String>,
 }
 
-/// Whether a subnet file that is not right yet is waited for.
+/// How long to wait for a subnet file that is missing or invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum SubnetFileWait {
     AsConfigured,
     None,
 }
 
+/// The parts from which the configuration is made.
+#[derive(Debug)]
+pub(crate) struct ConfigInput<'a> {
+    pub(crate) call: &'a Call,
+    pub(crate) conf: NetConf,
+    pub(crate) args: CniArgs,
+    /// True if containers get addresses.
+    pub(crate) has_addresses: bool,
+    /// The node's subnets. Empty if the subnet file is not needed.
+    pub(crate) subnets: Vec<IpNetwork>,
+    /// Networks of the cluster, as far as they are known.
+    pub(crate) networks: Vec<IpNetwork>,
+}
+
 impl Config {
-    /// Gives the configuration its meaning.
+    /// Reads and checks the configuration. `args` is `CNI_ARGS`.
     ///
-    /// Explicit ranges are taken as they are. Without them, and always in flannel's form, the
-    /// node's subnet file is read, and flannel's defaults hold.
-    pub(crate) fn read(call: &Call, args: &str, patience: Patience) -> Result<Self, Error> {
+    /// Without explicit ranges, and always in flannel's form, the node's subnet file is read, and
+    /// flannel's defaults apply.
+    pub(crate) fn read(call: &Call, args: &str, wait: SubnetFileWait) -> Result<Self, Error> {
         let conf = NetConf::from_json(&call.config)?;
         let args = CniArgs::parse(args)?;
         conf.validate()?;
@@ -70,35 +85,36 @@ impl Config {
             return Err(Error::Unsupported(key, value));
         }
         let has_addresses = has_addresses(call, &conf)?;
-        let subnet = subnet(&conf, call, has_addresses, patience)?;
-        let source = Source {
+        let subnet = subnet(&conf, call, has_addresses, wait)?;
+        let without_host_bits = |network| Subnet::of(network).network();
+        let subnets = subnet.iter().flat_map(SubnetEnv::subnets);
+        let networks = subnet.iter().flat_map(SubnetEnv::networks);
+        let input = ConfigInput {
             has_addresses,
-            subnets: subnet
-                .iter()
-                .flat_map(SubnetEnv::subnets)
-                .map(masked)
-                .collect(),
-            networks: subnet
-                .iter()
-                .flat_map(SubnetEnv::networks)
-                .map(masked)
-                .collect(),
+            subnets: subnets.map(without_host_bits).collect(),
+            networks: networks.map(without_host_bits).collect(),
             call,
             conf,
             args,
         };
-        let Source { conf, args, .. } = &source;
+        Self::new(&input, subnet.as_ref())
+    }
+
+    fn new(input: &ConfigInput<'_>, subnet: Option<&SubnetEnv>) -> Result<Self, Error> {
+        let ConfigInput {
+            call, conf, args, ..
+        } = input;
         let keys = &conf.bridge;
         let is_default_gateway = keys.is_default_gateway.unwrap_or(false);
-        // Without a word, the plugin masquerades where the agent does not, as in flannel.
+        // By default, the plugin masquerades if the agent does not, as in flannel.
         let is_masqueraded = keys
             .ip_masq
-            .unwrap_or(subnet.as_ref().is_some_and(|s| !s.ip_masq));
+            .unwrap_or(subnet.is_some_and(|subnet| !subnet.ip_masq));
         let backend = Backend::read(keys.ip_masq_backend.as_deref())?;
         let data_dir = conf.ipam.as_ref().and_then(|ipam| ipam.data_dir.clone());
         Ok(Self {
             bridge: conf.bridge_name().unwrap_or(DEFAULT_BRIDGE).to_owned(),
-            mtu: mtu(keys, subnet.as_ref()),
+            mtu: mtu(keys, subnet),
             port: Port {
                 hairpin: keys.hairpin_mode.unwrap_or(false),
                 isolated: keys.port_isolation.unwrap_or(false),
@@ -110,8 +126,8 @@ impl Config {
             is_up: !keys.disable_container_interface.unwrap_or(false),
             detect_duplicates: keys.enabledad.unwrap_or(false),
             masquerade: is_masqueraded
-                .then(|| Masquerade::new(&call.network, backend, &source.networks)),
-            ipam: Ipam::read(&source)?,
+                .then(|| Masquerade::new(&call.network, backend, &input.networks)),
+            ipam: Ipam::read(input)?,
             store: ipam::open_store(data_dir, &call.network)?,
             mac: mac(conf, args)?,
             dns: conf.runtime_config.dns.clone().unwrap_or(conf.dns.clone()),
@@ -120,15 +136,13 @@ impl Config {
     }
 }
 
-/// Whether containers get addresses: not on an interface that stays down, and not where the
-/// configuration leaves them out on purpose.
+/// True if containers get addresses: not on an interface that stays down, and not if the configuration
+/// omits them on purpose.
 ///
-/// Written for the `bridge` plugin (`type` is `bridge`), it does so where `ipam` has no `type`, or is
-/// missing. Under our own name a configuration without `ipam` means the node's subnet, and only an
-/// empty `ipam` means no addresses.
+/// With the `type` `bridge`, it does so if `ipam` is missing or has no `type`. With our own name, a
+/// missing `ipam` means the node's subnet, and only an empty `ipam` means no addresses.
 fn has_addresses(call: &Call, conf: &NetConf) -> Result<bool, Error> {
-    let ipam = call.config.get("ipam").and_then(|ipam| ipam.as_object());
-    let kind = ipam.and_then(|ipam| ipam.get("type")?.as_str());
+    let kind = conf.ipam.as_ref().and_then(|ipam| ipam.kind.as_deref());
     let kind = kind.filter(|kind| !kind.is_empty());
     if conf.bridge.disable_container_interface == Some(true) {
         if kind.is_some() || conf.has_delegate {
@@ -140,35 +154,39 @@ fn has_addresses(call: &Call, conf: &NetConf) -> Result<bool, Error> {
     if conf.has_delegate || kind.is_some() {
         return Ok(true);
     }
-    let is_for_bridge = call.config.get("type").and_then(|kind| kind.as_str()) == Some("bridge");
-    let is_empty = ipam.is_some_and(|ipam| ipam.keys().all(|key| key == "type"));
+    let is_for_bridge = conf.bridge.kind.as_deref() == Some("bridge");
+    let ipam = call.config.get("ipam").and_then(|ipam| ipam.as_object());
+    let is_type = |key: &String| key.eq_ignore_ascii_case("type");
+    let is_empty = ipam.is_some_and(|ipam| ipam.keys().all(is_type));
     Ok(!is_for_bridge && !is_empty)
 }
 
-/// The node's subnet file, where it is needed.
+/// Reads the node's subnet file, if it is needed.
 fn subnet(
     conf: &NetConf,
     call: &Call,
     has_addresses: bool,
-    patience: Patience,
+    wait: SubnetFileWait,
 ) -> Result<Option<SubnetEnv>, Error> {
-    let named = not_empty(conf.subnet_file.as_deref());
-    let is_ours = ipam::Delegate::named_in(call).is_none() && conf.range_sets()?.is_empty();
-    if !conf.has_delegate && named.is_none() && !(has_addresses && is_ours) {
+    let named = non_empty(conf.subnet_file.as_deref());
+    let uses_subnet = Delegate::new(call).is_none() && conf.range_sets()?.is_empty();
+    if !conf.has_delegate && named.is_none() && !(has_addresses && uses_subnet) {
         return Ok(None);
     }
     let path = named.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
-    let wait = match patience {
-        Patience::AsConfigured => conf.subnet_file_wait.map_or(WAIT, Duration::from_secs_f64),
-        Patience::None => Duration::ZERO,
+    let wait = match wait {
+        SubnetFileWait::AsConfigured => conf
+            .subnet_file_wait
+            .map_or(SUBNET_FILE_WAIT, Duration::from_secs_f64),
+        SubnetFileWait::None => Duration::ZERO,
     };
     read_subnet(path, wait).map(Some)
 }
 
-/// Reads the subnet file, again and again while it is missing or not right: the agent may be
-/// about to write it, and no runtime tries again because it was told to.
+/// Reads the subnet file, and again while it is missing or invalid: the agent may be about to write it,
+/// and runtimes do not retry an ADD by themselves.
 fn read_subnet(path: &Path, wait: Duration) -> Result<SubnetEnv, Error> {
-    const STEP: Duration = Duration::from_millis(20);
+    const INTERVAL: Duration = Duration::from_millis(20);
     let until = Instant::now() + wait;
     loop {
         match SubnetEnv::read(path) {
@@ -180,20 +198,20 @@ fn read_subnet(path: &Path, wait: Duration) -> Result<SubnetEnv, Error> {
                     source,
                 });
             }
-            Err(_) => std::thread::sleep(STEP),
+            Err(_) => std::thread::sleep(INTERVAL),
         }
     }
 }
 
-/// 0 asks for the kernel's default, in the configuration and in the subnet file.
+/// The MTU in bytes. 0 means the kernel's default, in the configuration and in the subnet file.
 fn mtu(keys: &BridgeKeys, subnet: Option<&SubnetEnv>) -> Option<u32> {
     let explicit = keys.mtu.filter(|mtu| *mtu != 0);
     let mtu = explicit.or(subnet.map(|subnet| subnet.mtu));
     mtu.filter(|mtu| *mtu != 0)
 }
 
-/// The container's hardware address, if asked for: the runtime's capability before
-/// `args.cni` before `CNI_ARGS`.
+/// The requested hardware address of the container: the runtime's capability comes before `args.cni`, and
+/// that before `CNI_ARGS`.
 fn mac(conf: &NetConf, args: &CniArgs) -> Result<Option<Mac>, Error> {
     let choices = [
         ("runtimeConfig.mac", &conf.runtime_config.mac),
@@ -215,16 +233,17 @@ fn mac(conf: &NetConf, args: &CniArgs) -> Result<Option<Mac>, Error> {
     Ok(None)
 }
 
-/// An empty path is no path: it would mean wherever the runtime happens to stand.
-fn not_empty(path: Option<&Path>) -> Option<&Path> {
+/// An empty path counts as missing: it would mean the runtime's working directory.
+fn non_empty(path: Option<&Path>) -> Option<&Path> {
     path.filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Where the request's line is logged: the configuration's word comes before the environment's.
-pub(crate) fn log_file(config: Option<&Json>, environment: Option<String>) -> Option<PathBuf> {
-    let configured = config.and_then(|config| config.get("logFile")?.as_str());
-    let path = configured
-        .map(PathBuf::from)
-        .or(environment.map(PathBuf::from));
-    path.filter(|path| !path.as_os_str().is_empty())
+/// The file in which requests are logged: the configuration's comes before the environment's.
+pub(crate) fn log_file(
+    config: Option<&LenientConf>,
+    environment: Option<String>,
+) -> Option<PathBuf> {
+    let configured = config.and_then(|config| config.log_file.clone());
+    let environment = environment.filter(|path| !path.is_empty());
+    configured.or(environment.map(PathBuf::from))
 }

@@ -1,61 +1,71 @@
-//! DEL: takes an attachment away, as far as there is one.
+//! DEL: removes an attachment, as far as it exists.
 
-use cni::{Attached, Call};
-use host_local::Attachment;
-use kernel::{Home, Kind, Link, Netns, Rtnl};
+use cni::{Call, Parameters};
+use kernel::{HostNetns, Kind, Link, Netns, Rtnl};
+use netconf::LenientConf;
 
 use crate::error::Error;
-use crate::ipam::{Delegate, store_of};
-use crate::log::Steps;
-use crate::names::{Names, Owner, is_of};
-use crate::{bridge, iptables, masquerade, scratch};
+use crate::ipam::{Delegate, store_from_config};
+use crate::log::StepTimer;
+use crate::names::{Names, Owner, attachment, belongs_to};
+use crate::{bridge, masquerade, scratch};
 
-/// Deletes the veth pair, then gives the addresses back: in this order, so that nobody gets an
-/// address that still has traffic. With the network's last attachment goes what the network had
-/// on the node.
+/// Deletes the veth pair and then releases the addresses: in this order, so that no other container
+/// gets an address that still has traffic. With the last attachment of the network, its rules are
+/// removed.
 ///
-/// What is gone already is fine, and so are a namespace, a subnet file or a configuration that
-/// are not what they were at ADD.
-pub(crate) fn del(call: &Call, attached: &Attached, steps: &mut Steps) -> Result<(), Error> {
+/// It is normal that something does not exist any more, and that the namespace, the subnet file or the
+/// configuration are not as they were at ADD.
+pub(crate) fn del(
+    call: &Call,
+    parameters: &Parameters,
+    steps: &mut StepTimer,
+) -> Result<(), Error> {
     let Call { network, .. } = call;
-    let home = Home::current()?;
-    let netns = open_netns(attached);
-    if matches!(&netns, Ok(Some(netns)) if home.is(netns)) {
+    let conf = LenientConf::from_json(&call.config);
+    let attachment = attachment(parameters);
+    let host_netns = HostNetns::current()?;
+    let netns = open_netns(parameters);
+    if matches!(&netns, Ok(Some(netns)) if host_netns.is(netns)) {
         return Err(Error::OwnNetns);
     }
-    let names = Names::of(network, attached);
+    let names = Names::of(network, &attachment);
     let host = Rtnl::connect()?;
     steps.done("netns");
-    // Only where the link is not one of ours does it matter what is in the namespace.
+    // The namespace matters only if the link is not one of ours.
     if !host.delete_link(&names.veth)?
         && !delete_renamed(&host, &names)?
         && let Some(netns) = netns?
     {
-        delete_foreign(&host, &home, &netns, attached.ifname.as_str())?;
+        delete_container_interface(&host, &host_netns, &netns, attachment.ifname())?;
     }
     steps.done("veth");
-    let id = attached.container_id.as_str();
-    let store = store_of(network, &call.config)?;
-    let delegate = Delegate::for_leaving(call, &store)?;
-    // Another IPAM plugin does not tell us whose address was the last, but the links do, while no
-    // ADD makes one.
+    let store = store_from_config(network, &conf)?;
+    let delegate = Delegate::with_known_subnets(call, &conf, &store)?;
+    // With another IPAM plugin, only the links show which attachment was the last, if no ADD is under
+    // way.
     let _lock = match delegate {
         Some(_) => bridge::lock_existing()?,
         None => None,
     };
-    let released = store.release(&Attachment::new(id, attached.ifname.as_str()))?;
+    let released = store.release(&attachment)?;
     steps.done("ipam");
+    let container_id = attachment.container_id();
     if released.is_foreign {
-        // As far as it goes: neither ours nor asked for, and nothing that would fail the next pod.
-        drop(iptables::remove_bridges(network, &[id]));
+        // Best effort: these rules are not ours, and would not affect the next pod.
+        drop(masquerade::remove_bridge_plugin_chains(
+            network,
+            &[container_id],
+        ));
     }
-    scratch::remove(call, id)?;
-    if let Some(vacant) = released.vacant {
-        let is_last = || -> Result<bool, Error> {
-            Ok(!host.links()?.iter().any(|link| is_of(link, network)))
+    scratch::remove(call, &conf, container_id)?;
+    if let Some(empty) = released.empty_network {
+        let has_links = || -> Result<bool, Error> {
+            let links = host.links()?;
+            Ok(links.iter().any(|link| belongs_to(link, network)))
         };
-        if delegate.is_none() || is_last()? {
-            masquerade::leave(network, vacant)?;
+        if delegate.is_none() || !has_links()? {
+            masquerade::remove(network, empty)?;
         }
         steps.done("masquerade");
     }
@@ -66,7 +76,7 @@ pub(crate) fn del(call: &Call, attached: &Attached, steps: &mut Steps) -> Result
     Ok(())
 }
 
-/// Deletes the attachment's host veth where somebody renamed it, and says whether there was one.
+/// Deletes the attachment's host veth if someone renamed it. Returns whether there was one.
 fn delete_renamed(host: &Rtnl, names: &Names) -> Result<bool, Error> {
     let links = host.links()?;
     match links.iter().find(|link| names.is_of(link)) {
@@ -75,27 +85,32 @@ fn delete_renamed(host: &Rtnl, names: &Names) -> Result<bool, Error> {
     }
 }
 
-/// Opens the container's namespace; nothing where there is none. Any other failure does not say that
+/// Opens the container's namespace. `None` if it does not exist. Any other failure does not mean that
 /// its links are gone.
-fn open_netns(attached: &Attached) -> Result<Option<Netns>, Error> {
-    let Some(path) = attached.netns.as_deref() else {
+fn open_netns(parameters: &Parameters) -> Result<Option<Netns>, Error> {
+    let Some(path) = parameters.netns.as_deref() else {
         return Ok(None);
     };
     match Netns::open(path) {
         Ok(netns) => Ok(Some(netns)),
-        Err(error) if error.is_no_namespace() => Ok(None),
+        Err(error) if error.is_namespace_missing() => Ok(None),
         Err(error) => Err(Error::Netns(error)),
     }
 }
 
-/// An attachment that the `bridge` plugin made has a host veth of any name, but its container
-/// end is where the runtime says. What is there may also be of another attachment of ours, whose
-/// namespace this one was to share.
-fn delete_foreign(host: &Rtnl, home: &Home, netns: &Netns, ifname: &str) -> Result<(), Error> {
-    let container = match Rtnl::connect_in(home, netns) {
+/// Deletes an attachment of the `bridge` plugin. Its host veth may have any name, but its container end
+/// is where the runtime says. That interface may also belong to another attachment of ours, if two
+/// attachments were meant to share a namespace; then it is left alone.
+fn delete_container_interface(
+    host: &Rtnl,
+    host_netns: &HostNetns,
+    netns: &Netns,
+    ifname: &str,
+) -> Result<(), Error> {
+    let container = match Rtnl::connect_in(host_netns, netns) {
         Ok(container) => container,
-        // What is no network namespace after all has no links.
-        Err(error) if error.is_no_namespace() => return Ok(()),
+        // The file is no network namespace, so it has no links.
+        Err(error) if error.is_namespace_missing() => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let Some(Link {

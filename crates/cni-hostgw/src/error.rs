@@ -1,21 +1,21 @@
-//! What can go wrong, and the number that the runtime is told.
+//! The plugin's errors, and their codes for the runtime.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cni::Code;
-use host_local::{Overlap, RangeError, StillLocked, StoreError};
+use host_local::{LockTimeout, Overlap, RangeError, StoreError};
 use ipnetwork::IpNetwork;
 
-/// The kernel refused.
+/// The kernel refused a request.
 const KERNEL: Code = Code(100);
-/// A range has no free address.
+/// A range set has no free address.
 const EXHAUSTED: Code = Code(101);
 /// CHECK found a difference.
-const DIFFERENT: Code = Code(102);
+const CHECK_FAILED: Code = Code(102);
 
-/// A request that failed: what we were doing, to what, and why.
+/// Why a request failed: what we were doing, to what, and the cause.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
@@ -47,15 +47,15 @@ pub(crate) enum Error {
     #[error("plugin's netns and netns from CNI_NETNS should not be the same")]
     OwnNetns,
     #[error("CNI_IFNAME: {0:?} already exists in the container's network namespace")]
-    NameTaken(String),
+    InterfaceExists(String),
     #[error(
-        "the attachment lives in another network namespace: its host veth {0} exists; DEL it first"
+        "attachment already exists in another network namespace: its host veth is {0}; DEL it first"
     )]
-    Live(String),
+    Exists(String),
     #[error(
         "{bridge:?} already has an IP address different from {gateway}: {address}, and these pods \
          use it: {}; delete them (or drain the node), and the next ADD gives the bridge its \
-         address; or put subnet {} back",
+         address; or restore subnet {}",
         .pods.join(", "), network(.address)
     )]
     BridgeAddress {
@@ -70,22 +70,22 @@ pub(crate) enum Error {
         verb: String,
         source: io::Error,
     },
-    #[error("masquerade by {0}")]
-    Iptables(String, #[source] io::Error),
-    #[error("{} of the things to be collected could not be", .0.len())]
-    Collect(Vec<String>),
+    #[error("masquerade with {0}")]
+    Iptables(&'static str, #[source] programs::iptables::Error),
+    #[error("GC could not remove {} resource(s)", .0.len())]
+    GcIncomplete(Vec<String>),
     #[error("{0} already exists but is not a bridge")]
-    NoBridge(String),
-    #[error("{bridge} cannot have the gateway's address {gateway}: {other} has it already")]
-    GatewayElsewhere {
+    NotABridge(String),
+    #[error("{bridge} cannot get the gateway address {gateway}: {other} already has it")]
+    GatewayOnOtherInterface {
         bridge: String,
         gateway: IpNetwork,
         other: String,
     },
     #[error(
-        "network {network:?} has subnet {}, in which network {:?} of this node holds {} ({}), in {}: \
+        "network {network:?} has subnet {}, but network {:?} of this node holds {} ({}), in {}: \
          a subnet belongs to one network. Give network {network:?} another subnet, or the name {:?}; \
-         or delete the pods of network {:?} (where that container is no more, its file {}/{})",
+         or delete the pods of network {:?} (if that container is gone, delete the file {}/{})",
         list(.subnets), .other.network, .other.address, .other.holder, .other.dir.display(),
         .other.network, .other.network, .other.dir.display(), .other.address
     )]
@@ -94,10 +94,10 @@ pub(crate) enum Error {
         subnets: Vec<IpNetwork>,
         other: Box<Overlap>,
     },
-    #[error("note this network's dataDir in /run/cni-hostgw/data-dirs")]
+    #[error("record this network's dataDir in /run/cni-hostgw/data-dirs")]
     DataDirs(#[source] io::Error),
-    #[error("wait for other requests to finish with the node's bridges")]
-    BridgesLocked(#[source] StillLocked),
+    #[error("wait for other requests to release the lock of the node's bridges")]
+    BridgesLocked(#[source] LockTimeout),
     #[error("lock the node's bridges")]
     LockBridges(#[source] io::Error),
     #[error(transparent)]
@@ -105,18 +105,18 @@ pub(crate) enum Error {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("CHECK: {0}")]
-    Different(String),
-    #[error("tell this boot of the machine from others")]
+    CheckFailed(String),
+    #[error("read the boot id")]
     Boot(#[source] io::Error),
-    #[error("choose a hardware address by chance")]
+    #[error("choose a random hardware address")]
     Random(#[source] rand::rngs::SysError),
-    #[error("write the answer")]
+    #[error("write the result")]
     Answer(#[source] io::Error),
     #[error("remove flannel's scratch file {path}", path = .0.display())]
     Scratch(PathBuf, #[source] io::Error),
 }
 
-/// An error of the protocol itself, with its number.
+/// An error of the protocol itself, with its code.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.msg)]
 pub(crate) struct Protocol(cni::Error);
@@ -128,24 +128,26 @@ impl From<cni::Error> for Error {
 }
 
 impl Error {
-    /// The one place where a failure gets its number.
+    /// The only place where an error gets its code.
     fn code(&self) -> Code {
         match self {
             Self::Protocol(Protocol(error)) => error.code,
             Self::Unsupported(..) => Code::UNSUPPORTED_FIELD,
-            // The agent has not written it yet, or is about to write it anew.
+            // The agent may be about to write it.
             Self::Subnet { .. }
             | Self::BridgesLocked(_)
             | Self::Store(StoreError::Locked { .. }) => Code::TRY_AGAIN_LATER,
-            Self::Netns(_) | Self::NameTaken(_) | Self::Live(_) => Code::INVALID_ENVIRONMENT,
+            Self::Netns(_) | Self::InterfaceExists(_) | Self::Exists(_) => {
+                Code::INVALID_ENVIRONMENT
+            }
             Self::OwnNetns => Code::OWN_NETNS,
             Self::BridgeAddress { .. }
-            | Self::NoBridge(_)
-            | Self::GatewayElsewhere { .. }
+            | Self::NotABridge(_)
+            | Self::GatewayOnOtherInterface { .. }
             | Self::Kernel(_)
             | Self::Iptables(..)
             | Self::Delegate { .. }
-            | Self::Collect(_) => KERNEL,
+            | Self::GcIncomplete(_) => KERNEL,
             Self::Store(StoreError::Exhausted { .. }) => EXHAUSTED,
             Self::Store(StoreError::Io { .. })
             | Self::Boot(_)
@@ -159,15 +161,17 @@ impl Error {
             | Self::Ranges(_)
             | Self::SharedSubnet { .. }
             | Self::Store(_) => Code::INVALID_CONFIG,
-            Self::Different(_) => DIFFERENT,
+            Self::CheckFailed(_) => CHECK_FAILED,
         }
     }
 
-    /// The error object for the runtime.
+    /// Converts the error into the error object for the runtime.
     pub(crate) fn into_cni(self) -> cni::Error {
         let causes = match &self {
-            Self::Collect(errors) => errors.join("; "),
-            other => causes(other),
+            Self::GcIncomplete(errors) => errors.join("; "),
+            other => std::error::Error::source(other)
+                .map(cni::causes)
+                .unwrap_or_default(),
         };
         match self {
             Self::Protocol(Protocol(error)) => error,
@@ -175,8 +179,8 @@ impl Error {
         }
     }
 
-    /// The same in one line, for a list of several.
-    pub(crate) fn into_line(self) -> String {
+    /// The error in one line, for a list of several.
+    pub(crate) fn into_single_line(self) -> String {
         let cni::Error { msg, details, .. } = self.into_cni();
         if details.is_empty() {
             msg
@@ -184,16 +188,6 @@ impl Error {
             format!("{msg}: {details}")
         }
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut causes = Vec::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        causes.push(error.to_string());
-        cause = error.source();
-    }
-    causes.join(": ")
 }
 
 fn list(networks: &[IpNetwork]) -> String {

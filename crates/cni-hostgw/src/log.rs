@@ -1,4 +1,4 @@
-//! The log: one line for each request, where somebody asked for it.
+//! The log file: one line for each request, if a log file is configured.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use cni::CniArgs;
 
-/// How long each step of a request took.
+/// Timer that measures the duration of each step of a request.
 #[derive(Debug)]
-pub(crate) struct Steps {
+pub(crate) struct StepTimer {
     begin: Instant,
     last: Instant,
     done: Vec<(&'static str, Duration)>,
 }
 
-impl Steps {
+impl StepTimer {
     pub(crate) fn begin() -> Self {
         let now = Instant::now();
         Self {
@@ -27,7 +27,7 @@ impl Steps {
         }
     }
 
-    /// Notes that the step called `name` ends here.
+    /// Records that the step `name` ends now.
     pub(crate) fn done(&mut self, name: &'static str) {
         let now = Instant::now();
         self.done.push((name, now - self.last));
@@ -35,9 +35,9 @@ impl Steps {
     }
 }
 
-/// Whom a request is about, as far as it says.
+/// The operation and the attachment of a request, for its log line.
 #[derive(Debug, Default)]
-pub(crate) struct Subject {
+pub(crate) struct LogSubject {
     /// `CNI_COMMAND`.
     pub(crate) verb: String,
     /// The network's name.
@@ -50,13 +50,13 @@ pub(crate) struct Subject {
     pub(crate) args: Option<String>,
 }
 
-/// Appends the line of one request: when, what, of whom, how it went, and the microseconds of
-/// each step. Keys and values as logfmt has them.
+/// Appends the log line of a request: time, operation, attachment, outcome, and the duration of the
+/// request and of each step in microseconds. The line has the logfmt format.
 pub(crate) fn append(
     path: &Path,
-    subject: Subject,
+    subject: LogSubject,
     outcome: Result<(), &cni::Error>,
-    steps: &Steps,
+    steps: &StepTimer,
 ) -> io::Result<()> {
     let mut line = format!(
         "time={}",
@@ -69,7 +69,7 @@ pub(crate) fn append(
         } else {
             write!(line, " {key}={value:?}")
         }
-        .expect("a string takes all text");
+        .expect("writing to a string cannot fail");
     };
     let args = subject.args.and_then(|args| CniArgs::parse(&args).ok());
     for (key, value) in [
@@ -97,11 +97,11 @@ pub(crate) fn append(
         add(name, &time.as_micros().to_string());
     }
     line.push('\n');
-    // To open a pipe would wait for who reads it.
+    // Opening a pipe would block until it has a reader.
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("not a regular file"));
     }
-    // One write to a file that is appended to: lines of others do not get in between.
+    // The line is appended with a single write, so that lines of concurrent requests do not mix.
     let mut options = File::options();
     let mut file = options.append(true).create(true).mode(0o640).open(path)?;
     file.write_all(line.as_bytes())

@@ -1,7 +1,7 @@
 //! `cni-hostgw`: the CNI plugin of the host-gw pod network.
 //!
-//! A runtime starts it once for each request. It reads the request from its environment and
-//! standard input, does it in one straight line, and answers on standard output.
+//! A runtime starts it once for each request. It reads the request from its environment and its standard
+//! input, performs it, and answers on standard output.
 
 mod add;
 mod bridge;
@@ -11,69 +11,74 @@ mod del;
 mod error;
 mod gc;
 mod ipam;
-mod iptables;
 mod log;
 mod masquerade;
 mod names;
-mod programs;
 mod routes;
 mod scratch;
-mod source;
+mod state;
 mod status;
+mod transaction;
 
 use std::io::{self, Read, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
 use cni::{Call, Code, Refused, Request, Verb, Version};
+use netconf::LenientConf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::{Config, Patience};
+use crate::config::{Config, SubnetFileWait};
 use crate::error::Error;
-use crate::log::{Steps, Subject};
+use crate::log::{LogSubject, StepTimer};
 
 const HELP: &str = "\
-Runtimes (containerd, CRI-O, cnitool) start it with CNI_COMMAND and the other variables of the
-CNI SPEC, and with the network configuration on standard input. A person may give
+Runtimes (containerd, CRI-O, cnitool) run it with CNI_COMMAND and the other variables of the
+CNI SPEC, and with the network configuration on standard input. Options for manual use:
 
-  --help       this text
-  --version    its version and those of the protocol";
+  --help       print this text
+  --version    print the versions of the plugin and of the CNI protocol";
 
 fn main() -> ExitCode {
     if let Some(argument) = std::env::args().nth(1) {
-        return for_a_person(&argument);
+        return help(&argument);
     }
-    std::panic::set_hook(Box::new(answer_a_panic));
+    std::panic::set_hook(Box::new(report_panic));
     let Err(Refused { version, error }) = serve() else {
         return ExitCode::SUCCESS;
     };
     if let Err(error) = print(&error.to_json(version)) {
-        say(format_args!("cni-hostgw: write the answer: {error}"));
+        print_error(format_args!(
+            "cni-hostgw: failed to write the answer: {error}"
+        ));
     }
     ExitCode::FAILURE
 }
 
-/// A panic is the end, and has an answer like every other failure.
-#[expect(clippy::exit, reason = "an abort would be one without an exit code")]
-fn answer_a_panic(panic: &PanicHookInfo<'_>) {
+/// Answers a panic like every other failure, and exits.
+#[expect(
+    clippy::exit,
+    reason = "after an abort, the runtime would get no exit code"
+)]
+fn report_panic(panic: &PanicHookInfo<'_>) {
     let error = cni::Error::new(Code::INTERNAL, "stopped by an internal error");
     let error = error.with_details(panic.to_string());
     if print(&error.to_json(Version::LATEST)).is_err() {
-        say(format_args!("cni-hostgw: {panic}"));
+        print_error(format_args!("cni-hostgw: {panic}"));
     }
     std::process::exit(1);
 }
 
-/// Does what one request asks for, and answers it where that succeeds.
+/// Performs one request, and answers it on success.
 fn serve() -> Result<(), Refused> {
-    let mut steps = Steps::begin();
+    let mut steps = StepTimer::begin();
     let request = Request::read(env, stdin);
     let mut log_file = config::log_file(None, env("CNI_HOSTGW_LOG"));
     let mut network = None;
     let answer = match request {
         Ok(Request::About) => {
-            say(format_args!("{}", about()));
+            print_error(format_args!("{}", about()));
             return Ok(());
         }
         Ok(Request::Version) => {
@@ -81,7 +86,10 @@ fn serve() -> Result<(), Refused> {
         }
         Ok(Request::Call(call)) => {
             steps.done("read");
-            log_file = config::log_file(Some(&call.config), env("CNI_HOSTGW_LOG"));
+            log_file = config::log_file(
+                Some(&LenientConf::from_json(&call.config)),
+                env("CNI_HOSTGW_LOG"),
+            );
             network = Some(call.network.to_string());
             answer(&call, &mut steps).map_err(|error| Refused {
                 version: call.version,
@@ -92,9 +100,9 @@ fn serve() -> Result<(), Refused> {
     };
     if let Some(path) = log_file {
         let verb = env("CNI_COMMAND").unwrap_or_default();
-        let is_of_one = matches!(verb.as_str(), "ADD" | "DEL" | "CHECK");
-        let variable = |name| env(name).filter(|value| is_of_one && !value.is_empty());
-        let subject = Subject {
+        let has_attachment = matches!(verb.as_str(), "ADD" | "DEL" | "CHECK");
+        let variable = |name| env(name).filter(|value| has_attachment && !value.is_empty());
+        let subject = LogSubject {
             verb,
             network,
             container_id: variable("CNI_CONTAINERID"),
@@ -103,8 +111,8 @@ fn serve() -> Result<(), Refused> {
         };
         let outcome = answer.as_ref().map(drop).map_err(|refused| &refused.error);
         if let Err(error) = log::append(&path, subject, outcome, &steps) {
-            say(format_args!(
-                "cni-hostgw: write the log {}: {error}",
+            print_error(format_args!(
+                "cni-hostgw: failed to write the log {}: {error}",
                 path.display()
             ));
         }
@@ -112,26 +120,26 @@ fn serve() -> Result<(), Refused> {
     answer
 }
 
-fn answer(call: &Call, steps: &mut Steps) -> Result<(), Error> {
+fn answer(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
     match &call.verb {
-        Verb::Add(attached) => {
-            let config = Config::read(call, &attached.args, Patience::AsConfigured)?;
+        Verb::Add(parameters) => {
+            let config = Config::read(call, &parameters.args, SubnetFileWait::AsConfigured)?;
             steps.done("config");
-            let (result, made) = add::add(call, attached, &config, steps)?;
-            // The runtime takes an ADD whose result it does not get for one that failed.
+            let (result, transaction) = add::add(call, parameters, &config, steps)?;
+            // If the runtime does not get the result, the ADD has failed for it.
             match print(&result.to_json(call.version)) {
-                Ok(()) => made.keep(),
+                Ok(()) => transaction.keep(),
                 Err(error) => {
-                    made.undo();
+                    transaction.undo();
                     return Err(Error::Answer(error));
                 }
             }
         }
-        Verb::Del(attached) => del::del(call, attached, steps)?,
-        Verb::Check(attached) => {
-            let config = Config::read(call, &attached.args, Patience::None)?;
+        Verb::Del(parameters) => del::del(call, parameters, steps)?,
+        Verb::Check(parameters) => {
+            let config = Config::read(call, &parameters.args, SubnetFileWait::None)?;
             steps.done("config");
-            check::check(call, attached, &config, steps)?;
+            check::check(call, parameters, &config, steps)?;
         }
         Verb::Status => status::status(call, steps)?,
         Verb::Gc => gc::gc(call, steps)?,
@@ -144,20 +152,20 @@ fn env(name: &str) -> Option<String> {
 }
 
 fn stdin() -> io::Result<Vec<u8>> {
-    // More than most configurations have, so that it is read at once.
+    // More than most configurations have, so that one read is enough.
     let mut text = Vec::with_capacity(8192);
     io::stdin().read_to_end(&mut text)?;
     Ok(text)
 }
 
-/// For the person who runs the plugin to see what it is.
-fn for_a_person(argument: &str) -> ExitCode {
+/// Answers a person who runs the plugin with an argument.
+fn help(argument: &str) -> ExitCode {
     let text = match argument {
         "--help" | "-h" => format!("{}\n\n{HELP}\n", about()),
         "--version" | "-V" => format!("{}\n", about()),
         other => {
-            say(format_args!(
-                "cni-hostgw: unknown argument {other:?}; --help says what there is"
+            print_error(format_args!(
+                "cni-hostgw: unknown argument {other:?}; see --help"
             ));
             return ExitCode::FAILURE;
         }
@@ -168,8 +176,8 @@ fn for_a_person(argument: &str) -> ExitCode {
     }
 }
 
-/// Says something on standard error, where anybody listens there.
-fn say(text: std::fmt::Arguments<'_>) {
+/// Writes a line to standard error, if it is open.
+fn print_error(text: std::fmt::Arguments<'_>) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
@@ -191,7 +199,7 @@ fn supported() -> Value {
 }
 
 fn print(answer: &Value) -> io::Result<()> {
-    // libcni's indentation, for the people who compare.
+    // Indented as libcni does it.
     let format = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut text = Vec::new();
     answer.serialize(&mut serde_json::Serializer::with_formatter(

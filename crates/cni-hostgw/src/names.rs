@@ -1,62 +1,76 @@
-//! The names of an attachment on the host, computed from what identifies it.
-//!
-//! So DEL, CHECK and whoever cleans up find them with nothing but the attachment.
+//! The names of an attachment on the host. They are computed from what identifies it, so DEL, CHECK
+//! and GC find them without a result or a file.
 
-use cni::{Attached, HOST_VETH_ALIAS, NetworkName};
+use cni::{HOST_VETH_ALIAS, NetworkName, Parameters};
 use host_local::Attachment;
 use kernel::{ALIAS_MAX, Link, Mac};
 use sha2::{Digest, Sha256};
 
-/// What an attachment's host end is called.
+/// The first byte but one of hardware addresses that the plugin computes or chooses: it keeps those for
+/// different uses apart. 0x58 is that of addresses that are computed from an IP address
+/// ([`Mac::of`]).
+#[derive(Clone, Copy)]
+pub(crate) enum MacKind {
+    HostVeth = 0x59,
+    Bridge = 0x5a,
+    Container = 0x5b,
+}
+
+impl MacKind {
+    /// The hardware address with these last four bytes.
+    pub(crate) fn with(self, bytes: [u8; 4]) -> Mac {
+        Mac::local(self as u8, bytes)
+    }
+}
+
+/// The attachment that ADD, DEL or CHECK is about.
+pub(crate) fn attachment(parameters: &Parameters) -> Attachment {
+    let Parameters {
+        container_id,
+        ifname,
+        ..
+    } = parameters;
+    Attachment::new(container_id.as_str(), ifname.as_str())
+}
+
+/// The names of an attachment's host veth, and hardware addresses for both ends.
 pub(crate) struct Names {
-    /// The host veth's name: `veth` and 11 characters, 15 bytes in all.
+    /// Name of the host veth: `veth` and 11 characters, 15 bytes in all.
     pub(crate) veth: String,
-    /// The host veth's hardware address, apart from any container's.
+    /// Hardware address of the host veth.
     pub(crate) mac: Mac,
-    /// A hardware address for the container's end that goes with the attachment: for one whose
-    /// addresses are not known yet.
+    /// Hardware address for the container's end while its IP addresses are unknown.
     pub(crate) container_mac: Mac,
     key: String,
 }
 
 impl Names {
-    pub(crate) fn of(network: &NetworkName, attached: &Attached) -> Self {
-        Self::hash(
-            network,
-            attached.container_id.as_str(),
-            attached.ifname.as_str(),
-        )
-    }
-
-    /// The same for an attachment that the store knows.
-    pub(crate) fn of_reserved(network: &NetworkName, attachment: &Attachment) -> Self {
-        Self::hash(network, attachment.container_id(), attachment.ifname())
-    }
-
-    fn hash(network: &NetworkName, container_id: &str, ifname: &str) -> Self {
+    /// Computes the names of `attachment` in `network`.
+    pub(crate) fn of(network: &NetworkName, attachment: &Attachment) -> Self {
         const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        // None of the three can hold a slash.
+        let (container_id, ifname) = (attachment.container_id(), attachment.ifname());
+        // None of the three contains a slash.
         let key = format!("{network}/{container_id}/{ifname}");
         let hash: [u8; 32] = Sha256::digest(&key).into();
         let digit = |byte: &u8| char::from(DIGITS[usize::from(byte & 31)]);
         Self {
             veth: "veth".chars().chain(hash[..11].iter().map(digit)).collect(),
-            mac: Mac::local(0x59, [hash[28], hash[29], hash[30], hash[31]]),
-            container_mac: Mac::local(0x5b, [hash[24], hash[25], hash[26], hash[27]]),
+            mac: MacKind::HostVeth.with([hash[28], hash[29], hash[30], hash[31]]),
+            container_mac: MacKind::Container.with([hash[24], hash[25], hash[26], hash[27]]),
             key: format!("{}/{container_id}/{ifname}", shortened(network)),
         }
     }
 
-    /// Whether a link is the attachment's host veth: by its name, or by its alias where somebody
-    /// renamed it.
+    /// True if a link is the attachment's host veth: by its name, or by its alias if someone renamed
+    /// it.
     pub(crate) fn is_of(&self, link: &Link) -> bool {
         let alias = link.alias.as_deref().unwrap_or_default();
         let rest = alias.strip_prefix(&self.alias(None));
         link.name == self.veth || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
     }
 
-    /// The host veth's alias: network, container id and interface, and the pod where its name is
-    /// known, for the people who read `ip link`.
+    /// The alias of the host veth: network, container id and interface, and the pod if its name is
+    /// known. It is for people who read `ip link`, too.
     pub(crate) fn alias(&self, pod: Option<&str>) -> String {
         let pod = pod.map(|pod| format!(" {pod}")).unwrap_or_default();
         let mut alias = format!("{HOST_VETH_ALIAS}{}{pod}", self.key);
@@ -67,38 +81,39 @@ impl Names {
     }
 }
 
-/// A network's name where there is not room for every one: the first letters of a long one, and
-/// a hash of all of them.
+/// A network's name for places with a limited length: a long name is cut, and gets a hash of the whole
+/// name.
 pub(crate) fn shortened(network: &NetworkName) -> String {
-    /// The kernel gives a table's name 127 bytes, and ours begins with eleven.
-    const LONGEST: usize = 116;
+    /// A table's name has at most 127 bytes, and ours starts with eleven.
+    const MAX_LEN: usize = 116;
     let name = network.as_str();
-    if name.len() <= LONGEST {
+    if name.len() <= MAX_LEN {
         return name.to_owned();
     }
     let hash: [u8; 32] = Sha256::digest(name).into();
-    let first = hash.first_chunk().expect("it has 32 bytes");
+    let first = hash.first_chunk().expect("the hash has 32 bytes");
     format!(
         "{}-{:016x}",
-        &name[..LONGEST - 17],
+        &name[..MAX_LEN - 17],
         u64::from_be_bytes(*first)
     )
 }
 
-/// Whom a host veth is of, according to its alias; nothing where it is none of ours.
+/// The owner of a host veth, according to its alias.
 pub(crate) struct Owner<'a> {
-    /// The network.
+    /// Name of the network, shortened.
     network: &'a str,
-    /// The pod, or where its name is not known the container's id.
+    /// The pod's name, or the container id if the name is unknown.
     pub(crate) pod: &'a str,
 }
 
-/// Whether a link is the host veth of one of the network's attachments.
-pub(crate) fn is_of(link: &Link, network: &NetworkName) -> bool {
+/// True if a link is the host veth of an attachment in this network.
+pub(crate) fn belongs_to(link: &Link, network: &NetworkName) -> bool {
     Owner::of(link).is_some_and(|owner| owner.network == shortened(network))
 }
 
 impl<'a> Owner<'a> {
+    /// Reads a link's alias. `None` if the link is not a host veth of ours.
     pub(crate) fn of(link: &'a Link) -> Option<Self> {
         let key = link.alias.as_deref()?.strip_prefix(HOST_VETH_ALIAS)?;
         let (network, rest) = key.split_once('/')?;
@@ -113,22 +128,15 @@ impl<'a> Owner<'a> {
 
 #[cfg(test)]
 mod tests {
-    use cni::{ContainerId, IfName};
-
     use super::*;
 
     fn names(network: &str, id: &str, ifname: &str) -> Names {
-        let attached = Attached {
-            container_id: ContainerId::new(id).expect("valid"),
-            ifname: IfName::new(ifname).expect("valid"),
-            netns: None,
-            args: String::new(),
-        };
-        Names::of(&NetworkName::new(network).expect("valid"), &attached)
+        let network = NetworkName::new(network).expect("valid");
+        Names::of(&network, &Attachment::new(id, ifname))
     }
 
     #[test]
-    fn names_are_stable_and_tell_attachments_apart() {
+    fn names_are_stable_and_distinguish_attachments() {
         let one = names("cbr0", "pod1", "eth0");
         assert_eq!(one.veth, "veths4w6iapwsjz");
         assert_eq!(one.alias(None), "cni-hostgw cbr0/pod1/eth0");
@@ -145,13 +153,16 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_names_fit_into_the_kernels() {
+    fn the_longest_names_fit_into_the_kernels_limits() {
         let network = "n".repeat(250);
         let long = names(&network, &"c".repeat(200), "fifteen-bytes-x");
         let alias = long.alias(None);
         assert_eq!((long.veth.len(), alias.len()), (15, ALIAS_MAX));
         let network = NetworkName::new(&network).expect("valid");
         let head = format!("{HOST_VETH_ALIAS}{}/", shortened(&network));
-        assert!(alias.starts_with(&head), "the whole network can be told");
+        assert!(
+            alias.starts_with(&head),
+            "the alias contains the whole network name"
+        );
     }
 }

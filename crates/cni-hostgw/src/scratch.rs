@@ -1,5 +1,5 @@
-//! The scratch files of the `flannel` plugin, for the pods that it attached before us: one for
-//! each container, with the configuration that it gave to `bridge`.
+//! The scratch files of the `flannel` plugin, for the pods that it attached before us. There is one for
+//! each container, with the configuration that it passed to `bridge`.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -7,29 +7,34 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use cni::{Call, ContainerId, Json};
-use host_local::uninterrupted;
+use netconf::LenientConf;
+use util::retry_on_eintr;
 
 use crate::error::Error;
 
 const DEFAULT_DIR: &str = "/var/lib/cni/flannel";
 
-/// Removes the file of one container of the call's network. None is fine.
-pub(crate) fn remove(call: &Call, container_id: &str) -> Result<(), Error> {
-    let Some(dir) = dir(call) else {
+/// Removes the file of one container. Succeeds if there is none.
+pub(crate) fn remove(call: &Call, conf: &LenientConf, container_id: &str) -> Result<(), Error> {
+    let Some(dir) = dir(conf) else {
         return Ok(());
     };
     remove_file(call, dir.join(container_id))
 }
 
-/// Removes the files of the network's containers that are not valid. Says of each failure.
-pub(crate) fn collect(call: &Call, is_valid: impl Fn(&str) -> bool) -> Vec<Error> {
-    let Some(dir) = dir(call) else {
+/// Removes the files of the network's containers that are not valid. Returns all failures.
+pub(crate) fn collect(
+    call: &Call,
+    conf: &LenientConf,
+    is_valid: impl Fn(&str) -> bool,
+) -> Vec<Error> {
+    let Some(dir) = dir(conf) else {
         return Vec::new();
     };
     let list = || fs::read_dir(&dir)?.collect::<io::Result<Vec<_>>>();
-    let entries = match uninterrupted(list) {
+    let entries = match retry_on_eintr(list) {
         Ok(entries) => entries,
-        Err(error) if is_none(&error) => return Vec::new(),
+        Err(error) if is_missing(&error) => return Vec::new(),
         Err(error) => return vec![Error::Scratch(dir, error)],
     };
     let mut errors = Vec::new();
@@ -43,16 +48,15 @@ pub(crate) fn collect(call: &Call, is_valid: impl Fn(&str) -> bool) -> Vec<Error
     errors
 }
 
-/// Where they are, for a network in flannel's form.
-fn dir(call: &Call) -> Option<PathBuf> {
-    call.config.get("delegate")?;
-    let configured = call.config.get("dataDir").and_then(|dir| dir.as_str());
-    let configured = configured.filter(|dir| !dir.is_empty());
-    Some(Path::new(configured.unwrap_or(DEFAULT_DIR)).to_owned())
+/// The folder of the files, for a network in flannel's form.
+fn dir(conf: &LenientConf) -> Option<PathBuf> {
+    let dir = conf.scratch_dir.as_deref();
+    conf.has_delegate
+        .then(|| dir.unwrap_or(Path::new(DEFAULT_DIR)).to_owned())
 }
 
-/// Removes a scratch file of the network, and one that is torn, as a crash left it. Whatever else
-/// stands there is somebody's: the folder may have been named by mistake.
+/// Removes a scratch file of the network, and one that a crash left incomplete. Other files are left
+/// alone: the folder may have been named by mistake.
 fn remove_file(call: &Call, path: PathBuf) -> Result<(), Error> {
     let is_container = |name: &str| {
         ContainerId::new(name).is_ok() && name.parse::<IpAddr>().is_err() && name != "lock"
@@ -81,14 +85,14 @@ fn remove_file(call: &Call, path: PathBuf) -> Result<(), Error> {
             Ok(())
         }
     };
-    match uninterrupted(remove) {
-        Err(error) if !is_none(&error) => Err(Error::Scratch(path, error)),
+    match retry_on_eintr(remove) {
+        Err(error) if !is_missing(&error) => Err(Error::Scratch(path, error)),
         _ => Ok(()),
     }
 }
 
-/// Whether there is no such file, or no folder that it could be in.
-fn is_none(error: &io::Error) -> bool {
+/// True if there is no such file, or no folder that it could be in.
+fn is_missing(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename

@@ -1,18 +1,18 @@
-//! STATUS: whether an ADD would find what it needs.
+//! STATUS: checks whether an ADD could succeed.
 
 use cni::{Call, Code};
 use kernel::{Kind, Rtnl};
 
-use crate::bridge::obstacles;
-use crate::config::{Config, Patience};
+use crate::bridge::conflicting_addresses;
+use crate::config::{Config, SubnetFileWait};
 use crate::error::Error;
 use crate::ipam::Ipam;
-use crate::log::Steps;
+use crate::log::StepTimer;
 
-/// Answers with code 50 and the reason while ADD could not succeed. A full range is no such
-/// reason: runtimes would take the whole node out of service for it.
-pub(crate) fn status(call: &Call, steps: &mut Steps) -> Result<(), Error> {
-    look(call, steps).map_err(|error| {
+/// Fails with code 50 and the reason if no ADD could succeed. An exhausted range is no such reason:
+/// runtimes would mark the whole node as not ready.
+pub(crate) fn status(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
+    find_problem(call, steps).map_err(|error| {
         let cni::Error { msg, details, .. } = error.into_cni();
         cni::Error::new(Code::NOT_AVAILABLE, msg)
             .with_details(details)
@@ -20,11 +20,11 @@ pub(crate) fn status(call: &Call, steps: &mut Steps) -> Result<(), Error> {
     })
 }
 
-fn look(call: &Call, steps: &mut Steps) -> Result<(), Error> {
-    let config = Config::read(call, "", Patience::None)?;
+fn find_problem(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
+    let config = Config::read(call, "", SubnetFileWait::None)?;
     steps.done("config");
     let host = Rtnl::connect()?;
-    config.store.is_usable()?;
+    config.store.check_writable()?;
     match &config.ipam {
         Ipam::HostLocal(pool) => {
             pool.check_gateways()?;
@@ -38,16 +38,16 @@ fn look(call: &Call, steps: &mut Steps) -> Result<(), Error> {
     }
     steps.done("ipam");
     let Some(bridge) = host.link(&config.bridge)? else {
-        // The first ADD makes it.
+        // The first ADD creates it.
         return Ok(());
     };
     if bridge.kind != Kind::Bridge {
-        return Err(Error::NoBridge(config.bridge));
+        return Err(Error::NotABridge(config.bridge));
     }
     if config.is_gateway {
         let present = host.addresses(&bridge)?;
         let gateways = config.ipam.gateways();
-        obstacles(&host, &config, &bridge, &gateways, &present, "")?;
+        conflicting_addresses(&host, &config, &bridge, &gateways, &present, "")?;
     }
     Ok(())
 }

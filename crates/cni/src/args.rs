@@ -1,22 +1,23 @@
-//! `CNI_ARGS`: `KEY=VALUE` pairs joined by `;`.
+//! Parser for `CNI_ARGS`: `KEY=VALUE` pairs separated by `;`.
 
 use crate::{Code, Error};
 
-/// What `CNI_ARGS` asks for, and whom it names.
+/// The requests and the pod name in `CNI_ARGS`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CniArgs {
-    /// `IP`: a requested address, perhaps with a prefix length.
+    /// `IP`: requested address, optionally with a prefix length.
     pub ip: Option<String>,
-    /// `MAC`: the container interface's hardware address.
+    /// `MAC`: requested hardware address of the container interface.
     pub mac: Option<String>,
-    /// The pod: `K8S_POD_NAMESPACE` and `K8S_POD_NAME` with a slash between, or the name alone.
+    /// Name of the pod: `K8S_POD_NAMESPACE` and `K8S_POD_NAME` separated by a slash, or only the
+    /// latter.
     pub pod: Option<String>,
 }
 
 impl CniArgs {
-    /// Reads the variable. Pairs come in any order: containerd sends them in a random one.
+    /// Parses the variable. The pairs may be in any order: containerd sends them in random order.
     ///
-    /// Errors with code 4 when a pair is not `KEY=VALUE`, or when a key is unknown and
+    /// Returns an error with code 4 if a pair is not `KEY=VALUE`, or if a key is unknown and
     /// `IgnoreUnknown` is not true.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut args = Self::default();
@@ -34,7 +35,7 @@ impl CniArgs {
                         "1" | "true" => true,
                         "0" | "false" => false,
                         _ => {
-                            let reason = "IgnoreUnknown takes 1, 0, true or false";
+                            let reason = "IgnoreUnknown must be 1, 0, true or false";
                             return Err(invalid(format!("ARGS: {pair:?}: {reason}")));
                         }
                     }
@@ -55,14 +56,14 @@ impl CniArgs {
             Ok(args)
         } else {
             let msg = format!("ARGS: unknown args {unknown:?}");
-            let advice = "in CNI_ARGS; add IgnoreUnknown=1 to pass keys that no plugin knows";
+            let advice = "in CNI_ARGS; add IgnoreUnknown=1 to allow unknown keys";
             Err(Error::new(Code::INVALID_ENVIRONMENT, msg).with_details(advice))
         }
     }
 }
 
 fn invalid(msg: String) -> Error {
-    let rule = "CNI_ARGS is KEY=VALUE pairs joined by \";\", and no value has a \"=\" in it";
+    let rule = "CNI_ARGS must be KEY=VALUE pairs joined by \";\", and no value may contain \"=\"";
     Error::new(Code::INVALID_ENVIRONMENT, msg).with_details(rule)
 }
 
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_come_in_any_order() {
+    fn pairs_may_be_in_any_order() {
         let args = CniArgs::parse(
             "IP=10.10.1.6;K8S_POD_NAME=a;Other=1;IgnoreUnknown=TRUE;K8S_POD_NAMESPACE=n",
         );
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_named_unless_ignored() {
+    fn an_unknown_key_is_an_error_unless_ignored() {
         let error = CniArgs::parse("IP=10.10.1.6;Other=1").expect_err("Other is unknown");
         assert_eq!(error.msg, r#"ARGS: unknown args ["Other=1"]"#);
         let error = CniArgs::parse("IgnoreUnknown=0;Other=1").expect_err("Other is unknown");

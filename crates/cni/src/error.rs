@@ -4,49 +4,49 @@ use serde_json::{Value, json};
 
 use crate::Version;
 
-/// A number that tells the runtime what kind of failure it was (SPEC, section "Error").
-/// 1 to 99 belong to the SPEC, 100 and above to the plugin.
+/// Numeric error code of the CNI protocol (SPEC, section "Error"). Codes 1 to 99 are defined by the
+/// SPEC, 100 and above by the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code(pub u32);
 
 impl Code {
-    /// `cniVersion` is not one that the plugin speaks.
+    /// The plugin does not support the `cniVersion`.
     pub const INCOMPATIBLE_VERSION: Self = Self(1);
-    /// A key or value that the plugin does not support; the message names both.
+    /// The plugin does not support a key or its value. The message contains both.
     pub const UNSUPPORTED_FIELD: Self = Self(2);
-    /// The container is unknown; the runtime need not clean up.
+    /// The container is unknown. The runtime does not need to clean up.
     pub const UNKNOWN_CONTAINER: Self = Self(3);
-    /// An environment variable is missing or invalid; the message names it.
+    /// An environment variable is missing or invalid. The message names it.
     pub const INVALID_ENVIRONMENT: Self = Self(4);
     /// Reading or writing failed.
     pub const IO: Self = Self(5);
-    /// Something that should be JSON of a known shape is not.
+    /// A JSON text could not be decoded: a syntax error, or a value of the wrong type.
     pub const DECODE: Self = Self(6);
-    /// The network configuration contradicts itself or lacks something.
+    /// The network configuration is contradictory or incomplete.
     pub const INVALID_CONFIG: Self = Self(7);
     /// `CNI_NETNS` is the plugin's own network namespace (libcni's number, not in the SPEC).
     pub const OWN_NETNS: Self = Self(8);
-    /// A transient condition: the same request may succeed later.
+    /// A temporary condition: the same request may succeed later.
     pub const TRY_AGAIN_LATER: Self = Self(11);
     /// STATUS: the plugin cannot serve ADD.
     pub const NOT_AVAILABLE: Self = Self(50);
-    /// A failure that no other number describes: a bug of ours.
+    /// An unexpected failure without a code of its own: a bug in the plugin.
     pub const INTERNAL: Self = Self(999);
 }
 
-/// What went wrong, for the runtime and for the person who reads its log.
+/// An error, for the runtime and for readers of its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// The kind of failure.
+    /// Code of the error.
     pub code: Code,
-    /// What we were doing, and to what.
+    /// Which operation failed, and on which object.
     pub msg: String,
-    /// The chain of causes, outermost first; empty when the message says it all.
+    /// Chain of causes, outermost first. Empty if the message is complete.
     pub details: String,
 }
 
 impl Error {
-    /// An error whose message says it all.
+    /// Creates an error without details.
     pub fn new(code: Code, msg: impl Into<String>) -> Self {
         Self {
             code,
@@ -55,14 +55,15 @@ impl Error {
         }
     }
 
-    /// The same error with the chain of causes.
+    /// Adds the chain of causes.
     #[must_use]
     pub fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self
     }
 
-    /// The object as the runtime reads it: `cniVersion`, `code`, `msg`, and `details` if any.
+    /// Returns the JSON object that the runtime reads: `cniVersion`, `code`, `msg`, and `details`
+    /// if not empty.
     #[must_use]
     pub fn to_json(&self, version: Version) -> Value {
         let mut object = json!({
@@ -75,4 +76,20 @@ impl Error {
         }
         object
     }
+}
+
+/// An error with its causes, on one line. A cause that the text has already is left out: wrappers
+/// often repeat what they wrap.
+#[must_use]
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -1,4 +1,5 @@
-//! The three names that key an attachment, each valid once it exists.
+//! The names that identify an attachment: container id, network name and interface name. Each type
+//! holds only valid names.
 
 use std::fmt;
 
@@ -11,7 +12,7 @@ macro_rules! name {
         pub struct $name(String);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -31,16 +32,18 @@ name!(
     ContainerId
 );
 name!(
-    /// The network's `name`: the same characters as a container id. Safe as a file name.
+    /// The network's `name`. It allows the same characters as a container id, so it is safe as a
+    /// file name.
     NetworkName
 );
 name!(
-    /// `CNI_IFNAME`: 1 to 15 bytes that the kernel takes as an interface's name.
+    /// `CNI_IFNAME`: 1 to 15 bytes that the kernel accepts as an interface name.
     IfName
 );
 
 impl ContainerId {
-    /// Errors with code 3 when empty and 4 when it holds another character.
+    /// Validates a container id. Returns an error with code 3 if it is empty, and with code 4 if it
+    /// contains an invalid character.
     pub fn new(text: &str) -> Result<Self, Error> {
         if text.is_empty() {
             return Err(Error::new(Code::UNKNOWN_CONTAINER, "missing containerID"));
@@ -57,7 +60,8 @@ impl ContainerId {
 }
 
 impl NetworkName {
-    /// Errors with code 7 when empty or when it holds another character.
+    /// Validates a network name. Returns an error with code 7 if it is empty or contains an invalid
+    /// character.
     pub fn new(text: &str) -> Result<Self, Error> {
         if text.is_empty() {
             return Err(Error::new(Code::INVALID_CONFIG, "missing network name"));
@@ -74,9 +78,10 @@ impl NetworkName {
 }
 
 impl IfName {
-    /// Errors with code 4 when the kernel would refuse the name.
+    /// Validates an interface name. Returns an error with code 4 if the kernel would reject it.
     pub fn new(text: &str) -> Result<Self, Error> {
-        // The kernel's dev_valid_name(): IFNAMSIZ is 16 with the final NUL.
+        // The rules of the kernel's dev_valid_name(). IFNAMSIZ is 16, including the terminating
+        // NUL.
         let reason = if text.is_empty() {
             "interface name is empty"
         } else if text.len() > 15 {
@@ -89,7 +94,7 @@ impl IfName {
         {
             "interface name contains / or : or whitespace characters"
         } else if text.contains('%') {
-            // The kernel puts a number in the place of `%d`.
+            // The kernel replaces `%d` with a number.
             "interface name contains %"
         } else {
             return Ok(Self(text.to_owned()));
@@ -111,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_would_take_every_interface_name() {
+    fn interface_names_follow_the_rules_of_the_kernel() {
         for good in ["eth0", "net1", "a", "fifteen-bytes-x", "eth0.5", "é0"] {
             assert!(IfName::new(good).is_ok(), "{good}");
         }

@@ -1,9 +1,9 @@
-//! JSON as runtimes write it, made uniform before it is given types.
+//! JSON as runtimes write it.
 //!
-//! Every runtime is written in Go, whose decoder matches keys without regard to case and
-//! takes `null` for an absent key. containerd relies on it: its capability arguments come
-//! as `HostPort`, `Subnet`, `RangeStart`. So keys are given the spelling that we know, and
-//! nulls are dropped, while the text is read; unknown keys pass as they are.
+//! Every runtime is written in Go, whose decoder matches keys without regard to case and treats `null`
+//! as a missing key. containerd relies on it: its capability arguments come as `HostPort`, `Subnet`,
+//! `RangeStart`. So nulls are dropped while the text is read, and keys are compared without regard to
+//! case, here and in [`crate::strict`].
 
 use std::fmt;
 
@@ -13,146 +13,88 @@ use serde_json::{Map, Value};
 
 use crate::strict;
 
-/// Every key that some type of this crate reads, as that type spells it.
-const KEYS: &[&str] = &[
-    "address",
-    "advmss",
-    "args",
-    "bandwidth",
-    "bridge",
-    "capabilities",
-    "cni",
-    "cni.dev/attachments",
-    "cni.dev/valid-attachments",
-    "cniVersion",
-    "containerID",
-    "dataDir",
-    "delegate",
-    "disableContainerInterface",
-    "dns",
-    "domain",
-    "dst",
-    "enabledad",
-    "forceAddress",
-    "gateway",
-    "gw",
-    "hairpinMode",
-    "ifname",
-    "interface",
-    "interfaces",
-    "ip",
-    "ip4",
-    "ip6",
-    "ipMasq",
-    "ipMasqBackend",
-    "ipRanges",
-    "ipam",
-    "ips",
-    "isDefaultGateway",
-    "isGateway",
-    "logFile",
-    "mac",
-    "macspoofchk",
-    "mtu",
-    "name",
-    "nameservers",
-    "options",
-    "pciID",
-    "portIsolation",
-    "portMappings",
-    "prevResult",
-    "priority",
-    "promiscMode",
-    "rangeEnd",
-    "rangeStart",
-    "ranges",
-    "resolvConf",
-    "routes",
-    "runtimeConfig",
-    "sandbox",
-    "scope",
-    "search",
-    "searches",
-    "servers",
-    "socketPath",
-    "subnet",
-    "subnetFile",
-    "subnetFileWait",
-    "table",
-    "type",
-    "version",
-    "vlan",
-    "vlanTrunk",
-];
-
-/// What begins the keys that belong to the protocol. There `null` is an empty list and not an
-/// absent one: CRI-O sends it where no attachment is left.
+/// The start of the keys that belong to the protocol. Their `null` is an empty list, and not a missing
+/// one: CRI-O sends it when no attachment is left.
 const PROTOCOL: &str = "cni.dev/";
 
-/// A JSON document with keys in the spelling that we know and without nulls.
+/// A JSON document without nulls.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Json(Value);
 
 impl Json {
-    /// Reads one document. Duplicate keys: the last one counts. Anything after the
-    /// document is an error. The message says where the text stops being JSON.
+    /// Parses one document. The last of several duplicate keys wins. Text after the document is an
+    /// error. The error message contains the position of the syntax error.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(text).map_err(|error| error.to_string())
     }
 
-    /// The document as a `T`. The message names the key by its path, what was expected and the
-    /// value: `ipam.ranges[0][0].subnet: expected a string, found the number 5`.
+    /// Deserializes the document into a `T`. The error message contains the path of the key, the
+    /// expected type and the value found: `ipam.ranges[0][0].subnet: expected a string, found the
+    /// number 5`.
     pub fn to<T: DeserializeOwned>(&self) -> Result<T, String> {
         strict::read(&self.0)
     }
 
-    /// The document as text.
+    /// The document as a value.
+    #[must_use]
+    pub fn into_value(self) -> Value {
+        self.0
+    }
+
+    /// Returns the document as text.
     #[must_use]
     pub fn to_text(&self) -> String {
         self.0.to_string()
     }
 
-    /// The document with `value` under `key`, instead of what stood there.
+    /// Returns the document with `key` set to `value`. An existing value is replaced.
     #[must_use]
     pub fn with(mut self, key: &str, value: Value) -> Self {
         if let Value::Object(object) = &mut self.0 {
-            object.insert(key.to_owned(), value);
+            insert(object, key.to_owned(), value);
         }
         self
     }
 
-    /// The value under `key`, if there is one.
+    /// Returns the value of `key`, if any.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key)
+        let mut entries = self.0.as_object()?.iter();
+        let entry = entries.find(|(other, _)| other.eq_ignore_ascii_case(key));
+        entry.map(|(_, value)| value)
     }
 
-    /// The object under `key`, if there is one.
+    /// Returns the value of `key`, if it is an object.
     #[must_use]
     pub fn object(&self, key: &str) -> Option<Self> {
-        self.0
-            .get(key)
+        self.get(key)
             .filter(|value| value.is_object())
             .cloned()
             .map(Self)
     }
 
-    /// Whether the document is an object that holds `key`.
+    /// Returns true if the document is an object that contains `key`.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
-        self.0.get(key).is_some()
+        self.get(key).is_some()
     }
 }
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Folding).map(Self)
+        deserializer.deserialize_any(WithoutNulls).map(Self)
     }
 }
 
-struct Folding;
+/// Inserts a value, in place of one whose key differs only in case.
+fn insert(object: &mut Map<String, Value>, key: String, value: Value) {
+    object.retain(|other, _| !other.eq_ignore_ascii_case(&key));
+    object.insert(key, value);
+}
 
-impl<'de> DeserializeSeed<'de> for Folding {
+struct WithoutNulls;
+
+impl<'de> DeserializeSeed<'de> for WithoutNulls {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -160,7 +102,7 @@ impl<'de> DeserializeSeed<'de> for Folding {
     }
 }
 
-impl<'de> Visitor<'de> for Folding {
+impl<'de> Visitor<'de> for WithoutNulls {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -170,13 +112,12 @@ impl<'de> Visitor<'de> for Folding {
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = access.next_key::<String>()? {
-            let known = KEYS.iter().find(|known| known.eq_ignore_ascii_case(&key));
             let value = match access.next_value_seed(Self)? {
                 Value::Null if key.starts_with(PROTOCOL) => Value::Array(Vec::new()),
                 Value::Null => continue,
                 value => value,
             };
-            object.insert(known.map_or(key, |known| (*known).to_owned()), value);
+            insert(&mut object, key, value);
         }
         Ok(Value::Object(object))
     }
@@ -225,22 +166,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_match_without_regard_to_case_and_nulls_are_absent() {
-        let json = Json::parse(br#"{"ISGATEWAY": true, "ipam": null, "Runtimeconfig": {"IPRanges": [[{"Subnet": "10.1.0.0/24"}]]}, "Unknown": 1}"#);
-        assert_eq!(
-            json.expect("valid").0,
-            json!({"isGateway": true, "runtimeConfig": {"ipRanges": [[{"subnet": "10.1.0.0/24"}]]}, "Unknown": 1}),
-        );
+    fn keys_match_case_insensitively_and_nulls_are_dropped() {
+        let json = Json::parse(br#"{"ISGATEWAY": true, "ipam": null}"#).expect("valid");
+        assert_eq!(json.get("isGateway"), Some(&json!(true)));
+        assert!(!json.has("ipam"));
+        let json = json.with("isGateway", json!(false));
+        assert_eq!(json.0, json!({"isGateway": false}));
     }
 
     #[test]
-    fn the_last_of_two_equal_keys_counts() {
+    fn the_last_of_two_equal_keys_wins() {
         let json = Json::parse(br#"{"mtu": 1, "MTU": 2}"#).expect("valid");
-        assert_eq!(json.0, json!({"mtu": 2}));
+        assert_eq!(json.0, json!({"MTU": 2}));
+        let json = Json::parse(br#"{"MTU": 2, "mtu": 1}"#).expect("valid");
+        assert_eq!(json.0, json!({"mtu": 1}));
     }
 
     #[test]
-    fn no_attachments_are_not_unknown_attachments() {
+    fn null_attachments_are_an_empty_list() {
         let json = Json::parse(br#"{"cni.dev/valid-attachments": null}"#).expect("valid");
         assert_eq!(json.0, json!({"cni.dev/valid-attachments": []}));
     }

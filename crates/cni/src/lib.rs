@@ -1,8 +1,8 @@
 //! The Container Network Interface protocol, versions 0.1.0 to 1.1.0, without I/O.
 //!
-//! A plugin reads a [`Request`] from its environment and standard input, takes the
-//! [`NetConf`] out of it, and answers with an [`AddResult`] or an [`Error`], each in the
-//! shape of the configuration's [`Version`].
+//! A plugin reads a [`Request`] from its environment and standard input, and answers with an
+//! [`AddResult`] or an [`Error`], each in the shape of the configuration's [`Version`]. [`Json`] is the
+//! configuration as the runtime sent it.
 //!
 //! Source: the CNI SPEC at its tags v0.1.0 to v1.1.0, and what libcni and its callers do.
 
@@ -10,26 +10,28 @@ mod args;
 mod error;
 mod id;
 mod json;
-mod netconf;
 mod network;
 mod request;
 mod result;
+mod route;
 mod strict;
+mod valid;
 mod version;
 
 pub use args::CniArgs;
-pub use error::{Code, Error};
+pub use error::{Code, Error, causes};
 pub use id::{ContainerId, IfName, NetworkName};
 pub use json::Json;
-pub use netconf::{
-    BridgeKeys, Capabilities, CniKeys, Dns, HOST_LOCAL, Ipam, NetConf, RangeConf, RouteConf,
-    RuntimeConfig, ValidAttachment,
+pub use network::{
+    address, deserialize_network, deserialize_optional_address, deserialize_optional_network,
+    network,
 };
-pub use network::{address, network};
-pub use request::{Attached, Call, Refused, Request, Verb};
-pub use result::{AddResult, Interface, Ip, Route};
+pub use request::{Call, Parameters, Refused, Request, Verb};
+pub use result::{AddResult, Dns, Interface, Ip};
+pub use route::Route;
+pub use valid::ValidAttachment;
 pub use version::Version;
 
-/// What the alias of every host veth of the plugin begins with: whoever looks at a bridge knows
-/// by it which ports are the plugin's.
+/// The start of the alias of every host veth of the plugin. It shows which ports of a bridge belong to
+/// pods of the plugin.
 pub const HOST_VETH_ALIAS: &str = "cni-hostgw ";

@@ -1,39 +1,74 @@
-//! Addresses and networks as configurations write them.
+//! Parsers for the addresses and networks in network configurations.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serializer};
 
-/// An address. One of IPv4 in the clothes of IPv6 (`::ffff:10.1.0.78`) is one of IPv4, as in Go.
+/// Parses an IP address. An IPv4-mapped IPv6 address (`::ffff:10.1.0.78`) becomes an IPv4 address,
+/// as in Go.
 #[must_use]
 pub fn address(text: &str) -> Option<IpAddr> {
     let address: IpAddr = text.parse().ok()?;
     Some(address.to_canonical())
 }
 
-/// An address with its prefix length, such as `10.10.1.0/24`: neither an address alone nor a
-/// netmask will do.
+/// Reads an address with its prefix length, such as `10.10.1.0/24`. Neither an address alone nor a netmask
+/// is accepted. An IPv4 network that is written as IPv6 (`::ffff:10.1.0.0/112`) is one of IPv4, as in Go.
 #[must_use]
 pub fn network(text: &str) -> Option<IpNetwork> {
-    let (address, prefix) = text.split_once('/')?;
-    if prefix.is_empty() || !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let (address, prefix) = (address.parse().ok()?, prefix.parse().ok()?);
-    let network = IpNetwork::new(address, prefix).ok()?;
-    Some(match address {
-        IpAddr::V6(v6) if is_mapped(v6) && prefix >= MAPPED => {
-            IpNetwork::new(address.to_canonical(), prefix - MAPPED).ok()?
+    let network = subnet::parse(text)?;
+    match network.ip() {
+        IpAddr::V6(v6) if is_ipv4_mapped(v6) && network.prefix() >= MAPPED_PREFIX_LEN => {
+            IpNetwork::new(v6.to_canonical(), network.prefix() - MAPPED_PREFIX_LEN).ok()
         }
-        _ => network,
-    })
+        _ => Some(network),
+    }
 }
 
-/// The bits before an IPv4 address that is written as one of IPv6.
-const MAPPED: u8 = 96;
+/// Number of bits before the IPv4 address in an IPv4-mapped IPv6 address.
+const MAPPED_PREFIX_LEN: u8 = 96;
 
-fn is_mapped(address: Ipv6Addr) -> bool {
+fn is_ipv4_mapped(address: Ipv6Addr) -> bool {
     address.to_ipv4_mapped().is_some()
+}
+
+/// Reads a network from a string, for `deserialize_with`.
+pub fn deserialize_network<'de, D: Deserializer<'de>>(from: D) -> Result<IpNetwork, D::Error> {
+    let text = String::deserialize(from)?;
+    network(&text)
+        .ok_or_else(|| D::Error::custom(format!("{text:?} is not a network such as 10.10.1.0/24")))
+}
+
+/// Reads a network from a string, for `deserialize_with` of an optional field.
+pub fn deserialize_optional_network<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<IpNetwork>, D::Error> {
+    deserialize_network(from).map(Some)
+}
+
+/// Reads an address from a string, for `deserialize_with` of an optional field. An empty string
+/// counts as missing, as in Go.
+pub fn deserialize_optional_address<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<IpAddr>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match address(&text) {
+        Some(address) => Ok(Some(address)),
+        None => Err(D::Error::custom(format!("{text:?} is not an IP address"))),
+    }
+}
+
+/// Writes a value as a string, for `serialize_with`.
+pub(crate) fn serialize_as_text<T: ToString, S: Serializer>(
+    value: &T,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&value.to_string())
 }
 
 #[cfg(test)]
@@ -64,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_address_is_one_of_ipv4() {
+    fn an_ipv4_mapped_address_is_read_as_ipv4() {
         assert_eq!(address("::ffff:10.1.0.78"), "10.1.0.78".parse().ok());
         assert_eq!(address("::ffff:a01:4e"), "10.1.0.78".parse().ok());
         assert_eq!(address("fd00::1"), "fd00::1".parse().ok());

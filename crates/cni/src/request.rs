@@ -1,4 +1,5 @@
-//! What the runtime asks for: one verb, its parameters, its network configuration.
+//! Parser for a request of the runtime: the operation, its parameters and the network
+//! configuration.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,53 +8,57 @@ use serde::Deserialize;
 
 use crate::{Code, ContainerId, Error, IfName, Json, NetworkName, Version};
 
-/// A request, read in the order of checks that libcni's `skel` follows.
+/// A request. It is validated in the same order as in libcni's `skel`.
 #[derive(Debug)]
 pub enum Request {
-    /// No `CNI_COMMAND`: a person ran the plugin.
+    /// `CNI_COMMAND` is not set: a person ran the plugin.
     About,
     /// VERSION.
     Version,
-    /// Any other verb.
+    /// Any other operation.
     Call(Call),
 }
 
-/// A verb and what it is about.
+/// An operation with its parameters and network configuration.
 #[derive(Debug)]
 pub struct Call {
-    /// What to do.
+    /// Operation to perform.
     pub verb: Verb,
-    /// The version in whose shape to answer.
+    /// Version of the protocol in which to answer.
     pub version: Version,
-    /// The network's name.
+    /// Name of the network.
     pub network: NetworkName,
     /// The network configuration.
     pub config: Json,
-    /// `CNI_PATH`: where other plugins are, folders joined by `:`. Only who starts one needs it.
+    /// `CNI_PATH`: directories that contain plugins, separated by `:`. Used only to run another
+    /// plugin.
     pub path: Option<String>,
 }
 
-/// A verb, with the parameters that it has.
+/// An operation of the protocol, with its parameters.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "each variant is the SPEC's verb of its name")]
+#[expect(
+    missing_docs,
+    reason = "each variant is the SPEC operation of the same name"
+)]
 pub enum Verb {
-    Add(Attached),
-    Del(Attached),
-    Check(Attached),
+    Add(Parameters),
+    Del(Parameters),
+    Check(Parameters),
     Gc,
     Status,
 }
 
 /// The parameters of ADD, DEL and CHECK.
 #[derive(Clone, Debug)]
-pub struct Attached {
+pub struct Parameters {
     /// `CNI_CONTAINERID`.
     pub container_id: ContainerId,
     /// `CNI_IFNAME`.
     pub ifname: IfName,
-    /// `CNI_NETNS`; only DEL may lack it.
+    /// `CNI_NETNS`. Only DEL may omit it.
     pub netns: Option<PathBuf>,
-    /// `CNI_ARGS`, unread: DEL does not need to understand it.
+    /// `CNI_ARGS`, not parsed, because DEL does not need it.
     pub args: String,
 }
 
@@ -65,9 +70,9 @@ struct Head {
 }
 
 impl Request {
-    /// Reads the request. `env` looks a variable up; `stdin` is called at most once, and
-    /// not for VERSION. A variable that is set but empty counts as missing: libcni sets
-    /// all of them for every verb.
+    /// Reads the request. `env` looks up a variable. `stdin` is called at most once, and not for
+    /// VERSION. A variable that is set but empty counts as missing, because libcni sets all
+    /// variables for every operation.
     pub fn read(
         env: impl Fn(&str) -> Option<String>,
         stdin: impl FnOnce() -> io::Result<Vec<u8>>,
@@ -79,23 +84,23 @@ impl Request {
         if command == "VERSION" {
             return Ok(Self::Version);
         }
-        let attached = match command.as_str() {
-            "ADD" | "CHECK" => Some(attached(&env, true)?),
-            "DEL" => Some(attached(&env, false)?),
+        let parameters = match command.as_str() {
+            "ADD" | "CHECK" => Some(parameters(&env, true)?),
+            "DEL" => Some(parameters(&env, false)?),
             _ => None,
         };
         let text = stdin()
             .map_err(|error| Error::new(Code::IO, format!("error reading from stdin: {error}")))?;
-        let config = Json::parse(&text).map_err(|error| undecodable(&error))?;
-        let head: Head = config.to().map_err(|error| undecodable(&error))?;
+        let config = Json::parse(&text).map_err(|error| decode_error(&error))?;
+        let head: Head = config.to().map_err(|error| decode_error(&error))?;
         let network = NetworkName::new(head.name.as_deref().unwrap_or_default())?;
-        // A configuration older than the key means 0.1.0.
+        // A configuration without cniVersion is of version 0.1.0: it may be older than the key.
         let named = head
             .cni_version
             .as_deref()
             .filter(|text| !text.is_empty())
             .unwrap_or("0.1.0");
-        let version = gate(named)?;
+        let version = supported_version(named)?;
         let allowed = |since: Version, verb: Verb| {
             if version >= since {
                 return Ok(verb);
@@ -104,10 +109,10 @@ impl Request {
             Err(Error::new(Code::INCOMPATIBLE_VERSION, msg)
                 .with_details(format!("cniVersion is {version}, {command} needs {since}")))
         };
-        let verb = match (command.as_str(), attached) {
-            ("ADD", Some(attached)) => Ok(Verb::Add(attached)),
-            ("DEL", Some(attached)) => Ok(Verb::Del(attached)),
-            ("CHECK", Some(attached)) => allowed(Version::V0_4_0, Verb::Check(attached)),
+        let verb = match (command.as_str(), parameters) {
+            ("ADD", Some(parameters)) => Ok(Verb::Add(parameters)),
+            ("DEL", Some(parameters)) => Ok(Verb::Del(parameters)),
+            ("CHECK", Some(parameters)) => allowed(Version::V0_4_0, Verb::Check(parameters)),
             ("GC", _) => allowed(Version::V1_1_0, Verb::Gc),
             ("STATUS", _) => allowed(Version::V1_1_0, Verb::Status),
             _ => {
@@ -128,12 +133,12 @@ impl Request {
     }
 }
 
-/// A request that cannot be served, and the version in whose shape to say so.
+/// The error for a request that cannot be served, with the protocol version for the answer.
 #[derive(Debug)]
 pub struct Refused {
-    /// The configuration's version, or the latest where it is not known.
+    /// Version of the configuration, or the latest version if it is unknown.
     pub version: Version,
-    /// Why.
+    /// Reason for the rejection.
     pub error: Error,
 }
 
@@ -146,9 +151,13 @@ impl From<Error> for Refused {
     }
 }
 
-/// ADD and CHECK require every variable of the attachment, DEL all but the namespace.
-/// What is present but invalid is reported at once, what is missing all together.
-fn attached(env: &impl Fn(&str) -> Option<String>, needs_netns: bool) -> Result<Attached, Error> {
+/// Reads the parameters of ADD, DEL and CHECK from the environment. ADD and CHECK require every
+/// variable of the attachment, DEL all but `CNI_NETNS`. An invalid variable is reported at once.
+/// Missing variables are reported together.
+fn parameters(
+    env: &impl Fn(&str) -> Option<String>,
+    needs_netns: bool,
+) -> Result<Parameters, Error> {
     let container_id = env("CNI_CONTAINERID")
         .map(|text| ContainerId::new(&text))
         .transpose()?;
@@ -167,7 +176,7 @@ fn attached(env: &impl Fn(&str) -> Option<String>, needs_netns: bool) -> Result<
         missing.push("CNI_IFNAME");
     }
     match (container_id, ifname) {
-        (Some(container_id), Some(ifname)) if missing.is_empty() => Ok(Attached {
+        (Some(container_id), Some(ifname)) if missing.is_empty() => Ok(Parameters {
             container_id,
             ifname,
             netns,
@@ -180,7 +189,7 @@ fn attached(env: &impl Fn(&str) -> Option<String>, needs_netns: bool) -> Result<
     }
 }
 
-fn gate(named: &str) -> Result<Version, Error> {
+fn supported_version(named: &str) -> Result<Version, Error> {
     Version::supported(named).ok_or_else(|| {
         let supported: Vec<_> = Version::ALL.map(Version::as_str).into();
         Error::new(Code::INCOMPATIBLE_VERSION, "incompatible CNI versions").with_details(format!(
@@ -189,7 +198,7 @@ fn gate(named: &str) -> Result<Version, Error> {
     })
 }
 
-fn undecodable(reason: &str) -> Error {
+fn decode_error(reason: &str) -> Error {
     Error::new(
         Code::DECODE,
         format!("error unmarshall network config: {reason}"),
@@ -226,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn every_missing_variable_is_named_in_one_error() {
+    fn all_missing_variables_are_reported_in_one_error() {
         let all = "required env variables [CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME] missing";
         assert_eq!(refused("ADD", &[], "not even read"), (4, all.into()));
         assert_eq!(refused("CHECK", &[("CNI_NETNS", "")], ""), (4, all.into()));
@@ -244,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_is_checked_in_order() {
+    fn the_configuration_is_validated_in_order() {
         assert_eq!(refused("ADD", &POD, "{").0, 6);
         assert_eq!(refused("ADD", &POD, r#"{"name": 5}"#).0, 6);
         assert_eq!(
@@ -264,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn verbs_are_gated_by_version() {
+    fn check_gc_and_status_require_their_minimum_version() {
         let old = r#"{"cniVersion": "0.3.1", "name": "cbr0"}"#;
         assert_eq!(
             refused("CHECK", &POD, old),
@@ -276,29 +285,32 @@ mod tests {
     }
 
     #[test]
-    fn version_reads_no_standard_input_and_a_person_is_told_what_it_is() {
+    fn version_and_a_run_without_command_do_not_read_standard_input() {
         let env = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
         let request = Request::read(env, || panic!("VERSION must not read standard input"));
         assert!(matches!(request, Ok(Request::Version)));
-        let request = Request::read(|_| None, || panic!("nothing to read"));
+        let request = Request::read(
+            |_| None,
+            || panic!("standard input must not be read without CNI_COMMAND"),
+        );
         assert!(matches!(request, Ok(Request::About)));
     }
 
     #[test]
-    fn an_empty_netns_is_no_netns() {
+    fn an_empty_netns_counts_as_missing() {
         let vars = [
             ("CNI_CONTAINERID", "pod1"),
             ("CNI_NETNS", ""),
             ("CNI_IFNAME", "eth0"),
         ];
         let Ok(Request::Call(Call {
-            verb: Verb::Del(attached),
+            verb: Verb::Del(parameters),
             version,
             ..
         })) = read("DEL", &vars, r#"{"name": "cbr0"}"#)
         else {
-            panic!("DEL without a namespace is a request");
+            panic!("DEL without CNI_NETNS is a valid request");
         };
-        assert_eq!((attached.netns, version), (None, Version::V0_1_0));
+        assert_eq!((parameters.netns, version), (None, Version::V0_1_0));
     }
 }

@@ -1,4 +1,4 @@
-//! The result of ADD, in the shape of each version.
+//! The result of ADD, in the format of each version.
 
 use std::net::IpAddr;
 
@@ -6,46 +6,63 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::netconf::{as_text, network, optional_address};
+use crate::network::{deserialize_network, deserialize_optional_address, serialize_as_text};
 use crate::version::Family;
-use crate::{Code, Dns, Error, Json, RouteConf, Version};
+use crate::{Code, Error, Json, Route, Version};
 
-/// A route of a result: the same keys as a configured one.
-pub type Route = RouteConf;
-
-/// What ADD made: interfaces, addresses, routes and name resolution.
+/// The result of ADD: interfaces, addresses, routes and DNS configuration.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default)]
 pub struct AddResult {
-    /// Host's and container's interfaces.
+    /// Interfaces on the host and in the container.
     pub interfaces: Vec<Interface>,
     /// Addresses of the container.
     pub ips: Vec<Ip>,
     /// Routes in the container.
     pub routes: Vec<Route>,
-    /// Name resolution for the container.
+    /// DNS configuration for the container.
     pub dns: Dns,
 }
 
-/// An interface that ADD made or used.
+/// Name resolution, passed on to the runtime unchanged.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Dns {
+    /// Addresses of the name servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<String>,
+    /// Local domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Search list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    /// Resolver options.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+/// An interface that ADD created or used.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Interface {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Its hardware address, if it has one.
+    /// Hardware address, or empty if there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// Its MTU in bytes; sent from 1.1.0 on.
+    /// MTU in bytes. Written from version 1.1.0 on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// `CNI_NETNS` for the container's interface, nothing for the host's.
+    /// `CNI_NETNS` for an interface in the container, empty for an interface on the host.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
-    /// A socket that the interface ends in: not ours, handed on from 1.1.0 on.
+    /// Path of the socket behind the interface. This plugin does not set it. Passed on from version
+    /// 1.1.0 on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket_path: Option<String>,
-    /// The PCI device that the interface is of: not ours, handed on from 1.1.0 on.
+    /// PCI id of the device behind the interface. This plugin does not set it. Passed on from
+    /// version 1.1.0 on.
     #[serde(rename = "pciID", skip_serializing_if = "Option::is_none")]
     pub pci_id: Option<String>,
 }
@@ -53,27 +70,30 @@ pub struct Interface {
 /// An address of the container.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Ip {
-    /// Index into `interfaces`.
+    /// Index of the interface in `interfaces`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<usize>,
-    /// The address with its subnet's prefix length.
-    #[serde(deserialize_with = "network", serialize_with = "as_text")]
+    /// Address with the prefix length of its subnet.
+    #[serde(
+        deserialize_with = "deserialize_network",
+        serialize_with = "serialize_as_text"
+    )]
     pub address: IpNetwork,
-    /// The subnet's gateway.
+    /// Gateway of the subnet.
     #[serde(
         default,
-        deserialize_with = "optional_address",
+        deserialize_with = "deserialize_optional_address",
         skip_serializing_if = "Option::is_none"
     )]
     pub gateway: Option<IpAddr>,
 }
 
-/// `ip4` and `ip6` of the oldest shape.
+/// The value of `ip4` or `ip6` in the oldest result format.
 #[derive(Deserialize)]
-struct OldIp {
-    #[serde(deserialize_with = "network")]
+struct LegacyIp {
+    #[serde(deserialize_with = "deserialize_network")]
     ip: IpNetwork,
-    #[serde(default, deserialize_with = "optional_address")]
+    #[serde(default, deserialize_with = "deserialize_optional_address")]
     gateway: Option<IpAddr>,
     #[serde(default)]
     routes: Vec<Route>,
@@ -81,9 +101,9 @@ struct OldIp {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct OldResult {
-    ip4: Option<OldIp>,
-    ip6: Option<OldIp>,
+struct LegacyResult {
+    ip4: Option<LegacyIp>,
+    ip6: Option<LegacyIp>,
     dns: Dns,
 }
 
@@ -95,17 +115,17 @@ struct Head {
 }
 
 impl AddResult {
-    /// The result in the shape of `version`. That of 0.1.0 and 0.2.0 has room for one address of
-    /// each family, its routes and name resolution, and for nothing else.
+    /// Returns the result in the format of `version`. The format of 0.1.0 and 0.2.0 holds only one
+    /// address for each family with its routes, and the DNS configuration.
     #[must_use]
     pub fn to_json(&self, version: Version) -> Value {
         match version.family() {
-            Family::V0_2 => self.to_old(version),
-            Family::V0_4 | Family::V1 => self.to_new(version),
+            Family::V0_2 => self.to_legacy_json(version),
+            Family::V0_4 | Family::V1 => self.to_current_json(version),
         }
     }
 
-    fn to_new(&self, version: Version) -> Value {
+    fn to_current_json(&self, version: Version) -> Value {
         let mut object = Map::new();
         object.insert("cniVersion".into(), json!(version.as_str()));
         let mut interfaces = self.interfaces.clone();
@@ -131,7 +151,7 @@ impl AddResult {
         Value::Object(object)
     }
 
-    fn to_old(&self, version: Version) -> Value {
+    fn to_legacy_json(&self, version: Version) -> Value {
         let mut object = Map::new();
         object.insert("cniVersion".into(), json!(version.as_str()));
         for (key, is_ours) in [
@@ -161,9 +181,9 @@ impl AddResult {
         Value::Object(object)
     }
 
-    /// The `prevResult` of `config`, if it has one: the result of what ran before.
+    /// Returns the `prevResult` of `config`, if any: the result of the plugins that ran before.
     ///
-    /// Errors with code 6 when it is not a result of the configuration's family of versions.
+    /// Returns an error with code 6 if it is not a result of the configuration's version family.
     pub fn previous(config: &Json, version: Version) -> Result<Option<Self>, Error> {
         let decode = |reason| {
             Error::new(
@@ -181,12 +201,12 @@ impl AddResult {
         result.map(Some).map_err(decode)
     }
 
-    /// A result that was written for a configuration of `version`.
+    /// Parses a result that was written for a configuration of `version`.
     ///
-    /// The message says why it is none of the version's family.
+    /// The error message says why the text is not a result of the version's family.
     pub fn read(result: &Json, version: Version) -> Result<Self, String> {
         let head: Head = result.to()?;
-        // Without a version of its own it has the configuration's.
+        // A result without cniVersion has the version of the configuration.
         let its = head
             .version
             .as_deref()
@@ -195,13 +215,13 @@ impl AddResult {
         if its.map(Version::family) != Some(version.family()) {
             let its = head.version.unwrap_or_default();
             return Err(format!(
-                "its cniVersion is {its:?}, the configuration's {version}"
+                "its cniVersion is {its:?}, but the configuration has {version}"
             ));
         }
         if version.family() != Family::V0_2 {
             return result.to();
         }
-        let old: OldResult = result.to()?;
+        let old: LegacyResult = result.to()?;
         let mut result = Self {
             dns: old.dns,
             ..Self::default()
@@ -217,10 +237,10 @@ impl AddResult {
         Ok(result)
     }
 
-    /// The result of a chain in which `previous` came before. This one's part comes first, where the
-    /// plugins behind look: `firewall` takes the first interface for the bridge, and `portmap` the
-    /// first address for the container's. Name resolution is the previous one's where this one says
-    /// nothing about it.
+    /// Merges this result with `previous`, the result of the plugins that ran earlier in the chain.
+    /// The entries of this result come first, because later plugins look there: `firewall` uses the
+    /// first interface as the bridge, and `portmap` the first address as the container's. The DNS
+    /// configuration of `previous` is used if this result has none.
     #[must_use]
     pub fn after(mut self, mut previous: Self) -> Self {
         let ours = self.interfaces.len();
@@ -253,8 +273,8 @@ mod tests {
 
     fn dual() -> AddResult {
         let route = |dst: &str, gw: &str| Route {
-            dst: dst.parse().expect("written as a network"),
-            gw: Some(gw.parse().expect("written as an address")),
+            dst: dst.parse().expect("a valid network"),
+            gw: Some(gw.parse().expect("a valid address")),
             mtu: None,
             advmss: None,
             priority: None,
@@ -296,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn each_family_of_versions_has_its_shape() {
+    fn each_version_family_has_its_result_format() {
         assert_eq!(
             dual().to_json(Version::V0_2_0),
             json!({
@@ -335,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_may_be_without_addresses() {
+    fn a_result_may_have_no_addresses() {
         let nothing = AddResult::default();
         assert_eq!(
             nothing.to_json(Version::V0_1_0),
@@ -348,20 +368,20 @@ mod tests {
     }
 
     #[test]
-    fn a_previous_result_comes_back_as_it_went() {
+    fn a_result_can_be_read_back_as_a_previous_result() {
         for version in Version::ALL {
             let result = dual().to_json(version);
             let config = json!({"prevResult": result}).to_string();
             let config = Json::parse(config.as_bytes()).expect("just written");
-            let previous = AddResult::previous(&config, version).expect("of its own version");
-            let previous = previous.expect("is there");
+            let previous = AddResult::previous(&config, version).expect("the versions match");
+            let previous = previous.expect("the file exists");
             assert_eq!(previous.routes, dual().routes, "{version}");
             assert_eq!(previous.ips.len(), 2, "{version}");
         }
     }
 
     #[test]
-    fn what_came_before_is_kept_in_a_chain_behind_what_is_new() {
+    fn a_chained_result_lists_its_own_entries_before_the_previous_ones() {
         let mut previous = dual();
         previous.interfaces[0].name = "lo".into();
         let chain = dual().after(previous);
@@ -372,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_previous_result_of_another_family_is_refused() {
+    fn a_previous_result_of_another_family_is_rejected() {
         let config = br#"{"prevResult": {"cniVersion": "0.2.0"}}"#;
         let config = Json::parse(config).expect("valid");
         let error = AddResult::previous(&config, Version::V1_0_0).expect_err("another family");

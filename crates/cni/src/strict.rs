@@ -1,7 +1,8 @@
-//! Types for JSON values, position by position: an object is an object, and nothing else.
+//! A strict deserializer for JSON values.
 //!
-//! serde would take a list for a struct, its elements in the order of the fields. Here every value
-//! has the JSON type that is wanted, or the error says in JSON's words which one it has.
+//! serde accepts an array for a struct and assigns its elements to the fields in order. This
+//! deserializer requires the JSON type that the target needs. Otherwise the error names, in JSON
+//! terms, the expected type and the type found.
 
 use std::fmt;
 
@@ -10,12 +11,13 @@ use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
-/// `value` as a `T`. The message names the key by its path, what was expected and the value.
+/// Deserializes `value` into a `T`. The error message contains the path of the key, the expected
+/// type and the value found.
 pub(crate) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
     serde_path_to_error::deserialize(Strict(value)).map_err(|error| error.to_string())
 }
 
-/// Why a value is none of the type.
+/// The reason why a value does not match the target type.
 #[derive(Debug)]
 pub(crate) struct Error(String);
 
@@ -37,11 +39,15 @@ impl de::Error for Error {
     }
 }
 
-/// A value that gives out nothing but its own type.
+/// A deserializer that accepts a value only for a target of its own JSON type.
 #[derive(Clone, Copy)]
 struct Strict<'de>(&'de Value);
 
-impl Strict<'_> {
+impl<'de> Strict<'de> {
+    fn object(self) -> Result<&'de serde_json::Map<String, Value>, Error> {
+        self.0.as_object().ok_or_else(|| self.expected("an object"))
+    }
+
     fn expected(self, what: &str) -> Error {
         Error(format!("expected {what}, found {}", described(self.0)))
     }
@@ -59,7 +65,7 @@ impl Strict<'_> {
     }
 }
 
-/// A value in JSON's words, and its text as far as that is short.
+/// Returns the JSON type and the text of a value. A long text is truncated.
 fn described(value: &Value) -> String {
     const LONGEST: usize = 60;
     let kind = match value {
@@ -156,23 +162,27 @@ impl<'de> de::Deserializer<'de> for Strict<'de> {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        let object = self
-            .0
-            .as_object()
-            .ok_or_else(|| self.expected("an object"))?;
-        let entries = object
-            .iter()
-            .map(|(key, value)| (key.as_str(), Strict(value)));
+        let entries = self.object()?.iter();
+        let entries = entries.map(|(key, value)| (key.as_str(), Strict(value)));
         visitor.visit_map(MapDeserializer::new(entries))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _name: &'static str,
-        _fields: &'static [&'static str],
+        fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        self.deserialize_map(visitor)
+        // Keys match without regard to case, as in Go.
+        let field = |key: &'de str| {
+            let mut fields = fields.iter().copied();
+            fields
+                .find(|field| field.eq_ignore_ascii_case(key))
+                .unwrap_or(key)
+        };
+        let entries = self.object()?.iter();
+        let entries = entries.map(|(key, value)| (field(key), Strict(value)));
+        visitor.visit_map(MapDeserializer::new(entries))
     }
 
     forward_to_deserialize_any! {

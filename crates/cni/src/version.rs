@@ -1,8 +1,8 @@
-//! The versions of the protocol, in order.
+//! The supported versions of the CNI protocol.
 
 use std::fmt;
 
-/// A version of the protocol that we speak. Ordered: a later version is greater.
+/// A supported version of the CNI protocol. Ordered: a later version is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each variant is its version's number")]
 pub enum Version {
@@ -16,7 +16,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// Every version, oldest first.
+    /// All supported versions, oldest first.
     pub const ALL: [Self; 7] = [
         Self::V0_1_0,
         Self::V0_2_0,
@@ -27,10 +27,10 @@ impl Version {
         Self::V1_1_0,
     ];
 
-    /// The newest version, used where the request does not name one.
+    /// The newest version. It is used where the request names no version.
     pub const LATEST: Self = Self::V1_1_0;
 
-    /// The number as it stands in `cniVersion`.
+    /// Returns the version as written in `cniVersion`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -44,8 +44,8 @@ impl Version {
         }
     }
 
-    /// The version written as `text`, if we speak it. It must match to the letter: libcni
-    /// looks the string up in the list that VERSION printed.
+    /// Returns the version written as `text`, if it is supported. The text must match exactly:
+    /// libcni looks it up in the list that VERSION printed.
     #[must_use]
     pub fn supported(text: &str) -> Option<Self> {
         Self::ALL
@@ -53,8 +53,8 @@ impl Version {
             .find(|version| version.as_str() == text)
     }
 
-    /// The family whose results share one shape; a `prevResult` must be of its
-    /// configuration's family.
+    /// Returns the family of the version. The versions of a family share one result format, and a
+    /// `prevResult` must be of the same family as its configuration.
     #[must_use]
     pub const fn family(self) -> Family {
         match self {
@@ -71,13 +71,13 @@ impl fmt::Display for Version {
     }
 }
 
-/// The three shapes that results had.
+/// The three result formats of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// `ip4` and `ip6`: 0.1.0 and 0.2.0.
+    /// 0.1.0 and 0.2.0: `ip4` and `ip6`.
     V0_2,
-    /// `interfaces` and `ips` with a `version` each: 0.3.0 to 0.4.0.
+    /// 0.3.0 to 0.4.0: `interfaces`, and `ips` with a `version` each.
     V0_4,
-    /// `interfaces` and `ips`: from 1.0.0.
+    /// From 1.0.0: `interfaces` and `ips`.
     V1,
 }

@@ -1,17 +1,18 @@
-//! What holds addresses: an attachment, in one boot of the machine.
+//! The holders of addresses: attachments, and the boot that they belong to.
 
 use std::time::{Duration, SystemTime};
 use std::{fmt, fs, io};
 
-/// (container id, ifname): what holds addresses within a network.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// An attachment, which holds addresses in a network: the container ID and the interface name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment {
     container_id: String,
     ifname: String,
 }
 
 impl Attachment {
-    /// Both are names that the protocol has checked: neither holds `/` or `:`.
+    /// Returns an attachment. Both names must be valid according to the CNI SPEC; they contain
+    /// neither `/` nor `:`.
     #[must_use]
     pub fn new(container_id: &str, ifname: &str) -> Self {
         Self {
@@ -20,31 +21,32 @@ impl Attachment {
         }
     }
 
-    /// The container's id.
+    /// Returns the container ID.
     #[must_use]
     pub fn container_id(&self) -> &str {
         &self.container_id
     }
 
-    /// The interface's name in the container.
+    /// Returns the interface name in the container.
     #[must_use]
     pub fn ifname(&self) -> &str {
         &self.ifname
     }
 }
 
-/// Who holds an address, according to its file.
+/// The holder of an address, as read from the file of the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// An attachment.
     Attachment(Attachment),
-    /// A container: the oldest host-local wrote its id alone.
+    /// All attachments of a container: old versions of host-local wrote only the container ID.
     Container(String),
 }
 
 impl Holder {
-    /// Reads an address file. What names nobody is what a crash leaves: nothing, or half a file,
-    /// or the zeros of a file system that had no time to write it.
+    /// Parses the file of an address. Returns `None` if it names no holder, as after a crash: the
+    /// file is empty, incomplete, or filled with zeros by a file system that did not write the data
+    /// in time.
     pub(crate) fn parse(content: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(content).ok()?;
         match text.split_once("\r\n") {
@@ -58,7 +60,7 @@ impl Holder {
         }
     }
 
-    /// Whether that is `who`, or all of the container that `who` is of.
+    /// True if this is `who`, or the container of `who`.
     #[must_use]
     pub fn is(&self, who: &Attachment) -> bool {
         match self {
@@ -83,7 +85,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// What the protocol allows for a container's id.
+/// True if the CNI SPEC allows this text as a container ID.
 fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text
@@ -91,15 +93,15 @@ fn is_identifier(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
-/// The boot of the machine that we run in. No network namespace survives a boot, so neither
-/// does a reservation.
+/// The current boot of the machine. Network namespaces do not survive a reboot, so reservations do
+/// not either.
 #[derive(Clone, Debug)]
 pub struct Boot {
     pub(crate) id: String,
 }
 
 impl Boot {
-    /// The running kernel's.
+    /// Reads the boot ID of the running kernel.
     pub fn current() -> io::Result<Self> {
         let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         Ok(Self {
@@ -107,11 +109,11 @@ impl Boot {
         })
     }
 
-    /// When it began. Only asked for when a boot has passed.
+    /// Returns the time of the boot. Used only for the reservations whose boot is not recorded.
     pub(crate) fn started() -> io::Result<SystemTime> {
         let uptime = fs::read_to_string("/proc/uptime")?;
         let seconds = uptime.split('.').next().and_then(|text| text.parse().ok());
-        let seconds = seconds.ok_or_else(|| io::Error::other("/proc/uptime holds no number"))?;
+        let seconds = seconds.ok_or_else(|| io::Error::other("/proc/uptime contains no number"))?;
         Ok(SystemTime::now() - Duration::from_secs(seconds))
     }
 }

@@ -4,61 +4,62 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::lock::StillLocked;
+use crate::lock::LockTimeout;
 
-/// Why the store did not do what was asked of it.
+/// The error of an operation on the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process holds the lock and does not let go.
+    /// Another process holds the lock for longer than the timeout.
     #[error("lock {path}: {source}")]
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// Who holds it.
-        source: StillLocked,
+        /// The process that holds it.
+        source: LockTimeout,
     },
-    /// Every address of a range set is held.
+    /// Every address of a range set is reserved.
     #[error(
-        "no IP addresses available in range set {set}: all {size} are held, in {dir}; \
-         {reclaimed} were abandoned and taken back before"
+        "no IP addresses available in range set {set}: all {size} are reserved in {dir}; \
+         reclaimed {reclaimed} stale reservations"
     )]
     Exhausted {
         /// The range set.
         set: String,
         /// The store's directory.
         dir: PathBuf,
-        /// How many addresses the set has.
+        /// Number of addresses in the set.
         size: usize,
-        /// How many addresses were taken back from attachments that are no more.
+        /// Number of stale reservations that were reclaimed in the attempt: those of attachments
+        /// that no longer exist.
         reclaimed: usize,
     },
-    /// A requested address is somebody else's, or a gateway.
+    /// A requested address is reserved by another attachment, or is a gateway.
     #[error("requested IP address {address} is {reason}")]
     Unavailable {
         /// The address.
         address: IpAddr,
-        /// Why it cannot be had.
+        /// Why the address is not available.
         reason: String,
     },
-    /// Requested addresses that no range set contains, or more than one for a set.
+    /// Requested addresses that are in no range set, or more than one address for a set.
     #[error("failed to allocate all requested IPs: {}", join(.0))]
-    Unplaced(Vec<IpAddr>),
-    /// The directory cannot be read or written.
+    NotInRanges(Vec<IpAddr>),
+    /// The directory of the store cannot be read or written.
     #[error("{doing} in {dir}")]
     Io {
-        /// What we were doing.
+        /// The operation that failed.
         doing: &'static str,
         /// The store's directory.
         dir: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl StoreError {
-    /// The same after so many addresses were taken back from attachments that are no more.
+    /// Adds the number of stale reservations that were reclaimed before this attempt.
     #[must_use]
-    pub fn after_reclaiming(mut self, count: usize) -> Self {
+    pub fn with_reclaimed(mut self, count: usize) -> Self {
         if let Self::Exhausted { reclaimed, .. } = &mut self {
             *reclaimed = count;
         }

@@ -1,8 +1,9 @@
-//! Address management for one node: which attachment holds which address.
+//! IP address management (IPAM) for one node: which attachment holds which address.
 //!
-//! A [`RangeSet`] is a pool of addresses; a [`Store`] is the directory of one network's
-//! reservations, in the format of the `host-local` plugin, so that both can serve the same
-//! node by turns; a [`Reservation`] gives its addresses back unless it is kept.
+//! A [`RangeSet`] is a pool of addresses. A [`Store`] is the directory with the reservations of one
+//! network, in the format of the `host-local` plugin, so that both plugins can be used in turn on
+//! the same node. A [`Reservation`] releases its addresses when it is dropped, unless
+//! [`Reservation::keep`] was called.
 
 mod attachment;
 mod error;
@@ -13,7 +14,6 @@ mod store;
 
 pub use attachment::{Attachment, Boot, Holder};
 pub use error::StoreError;
-pub use files::{uninterrupted, unless_absent};
-pub use lock::{FileLock, StillLocked};
+pub use lock::{FileLock, LockTimeout};
 pub use range::{Range, RangeError, RangeSet, RangeSets, RangeSpec};
-pub use store::{Collected, Freed, Overlap, Released, Reservation, Store, Vacant};
+pub use store::{Collected, EmptyNetwork, Freed, Overlap, Released, Reservation, Store};

@@ -1,20 +1,22 @@
-//! Ranges of addresses, valid once they exist.
+//! Address ranges, validated when they are created.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use subnet::{Subnet, to_number};
 
-/// A range as configured: only the subnet is required.
+/// A range as configured. Only the subnet is required.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RangeSpec {
-    /// The network that the addresses belong to, without host bits.
+    /// The subnet of the addresses, without host bits.
     pub subnet: IpNetwork,
-    /// First address to give out; by default the one after the network's.
+    /// First address to allocate; by default the one after the network address.
     pub start: Option<IpAddr>,
-    /// Last address to give out; by default the last but broadcast (IPv4) or the last (IPv6).
+    /// Last address to allocate; by default the last one before the broadcast address (IPv4), or
+    /// the last one of the subnet (IPv6).
     pub end: Option<IpAddr>,
-    /// The gateway, never given out; by default the network's first address.
+    /// Gateway, which is never allocated; by default the first address after the network address.
     pub gateway: Option<IpAddr>,
 }
 
@@ -29,7 +31,7 @@ impl From<IpNetwork> for RangeSpec {
     }
 }
 
-/// Consecutive addresses of one subnet. Never empty.
+/// Consecutive addresses of one subnet, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     subnet: IpNetwork,
@@ -38,17 +40,18 @@ pub struct Range {
     gateway: IpAddr,
 }
 
-/// Ranges of one family that do not overlap: one address is given out of all of them.
+/// Ranges of one address family that do not overlap. An attachment gets one address from the whole
+/// set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet(Vec<Range>);
 
-/// Range sets that do not overlap: one address is given out of each.
+/// Range sets that do not overlap. An attachment gets one address from each set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSets(Vec<RangeSet>);
 
-/// Why something is not a range, a set or sets.
+/// The reason why a range, a range set or a list of range sets is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "each message says it")]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum RangeError {
     #[error("network {0} has host bits set, the network address is {network}", network = .0.network())]
     HostBits(IpNetwork),
@@ -63,7 +66,7 @@ pub enum RangeError {
     #[error("gateway {0} is not of the family of network {1}")]
     GatewayFamily(IpAddr, IpNetwork),
     #[error("rangeEnd {end} is before rangeStart {start}")]
-    Backwards { start: IpAddr, end: IpAddr },
+    EndBeforeStart { start: IpAddr, end: IpAddr },
     #[error("no IP ranges specified")]
     NoSets,
     #[error("empty range set")]
@@ -77,20 +80,20 @@ pub enum RangeError {
 }
 
 impl Range {
-    /// Checks a range: no host bits, at least four addresses, start and end inside.
+    /// Validates a range: the subnet has no host bits and at least four addresses, and contains the
+    /// start and the end.
     pub fn new(spec: &RangeSpec) -> Result<Self, RangeError> {
         let subnet = spec.subnet;
         if subnet.ip() != subnet.network() {
             return Err(RangeError::HostBits(subnet));
         }
-        let bits = if subnet.is_ipv4() { 32 } else { 128 };
-        if subnet.prefix() > bits - 2 {
+        if Subnet::of(subnet).is_too_small() {
             return Err(RangeError::TooSmall(subnet));
         }
-        let (first, last) = (number(subnet.network()), number(subnet.broadcast()));
+        let (first, last) = (to_number(subnet.network()), to_number(subnet.broadcast()));
         let inside = |name, address: Option<IpAddr>, default| match address {
             None => Ok(default),
-            Some(address) if subnet.contains(address) => Ok(number(address)),
+            Some(address) if subnet.contains(address) => Ok(to_number(address)),
             Some(address) => Err(RangeError::Outside {
                 name,
                 address,
@@ -98,19 +101,19 @@ impl Range {
             }),
         };
         let start = inside("rangeStart", spec.start, first + 1)?;
-        // IPv6 has no broadcast address to spare.
+        // IPv6 has no broadcast address to exclude.
         let end = inside("rangeEnd", spec.end, last - u128::from(subnet.is_ipv4()))?;
         if end < start {
             let (start, end) = (address(subnet, start), address(subnet, end));
-            return Err(RangeError::Backwards { start, end });
+            return Err(RangeError::EndBeforeStart { start, end });
         }
         let gateway = spec.gateway.unwrap_or_else(|| address(subnet, first + 1));
         if gateway.is_ipv4() != subnet.is_ipv4() {
             return Err(RangeError::GatewayFamily(gateway, subnet));
         }
-        // Routers of IPv6 have an address that is valid on the link only, in every subnet.
-        let is_of_link = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if !is_of_link && !subnet.contains(gateway) {
+        // The gateway of an IPv6 subnet may have a link-local address, which is outside the subnet.
+        let is_link_local = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !is_link_local && !subnet.contains(gateway) {
             return Err(RangeError::Outside {
                 name: "gateway",
                 address: gateway,
@@ -125,29 +128,30 @@ impl Range {
         })
     }
 
-    /// The network that the addresses belong to.
+    /// Returns the subnet of the addresses.
     #[must_use]
     pub fn subnet(&self) -> IpNetwork {
         self.subnet
     }
 
-    /// The gateway's address.
+    /// Returns the address of the gateway.
     #[must_use]
     pub fn gateway(&self) -> IpAddr {
         self.gateway
     }
 
-    /// `address` with the subnet's prefix length, as the container gets it.
+    /// Returns `address` with the prefix length of the subnet, as it is configured in the
+    /// container.
     #[must_use]
     pub fn with_prefix(&self, address: IpAddr) -> IpNetwork {
         IpNetwork::new(address, self.subnet.prefix()).expect("the subnet has that prefix length")
     }
 
-    /// Whether `address` may be given out of this range, gateways apart.
+    /// True if `address` is between the start and the end of this range. It may still be a gateway.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.subnet.is_ipv4()
-            && (self.start..=self.end).contains(&number(address))
+            && (self.start..=self.end).contains(&to_number(address))
     }
 
     fn overlaps(&self, other: &Self) -> bool {
@@ -191,36 +195,37 @@ impl RangeSet {
         Ok(Self(ranges))
     }
 
-    /// The range that `address` may be given out of.
+    /// Returns the range that contains `address`.
     #[must_use]
     pub fn range_of(&self, address: IpAddr) -> Option<&Range> {
         self.0.iter().find(|range| range.contains(address))
     }
 
-    /// Whether `address` is the gateway of one of the ranges.
+    /// True if `address` is the gateway of one of the ranges.
     #[must_use]
     pub fn is_gateway(&self, address: IpAddr) -> bool {
         self.0.iter().any(|range| range.gateway == address)
     }
 
-    /// The ranges.
+    /// Returns the ranges of the set.
     #[must_use]
     pub fn ranges(&self) -> &[Range] {
         &self.0
     }
 
-    /// Every address once, gateways left out, beginning after `last` and ending with it.
+    /// Returns every address once, except gateways, starting after `last` and ending with it.
     pub(crate) fn round_robin(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
-        let turn = last.and_then(|last| self.0.iter().position(|range| range.contains(last)));
-        let last = turn.and(last).map(number);
-        let turn = turn.unwrap_or(0);
-        let range = &self.0[turn];
+        let current = last.and_then(|last| self.0.iter().position(|range| range.contains(last)));
+        let last = current.and(last).map(to_number);
+        let current = current.unwrap_or(0);
+        let range = &self.0[current];
         let rest = range.addresses(last.unwrap_or(range.start));
-        let rest = rest.filter(move |address| Some(number(*address)) != last);
-        let others = self.0[turn + 1..].iter().chain(&self.0[..turn]);
+        let rest = rest.filter(move |address| Some(to_number(*address)) != last);
+        let others = self.0[current + 1..].iter().chain(&self.0[..current]);
         let others = others.flat_map(|range| range.addresses(range.start));
         let before = range.addresses(range.start);
-        let before = before.take_while(move |address| last.is_some_and(|l| number(*address) <= l));
+        let before =
+            before.take_while(move |address| last.is_some_and(|l| to_number(*address) <= l));
         let all = rest.chain(others).chain(before);
         all.filter(|address| !self.is_gateway(*address))
     }
@@ -236,7 +241,7 @@ impl fmt::Display for RangeSet {
 }
 
 impl RangeSets {
-    /// Checks all sets. Errors name the set by its position.
+    /// Validates the range sets. Errors contain the index of the set.
     pub fn new(specs: &[Vec<RangeSpec>]) -> Result<Self, RangeError> {
         if specs.is_empty() {
             return Err(RangeError::NoSets);
@@ -256,25 +261,14 @@ impl RangeSets {
         Ok(Self(sets))
     }
 
-    /// The sets, in order.
+    /// Returns the sets, in order.
     pub fn iter(&self) -> impl Iterator<Item = &RangeSet> {
         self.0.iter()
     }
 }
 
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u32::from(v4).into(),
-        IpAddr::V6(v6) => v6.into(),
-    }
-}
-
 fn address(subnet: IpNetwork, number: u128) -> IpAddr {
-    if subnet.is_ipv4() {
-        Ipv4Addr::from(u32::try_from(number).expect("inside an IPv4 subnet")).into()
-    } else {
-        Ipv6Addr::from(number).into()
-    }
+    Subnet::of(subnet).from_number(number)
 }
 
 #[cfg(test)]
@@ -301,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_gives_out_all_but_network_gateway_and_broadcast() {
+    fn a_range_excludes_network_gateway_and_broadcast() {
         let set = RangeSet::new(&[spec("10.1.1.0/29", "", "")]).expect("valid");
         assert_eq!(
             walk(&set, ""),
@@ -312,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_address_comes_round_last() {
+    fn the_last_reserved_address_is_tried_last() {
         let ranges = [
             spec("10.1.1.0/29", "10.1.1.5", ""),
             spec("10.1.2.0/29", "", "10.1.2.3"),
@@ -333,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn no_ranges_gateway_is_given_out_of_another() {
+    fn the_gateway_of_one_range_is_not_allocated_from_another() {
         let second = RangeSpec {
             gateway: "10.1.1.2".parse().ok(),
             ..spec("10.1.1.0/29", "10.1.1.4", "10.1.1.5")
@@ -343,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_address_at_the_very_end_of_ipv6_does_not_overflow() {
+    fn the_last_ipv6_addresses_do_not_overflow() {
         let set = RangeSet::new(&[spec("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124", "", "")]);
         let set = set.expect("valid");
         assert_eq!(
@@ -359,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_invalid_value() {
         let of = |specs: &[RangeSpec]| sets(&[specs]).expect_err("invalid").to_string();
         assert_eq!(
             of(&[spec("10.1.1.5/24", "", "")]),

@@ -1,13 +1,91 @@
-//! Errors, as people read them.
+//! The agent's errors. They stay values until they are logged, shown by `status`, or written to the
+//! Node's condition.
 
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub(crate) use cni::causes;
+
+use crate::commands::install;
+use crate::files;
+use crate::node::{forwarding, uplink};
+use crate::store;
+
+/// The result of most functions of the agent.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the agent, or one of its commands, failed. [`text`](Error::text) has the causes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    #[error(transparent)]
+    SubnetFile(#[from] subnet_env::Error),
+    #[error(transparent)]
+    File(#[from] files::Error),
+    #[error(transparent)]
+    Program(#[from] programs::iptables::Error),
+    #[error(transparent)]
+    Uplink(#[from] uplink::Error),
+    #[error(transparent)]
+    Forwarding(#[from] forwarding::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Install(#[from] install::Error),
+    /// An error that persists until it is looked at again.
+    #[error(transparent)]
+    Persisting(#[from] Arc<Error>),
+    /// Pods of this node cannot reach others.
+    #[error("interface {0} is down")]
+    InterfaceDown(String),
+    /// A store gave a new state that cannot be used.
+    #[error("{}; the last known state stays in use", .0.text())]
+    LastStateStays(Box<Error>),
+    /// `iptables` refuses all packets of one direction.
+    #[error(
+        "{program} refuses packets from {from} to {to}: a rule for these addresses comes before ours (`{program} -S FORWARD` shows it)"
+    )]
+    ForwardRefused {
+        program: &'static str,
+        from: ipnetwork::IpNetwork,
+        to: ipnetwork::IpNetwork,
+    },
+    #[error("wait for signals")]
+    Signal(#[source] std::io::Error),
+    /// Another agent, or none, has the socket.
+    #[error(
+        "an agent is already running on this node (it answers at {0}): two agents would undo each other's work"
+    )]
+    AlreadyRunning(PathBuf),
+    #[error(
+        "an agent is running on this node (it answers at {socket}) and would {consequence}; stop it first"
+    )]
+    StopAgentFirst {
+        socket: PathBuf,
+        consequence: &'static str,
+    },
+    #[error("no agent answers at {socket} (is hostgw-agent running?)")]
+    NoAgent {
+        socket: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("listen on {address} (--healthz-port)")]
+    Listen {
+        address: std::net::SocketAddr,
+        source: std::io::Error,
+    },
+    /// A command did a part of its work: what was done, and what failed.
+    #[error("{done}{failed}")]
+    Incomplete { done: String, failed: String },
+    /// A flag, a file or a combination of them that the user has to change.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    /// The error with its causes, on one line.
+    pub(crate) fn text(&self) -> String {
+        causes(self)
     }
-    text
 }

@@ -1,106 +1,100 @@
-//! `hostgw-agent`: leases the node's subnet, routes every other node's subnet to that node, and
-//! says in the node's subnet file which one is its own.
+//! `hostgw-agent`: leases the node's subnet, routes every other node's subnet to that node, and writes
+//! the node's subnet file.
 
 mod agent;
-mod apply;
-mod cache;
-mod check;
-mod cleanup;
 mod cli;
-mod diverted;
+mod commands;
 mod error;
 mod files;
 mod firewall;
-mod install;
-mod lease;
-mod metrics;
-mod net_conf;
+mod network;
 mod node;
-mod pace;
-mod peers;
-mod plan;
-mod programs;
-mod release;
-mod repeats;
-mod serve;
-mod state;
-mod status;
+mod observe;
+mod routes;
 mod store;
-mod uplink;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-use crate::agent::{Agent, Settings};
-use crate::cli::{Cli, Log, LogFormat, Serving, Task};
+use crate::agent::{Agent, AgentConfig};
+use crate::cli::{Cli, Listen, LogFormat, LogOptions, Task};
+use crate::commands::{check, install, release, status};
+use crate::error::Result;
+use crate::observe::{SharedState, http};
 
 fn main() -> ExitCode {
     let env = |name: &str| std::env::var(name).ok();
     let arguments = cli::arguments(std::env::args_os(), env);
     let cli = Cli::read(&arguments).unwrap_or_else(|error| error.exit());
-    log(&cli.log());
-    let outcome = cli.task(env).and_then(|task| {
+    start_log(&cli.log());
+    let result = cli.task(env).and_then(|task| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
         let runtime = runtime.expect("the runtime needs nothing but a poll descriptor");
         runtime.block_on(perform(task))
     });
-    match outcome {
+    match result {
         Ok(text) => {
-            // Who does not read to the end has what he wants.
+            // A reader that stops early, such as `head`, is no error.
             drop(std::io::stdout().write_all(text.as_bytes()));
             ExitCode::SUCCESS
         }
-        Err(reason) => {
-            drop(writeln!(std::io::stderr(), "hostgw-agent: {reason}"));
+        Err(error) => {
+            drop(writeln!(
+                std::io::stderr(),
+                "hostgw-agent: {}",
+                error.text()
+            ));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Does it, and gives what is to be printed.
-async fn perform(task: Task) -> Result<String, String> {
+/// Performs a task. Returns the text to print.
+async fn perform(task: Task) -> Result<String> {
     match task {
-        Task::Run(settings, serving) => run(*settings, serving).await.map(|()| String::new()),
-        Task::Status(asked) => status::show(&asked.socket, asked.json).await,
+        Task::Run(config, listen) => run(*config, listen).await.map(|()| String::new()),
+        Task::Status(options) => status::show(&options.socket, options.json).await,
         Task::Check(files) => check::check(&files),
-        Task::Release(settings, serving) => {
-            Box::pin(release::release(*settings, &serving.socket)).await
-        }
-        Task::Install(install, subnet_file, wait) => install.run(&subnet_file, wait).await,
-        Task::Uninstall(record, socket) => install::uninstall(&record, &socket).await,
+        Task::Release(config, listen) => Box::pin(release::release(*config, &listen.socket)).await,
+        Task::Install {
+            install,
+            subnet_file,
+            wait,
+        } => install.run(&subnet_file, wait).await,
+        Task::Uninstall { record, socket } => install::uninstall(&record, &socket).await,
         Task::Cleanup(cleanup) => cleanup.run().await,
     }
 }
 
-async fn run(settings: Settings, serving: Serving) -> Result<(), String> {
-    let shared = agent::shared();
-    serve::start(&shared, &serving.socket, serving.address).await?;
-    let agent = Agent::new(settings, shared).map_err(|error| error::chain(&error))?;
-    agent.run().await.map_err(|error| error::chain(&error))
+async fn run(config: AgentConfig, listen: Listen) -> Result<()> {
+    let shared = SharedState::default();
+    http::start(&shared, &listen.socket, listen.address).await?;
+    Agent::new(config, Arc::clone(&shared))?.run().await
 }
 
-/// The log goes to standard error: as text to a terminal, as JSON to what collects it.
-fn log(how: &Log) {
+/// Logs to standard error: as text on a terminal, else as JSON.
+fn start_log(options: &LogOptions) {
     let is_terminal = std::io::stderr().is_terminal();
-    let level = match how.verbosity {
+    let level = match options.verbosity {
         ..=0 => LevelFilter::INFO,
         1..=4 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    // Libraries tell of every frame, with passwords in it.
+    // Libraries log every frame, with the passwords in it.
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let text = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(is_terminal)
         .with_target(false);
     let registry = tracing_subscriber::registry();
-    match how.log_format {
+    match options.log_format {
         LogFormat::Auto if !is_terminal => registry
             .with(text.json().flatten_event(true).with_filter(ours))
             .init(),

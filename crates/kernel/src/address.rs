@@ -1,4 +1,4 @@
-//! Addresses of links.
+//! IP addresses of links.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,44 +15,46 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::link::set_up;
-use crate::route::{RouteOptions, new_route};
+use crate::route_change::new_route;
 use crate::rtnl::{Answer, Change, Request, ip, number};
 use crate::watch::Watch;
-use crate::{Error, Link, Route, Rtnl};
+use crate::{Error, Link, Route, RouteOptions, Rtnl};
 
-/// What a container's interface is given when it goes up.
+/// The configuration of a container's interface, applied by [`Rtnl::bring_up`].
 #[derive(Clone, Copy, Debug)]
-pub struct Furnishing<'a> {
-    /// Its addresses, with their prefix lengths.
+pub struct InterfaceSetup<'a> {
+    /// The addresses of the interface, with their prefix lengths.
     pub addresses: &'a [IpNetwork],
-    /// Whether an IPv6 address is held back until no duplicate of it is found.
+    /// True if duplicate address detection runs for IPv6 addresses: an address is not used until
+    /// the kernel has found no duplicate.
     pub detect_duplicates: bool,
-    /// Whether the neighbours are told of the IPv4 addresses, and not only when they change. The
-    /// kernel floods the bridge with it, at 4 µs for each port.
+    /// True if the kernel announces the IPv4 addresses when the link goes up (gratuitous ARP), and
+    /// not only when the hardware address changes later. The bridge floods the announcement to its
+    /// ports, which costs 4 µs for each port.
     pub announce: bool,
-    /// Its routes.
+    /// The routes of the interface.
     pub routes: &'a [(Route, RouteOptions)],
-    /// Routes of a family that it has no address in: those that the kernel does not take are
-    /// left out.
+    /// Routes of an address family in which the interface has no address. Those that the kernel
+    /// rejects are skipped.
     pub optional_routes: &'a [(Route, RouteOptions)],
 }
 
-/// An address of this namespace that others may be told.
+/// An address of this namespace that may be published to other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// The number of its link.
+    /// Index of the link.
     pub link: u32,
-    /// The address, with its prefix length.
+    /// The address with its prefix length.
     pub network: IpNetwork,
-    /// Whether it stays until somebody takes it away.
+    /// True if the address has no lifetime: it stays until it is deleted.
     pub is_permanent: bool,
-    /// Whether it is one of those that IPv6 changes for privacy.
+    /// True for a temporary IPv6 address (privacy extensions, RFC 8981).
     pub is_temporary: bool,
-    /// Whether new connections are not to come from it any more.
+    /// True if the address is deprecated: new connections must not use it as their source.
     pub is_deprecated: bool,
 }
 
-/// One change of a furnishing.
+/// One step of [`Rtnl::bring_up`].
 enum Step<'a> {
     Announce,
     Address(IpNetwork),
@@ -62,21 +64,22 @@ enum Step<'a> {
 }
 
 impl Rtnl {
-    /// The addresses of `link`, with their prefix lengths.
+    /// Returns the addresses of `link`, with their prefix lengths.
     pub fn addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
         let found = self.dump_addresses(link.index)?.into_iter();
         Ok(found.map(|found| found.address).collect())
     }
 
-    /// Those of every link that others may be told, whatever scope somebody gave them, and that nobody
-    /// else was found to have; in the kernel's order.
+    /// Returns the addresses of all links that may be published, of every scope, in the kernel's
+    /// order. Loopback addresses are left out, and so are IPv6 addresses for which duplicate
+    /// address detection failed.
     pub fn all_addresses(&self) -> Result<Vec<Address>, Error> {
         let found = self.dump_addresses(0)?.into_iter();
         let usable = found.filter(|found| {
             let is_elsewhere = found.flags.contains(AddressFlags::Dadfailed);
             !found.address.ip().is_loopback() && !is_elsewhere
         });
-        let address = |found: Found| Address {
+        let address = |found: AddressEntry| Address {
             link: found.index,
             network: found.address,
             is_permanent: found.flags.contains(AddressFlags::Permanent),
@@ -86,17 +89,18 @@ impl Rtnl {
         Ok(usable.map(address).collect())
     }
 
-    /// The IPv6 addresses of `link` that somebody gave it for a time: routers do, and kernels keep them
-    /// for a while after that.
+    /// Returns the IPv6 addresses of `link` that have a lifetime. Routers assign such addresses,
+    /// and the kernel keeps them for a while after the router is gone.
     pub(crate) fn temporary_addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
         let found = self.dump_addresses(link.index)?.into_iter();
-        let is_temporary = |found: &Found| {
+        let is_temporary = |found: &AddressEntry| {
             found.address.is_ipv6() && !found.flags.contains(AddressFlags::Permanent)
         };
         Ok(found.filter(is_temporary).map(|f| f.address).collect())
     }
 
-    /// The addresses of a veth's peer in another namespace; none where that namespace is gone.
+    /// Returns the addresses of a veth's peer in another namespace, or none if that namespace is
+    /// gone.
     pub fn addresses_of_peer(&self, veth: &Link) -> Result<Vec<IpAddr>, Error> {
         let (Some(peer), Some(netns)) = (veth.peer, veth.peer_netns) else {
             return Ok(Vec::new());
@@ -104,62 +108,63 @@ impl Rtnl {
         let doing = format!("list the addresses of the peer of {}", veth.name);
         match self.dump(&PeerAddresses { peer, netns }, &doing) {
             Ok(answers) => {
-                let found = answers.iter().filter_map(Found::read);
+                let found = answers.iter().filter_map(AddressEntry::read);
                 Ok(found
                     .filter(|found| found.index == peer)
                     .map(|found| found.address.ip())
                     .collect())
             }
-            Err(error) if error.is_no_namespace() || error.is_gone() => Ok(Vec::new()),
+            Err(error) if error.is_namespace_missing() || error.is_gone() => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
 
-    fn dump_addresses(&self, index: u32) -> Result<Vec<Found>, Error> {
+    fn dump_addresses(&self, index: u32) -> Result<Vec<AddressEntry>, Error> {
         let mut request = AddressMessage::default();
         request.header.index = index;
         let message = RouteNetlinkMessage::GetAddress(request);
         let addresses = self.dump(&message, "list addresses")?;
-        Ok(addresses.iter().filter_map(Found::read).collect())
+        Ok(addresses.iter().filter_map(AddressEntry::read).collect())
     }
 
-    /// Adds `address` to `link`. IPv6 is not held back until no duplicate is found. An address
-    /// that is there already is fine.
+    /// Adds `address` to `link`, without duplicate address detection for IPv6. Succeeds if the link
+    /// already has the address.
     pub fn ensure_address(&self, link: &Link, address: IpNetwork) -> Result<(), Error> {
         let doing = || format!("add address {address} to {}", link.name);
         match self.change(new_address(link, address, false), doing) {
-            Err(error) if error.is_exists() => Ok(()),
+            Err(error) if error.already_exists() => Ok(()),
             other => other,
         }
     }
 
-    /// Takes `address` from `link`. One that is gone already is fine.
+    /// Removes `address` from `link`. Succeeds if the link does not have it.
     pub fn delete_address(&self, link: &Link, address: IpNetwork) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelAddress(address_message(link, address));
         let doing = || format!("delete address {address} from {}", link.name);
         match self.change((message, 0), doing) {
-            // Another process was faster.
+            // Another process has already removed it.
             Err(error) if error.is_gone() => Ok(()),
             other => other,
         }
     }
 
-    /// Gives a link that is down its addresses, sets it up and adds its routes: in this order,
-    /// in one send. A route to where another one leads already comes before that one in IPv4; in
-    /// IPv6 the kernel uses both.
-    pub fn bring_up(&self, link: &Link, furnishing: Furnishing<'_>) -> Result<(), Error> {
-        let Furnishing {
+    /// Adds the addresses to a link that is down, sets it up and adds its routes, in this order and
+    /// in one send. An IPv4 route takes precedence over an existing route to the same destination;
+    /// for IPv6, the kernel uses both.
+    pub fn bring_up(&self, link: &Link, setup: InterfaceSetup<'_>) -> Result<(), Error> {
+        let InterfaceSetup {
             addresses, routes, ..
-        } = furnishing;
+        } = setup;
         let mut steps = Vec::new();
         let has_ipv4 = addresses.iter().any(IpNetwork::is_ipv4);
-        if furnishing.announce && has_ipv4 {
+        if setup.announce && has_ipv4 {
             steps.push(Step::Announce);
         }
         steps.extend(addresses.iter().map(|address| Step::Address(*address)));
         steps.push(Step::Up);
-        // For who changes the hardware address later.
-        if !furnishing.announce && has_ipv4 {
+        // The link is up already, so this takes effect only when the hardware address changes
+        // later.
+        if !setup.announce && has_ipv4 {
             steps.push(Step::Announce);
         }
         steps.extend(
@@ -167,14 +172,14 @@ impl Rtnl {
                 .iter()
                 .map(|(route, options)| Step::Route(route, options)),
         );
-        let optional = furnishing.optional_routes.iter();
+        let optional = setup.optional_routes.iter();
         steps.extend(optional.map(|(route, options)| Step::OptionalRoute(route, options)));
         let change = |step: &Step<'_>| match step {
             Step::Announce => announce(link),
-            Step::Address(address) => new_address(link, *address, furnishing.detect_duplicates),
+            Step::Address(address) => new_address(link, *address, setup.detect_duplicates),
             Step::Up => set_up(link),
-            // Neither appended nor exclusive, as the `bridge` plugin has it since 1.6.0: an IPv4
-            // route comes before those to the same destination, an IPv6 one beside them.
+            // Without NLM_F_APPEND and NLM_F_EXCL, as in the `bridge` plugin since 1.6.0: an IPv4
+            // route is placed before those to the same destination, an IPv6 route beside them.
             Step::Route(route, options) | Step::OptionalRoute(route, options) => {
                 new_route(route, options, 0)
             }
@@ -183,11 +188,11 @@ impl Rtnl {
             .changes(steps.iter().map(change))
             .map_err(|error| Error::new(format!("set up {}", link.name), error))?;
         for (step, outcome) in steps.iter().zip(outcomes) {
-            if let Err(refusal) = outcome {
-                let error = Error::new(format!("{step} on {}", link.name), refusal);
+            if let Err(error) = outcome {
+                let error = Error::new(format!("{step} on {}", link.name), error);
                 let is_harmless = match step {
-                    Step::OptionalRoute(..) => error.is_exists() || error.is_unroutable(),
-                    Step::Route(..) => error.is_exists(),
+                    Step::OptionalRoute(..) => error.already_exists() || error.is_unroutable(),
+                    Step::Route(..) => error.already_exists(),
                     _ => false,
                 };
                 if !is_harmless {
@@ -198,18 +203,18 @@ impl Rtnl {
         Ok(())
     }
 
-    /// Waits until duplicate address detection is through with every IPv6 address of `link`,
-    /// by the kernel's own notices.
+    /// Waits until duplicate address detection has finished for every IPv6 address of `link`, woken
+    /// by the kernel's address events.
     ///
-    /// Errors when a duplicate was found, and when it takes longer than `patience`.
+    /// Fails if a duplicate is found, or if detection takes longer than `timeout`.
     pub fn wait_for_detection(
         &self,
         watch: &Watch,
         link: &Link,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(), Error> {
         let doing = || format!("wait for duplicate address detection on {}", link.name);
-        let until = std::time::Instant::now() + patience;
+        let until = std::time::Instant::now() + timeout;
         loop {
             let mut pending = None;
             for found in self.dump_addresses(link.index)? {
@@ -227,7 +232,7 @@ impl Rtnl {
             };
             let left = until.saturating_duration_since(std::time::Instant::now());
             if left.is_zero() {
-                let reason = format!("{pending} is still tentative after {patience:?}");
+                let reason = format!("{pending} is still tentative after {timeout:?}");
                 return Err(Error::new(doing(), reason));
             }
             watch.wait(left)?;
@@ -246,9 +251,9 @@ impl fmt::Display for Step<'_> {
     }
 }
 
-/// Has the kernel tell the neighbours when the link goes up: whoever had an address before may
-/// have had another hardware address. The same as the setting `arp_notify`, without a visit to
-/// the namespace.
+/// Makes the kernel announce the link's IPv4 addresses when the link goes up or its hardware
+/// address changes: a previous user of an address may have had another hardware address. This sets
+/// the sysctl `arp_notify` without entering the namespace.
 fn announce(link: &Link) -> Change {
     let mut conf = InetDevConf::default();
     conf.arp_notify = 1;
@@ -283,7 +288,7 @@ fn address_message(link: &Link, address: IpNetwork) -> AddressMessage {
     let attributes = &mut message.attributes;
     attributes.push(AddressAttribute::Address(address.ip()));
     attributes.push(AddressAttribute::Local(address.ip()));
-    // A network of two addresses or one has no broadcast address.
+    // A network with only one or two addresses has no broadcast address.
     if let IpNetwork::V4(v4) = address
         && v4.prefix() < 31
     {
@@ -292,8 +297,8 @@ fn address_message(link: &Link, address: IpNetwork) -> AddressMessage {
     message
 }
 
-/// Asks for the addresses of a link in another namespace. netlink-packet-route knows no such
-/// attribute.
+/// A dump request for the addresses of a link in another namespace. netlink-packet-route does not
+/// have the attribute for it.
 #[derive(Clone, Copy)]
 struct PeerAddresses {
     peer: u32,
@@ -318,16 +323,16 @@ impl Request for PeerAddresses {
     }
 }
 
-/// An address as the kernel has it.
-struct Found {
+/// An address as the kernel reports it.
+struct AddressEntry {
     index: u32,
     address: IpNetwork,
     flags: AddressFlags,
     scope: AddressScope,
 }
 
-impl Found {
-    /// Reads what the kernel says of an address; nothing where it is none of the two families.
+impl AddressEntry {
+    /// Parses an address. Returns `None` if the family is neither IPv4 nor IPv6.
     fn read(answer: &Answer) -> Option<Self> {
         // The kernel's linux/if_addr.h.
         const ADDRESS: u16 = 1;
@@ -344,7 +349,8 @@ impl Found {
                 _ => {}
             }
         }
-        // On links with a peer address, the local one is ours; IPv6 often has only the other.
+        // On links with a peer address, IFA_LOCAL is ours and IFA_ADDRESS is the peer's. IPv6 often
+        // has only IFA_ADDRESS.
         Some(Self {
             index: number(&head[4..]),
             address: IpNetwork::new(local.or(address)?, head[1]).ok()?,

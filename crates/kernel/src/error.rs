@@ -1,41 +1,41 @@
-//! A request that the kernel refused.
+//! Errors of requests to the kernel.
 
 use std::io;
 
 use nix::errno::Errno;
 
-/// What we asked for, and why the kernel refused. Fit to follow "failed to".
+/// A failed request to the kernel: the operation and the reason. The text can follow "failed to".
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}")]
 pub struct Error {
     doing: String,
     errno: Option<Errno>,
-    may_remain: bool,
+    may_have_leftovers: bool,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// The kernel's answer: its number, and its own words where it gives some.
+/// An error reply from the kernel: its error number, and its message if it gives one.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{} ({errno:?})", .words, if .words.is_empty() { .errno.desc() } else { "" })]
-pub(crate) struct Refusal {
+pub(crate) struct KernelError {
     pub(crate) errno: Errno,
     pub(crate) words: String,
 }
 
-/// An exchange with the kernel that did not come to its end.
+/// A netlink exchange that was not completed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unfinished {
-    /// The request did not reach the kernel: nothing was changed.
+pub(crate) enum IncompleteExchange {
+    /// The request did not reach the kernel, so nothing was changed.
     #[error(transparent)]
     NotSent(io::Error),
-    /// The kernel carried the request out, or refused it, and its answer is lost.
-    #[error("the kernel's answer is lost")]
-    NoAnswer(#[source] io::Error),
+    /// The kernel executed or rejected the request, but its reply was lost.
+    #[error("the kernel's reply was lost")]
+    ReplyLost(#[source] io::Error),
 }
 
-/// A file that is not a network namespace.
+/// The error for a file that is not a network namespace.
 #[derive(Debug, thiserror::Error)]
-#[error("it is not a namespace, but a file of type {0:#x}")]
+#[error("not a namespace, but a file on a file system of type {0:#x}")]
 pub(crate) struct NotNamespace(pub(crate) i64);
 
 impl Error {
@@ -44,13 +44,14 @@ impl Error {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         let source = source.into();
-        let mut may_remain = false;
-        let errno = if let Some(unfinished) = source.downcast_ref::<Unfinished>() {
-            let (Unfinished::NotSent(error) | Unfinished::NoAnswer(error)) = unfinished;
-            may_remain = matches!(unfinished, Unfinished::NoAnswer(_));
+        let mut may_have_leftovers = false;
+        let errno = if let Some(unfinished) = source.downcast_ref::<IncompleteExchange>() {
+            let (IncompleteExchange::NotSent(error) | IncompleteExchange::ReplyLost(error)) =
+                unfinished;
+            may_have_leftovers = matches!(unfinished, IncompleteExchange::ReplyLost(_));
             error.raw_os_error().map(Errno::from_raw)
-        } else if let Some(refusal) = source.downcast_ref::<Refusal>() {
-            Some(refusal.errno)
+        } else if let Some(error) = source.downcast_ref::<KernelError>() {
+            Some(error.errno)
         } else if let Some(errno) = source.downcast_ref::<Errno>() {
             Some(*errno)
         } else {
@@ -60,26 +61,27 @@ impl Error {
         Self {
             doing: doing.into(),
             errno,
-            may_remain,
+            may_have_leftovers,
             source,
         }
     }
 
-    /// The same, where what was made before it failed could not be taken away again.
-    pub(crate) fn remaining(mut self) -> Self {
-        self.may_remain = true;
+    /// Marks the error: what was created before the failure could not be removed again.
+    pub(crate) fn with_leftovers(mut self) -> Self {
+        self.may_have_leftovers = true;
         self
     }
 
-    /// Whether it is not known that nothing was changed: the kernel's answer is lost, or what
-    /// was made could not be taken away.
+    /// True if something may have been changed in spite of the error: the kernel's reply was lost,
+    /// or what was created could not be removed again.
     #[must_use]
-    pub fn may_remain(&self) -> bool {
-        self.may_remain
+    pub fn may_have_leftovers(&self) -> bool {
+        self.may_have_leftovers
     }
 
-    /// Whether the kernel has no way to take such a route, or packets there: no address of its family,
-    /// no way to its gateway, a blackhole, IPv6 turned off.
+    /// True if the kernel cannot add such a route, or cannot send packets along it: there is no
+    /// address of its family, the gateway is unreachable, a blackhole route matches, or IPv6 is
+    /// disabled.
     pub(crate) fn is_unroutable(&self) -> bool {
         matches!(
             self.errno,
@@ -96,9 +98,10 @@ impl Error {
         )
     }
 
-    /// Whether there is no network namespace: nothing at its path, or something else.
+    /// True if there is no network namespace: nothing exists at its path, or something that is not
+    /// a namespace.
     #[must_use]
-    pub fn is_no_namespace(&self) -> bool {
+    pub fn is_namespace_missing(&self) -> bool {
         let is_none = |errno| {
             matches!(
                 errno,
@@ -115,19 +118,19 @@ impl Error {
         self.source.is::<NotNamespace>() || self.errno.is_some_and(is_none)
     }
 
-    /// There is one of that name already.
+    /// True if an object with this name already exists.
     #[must_use]
-    pub fn is_exists(&self) -> bool {
+    pub fn already_exists(&self) -> bool {
         self.errno == Some(Errno::EEXIST)
     }
 
-    /// It lies where nothing can be written, as `/proc/sys` does in a container.
+    /// True if the file system is read-only, as `/proc/sys` is in a container.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.errno == Some(Errno::EROFS)
     }
 
-    /// What we asked about is gone, or was never there.
+    /// True if the object of the request does not exist, or no longer does.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         matches!(
@@ -135,16 +138,4 @@ impl Error {
             Some(Errno::ENOENT | Errno::ENODEV | Errno::ESRCH | Errno::EADDRNOTAVAIL)
         )
     }
-}
-
-/// Calls again while a signal interrupts. A call that is interrupted for ever fails.
-pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    const TRIES: usize = 1000;
-    for _ in 1..TRIES {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-    call()
 }

@@ -1,11 +1,14 @@
-//! What we ask of the Linux kernel, in our words.
+//! Access to the Linux kernel's networking: links, addresses, routes, neighbours, `nf_tables` and
+//! sysctls.
 //!
-//! [`Netns`] is a network namespace as a value, [`Rtnl`] a conversation with the kernel about
-//! one; [`sysctl`] reads and writes settings of the namespace that the thread is in. Nothing
-//! here knows what a pod is, and nothing outside knows what a netlink attribute is.
+//! [`Netns`] is an open network namespace. [`Rtnl`] is an rtnetlink socket in one namespace.
+//! [`sysctl`] reads and writes settings in the namespace of the calling thread. This crate knows
+//! nothing about pods, and its callers know nothing about netlink attributes.
 
 mod address;
+mod bridge;
 mod error;
+mod forwarding;
 mod link;
 mod mac;
 #[cfg(feature = "monitor")]
@@ -16,19 +19,24 @@ mod nexthop;
 pub mod nftables;
 mod path;
 mod route;
+mod route_change;
 mod rtnl;
 pub mod sysctl;
+mod veth;
 mod watch;
 
-pub use address::{Address, Furnishing};
+pub use address::{Address, InterfaceSetup};
+pub use bridge::Bridge;
 pub use error::Error;
-pub use link::{ALIAS_MAX, Bridge, Kind, Link, Port, Veth};
+pub use link::{ALIAS_MAX, Kind, Link, Port};
 pub use mac::{InvalidMac, Mac};
 #[cfg(feature = "monitor")]
-pub use monitor::{Monitor, Notice};
-pub use netns::{Home, Netns};
-pub use nexthop::has_nexthops;
+pub use monitor::{ChangeEvent, Monitor};
+pub use netns::{HostNetns, Netns};
+pub use nexthop::has_nexthop_objects;
 pub use path::Path;
-pub use route::{Protocol, Route, RouteChange, RouteOptions};
+pub use route::{Protocol, Route, RouteIdentity};
+pub use route_change::{RouteChange, RouteOptions};
 pub use rtnl::Rtnl;
+pub use veth::Veth;
 pub use watch::Watch;

@@ -4,38 +4,38 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// An Ethernet hardware address of one interface: neither all zeros nor a group's.
+/// A unicast Ethernet hardware address, not all zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mac([u8; 6]);
 
-/// A text that is not an interface's hardware address.
+/// The error for a text that is not the hardware address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a hardware address such as 0a:58:0a:0a:01:06")]
 pub struct InvalidMac(String);
 
 impl Mac {
-    /// The address that goes with `ip`: locally administered, `0a:58` and the four bytes of an
-    /// IPv4 address, or four bytes of a hash over all of an IPv6 address.
+    /// Returns the hardware address derived from `ip`. It is locally administered: `0a:58`, then
+    /// the four bytes of an IPv4 address, or a 4-byte hash of an IPv6 address.
     ///
-    /// Whoever gets `ip` next gets the same hardware address, so no neighbour's entry for it
-    /// is ever wrong.
+    /// The next user of `ip` gets the same hardware address, so the neighbour entries of others
+    /// stay correct.
     #[must_use]
     pub fn of(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(v4) => Self::local(0x58, v4.octets()),
-            // All 16 bytes count: two subnets differ in the front, two pods at the back.
-            IpAddr::V6(v6) => Self::local(0x58, fold(&v6.octets())),
+            // All 16 bytes are hashed: subnets differ in the first bytes, pods in the last ones.
+            IpAddr::V6(v6) => Self::local(0x58, util::fnv1a_32(&v6.octets()).to_be_bytes()),
         }
     }
 
-    /// A locally administered address: `0a`, `kind`, and four bytes.
+    /// Returns a locally administered address: `0a`, `kind`, and four bytes.
     #[must_use]
     pub fn local(kind: u8, [a, b, c, d]: [u8; 4]) -> Self {
         Self([0x0a, kind, a, b, c, d])
     }
 
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
-        // A bridge that never had a port has no address: all zeros.
+        // A bridge that never had a port has the address of all zeros.
         let mac: [u8; 6] = bytes.try_into().ok()?;
         (mac != [0; 6]).then_some(Self(mac))
     }
@@ -43,12 +43,6 @@ impl Mac {
     pub(crate) fn to_vec(self) -> Vec<u8> {
         self.0.to_vec()
     }
-}
-
-/// FNV-1a, 32 bits: stable across builds and machines, which std's hasher does not promise.
-fn fold(bytes: &[u8]) -> [u8; 4] {
-    let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    bytes.iter().fold(0x811c_9dc5, step).to_be_bytes()
 }
 
 impl fmt::Display for Mac {
@@ -67,7 +61,7 @@ impl FromStr for Mac {
         let invalid = || InvalidMac(text.to_owned());
         let is_byte = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
         let mut bytes = [0; 6];
-        let grouped = in_groups(text);
+        let grouped = to_colon_form(text);
         let text = grouped.as_deref().unwrap_or(text);
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
@@ -82,9 +76,9 @@ impl FromStr for Mac {
     }
 }
 
-/// An address in three groups of four digits, such as `0a58.0a0a.0106`, or in one of twelve, in the
-/// usual form.
-fn in_groups(text: &str) -> Option<String> {
+/// Converts an address in three groups of four digits, such as `0a58.0a0a.0106`, or one of twelve
+/// digits, to the colon-separated form.
+fn to_colon_form(text: &str) -> Option<String> {
     let groups: Vec<_> = text.split('.').collect();
     let lengths: Vec<_> = groups.iter().map(|group| group.len()).collect();
     if !text.is_ascii() || !matches!(lengths[..], [4, 4, 4] | [12]) {
@@ -104,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_gives_the_hardware_address() {
+    fn the_hardware_address_is_derived_from_the_ip_address() {
         assert_eq!(of("10.10.1.6"), "0a:58:0a:0a:01:06");
         assert_ne!(of("fd00:10:10:1::6"), of("fd00:10:10:2::6"));
         assert_ne!(of("fd00:10:10:1::6"), of("fd00:10:10:1::7"));
@@ -116,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_interfaces_address_is_taken() {
+    fn only_unicast_addresses_are_accepted() {
         for good in [
             "0a:58:0a:0a:01:06",
             "02-00-00-00-00-01",

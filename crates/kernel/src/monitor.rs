@@ -1,4 +1,4 @@
-//! Notices that something changed in the network of a namespace.
+//! Kernel events about network changes in a namespace.
 
 use std::io;
 
@@ -11,37 +11,38 @@ use rtnetlink::sys::{
 use crate::rtnl::number;
 use crate::{Error, Rtnl};
 
-/// Sockets on which the kernel tells of changes to links, their settings, addresses, routes, rules and
-/// `nf_tables`.
+/// Sockets that receive kernel events about changes to links, their settings, addresses, routes,
+/// rules and `nf_tables`.
 ///
-/// They say that something changed and not what: whoever listens compares with the kernel
-/// anyway, and a notice that got lost in a full socket is a notice too.
+/// An event says only that something changed, not what: the caller compares its desired state with
+/// the kernel anyway. Events lost because the socket buffer was full also count as a change.
 pub struct Monitor {
     network: TokioSocket,
     firewall: TokioSocket,
     ours: u32,
 }
 
-/// What changed, of what we did not change ourselves.
+/// The part of the network that changed. Our own route changes are left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Notice {
-    /// A link, an address, a route, a rule that chooses routes, or whether a link forwards.
+pub struct ChangeEvent {
+    /// True if a link, an address, a route, a policy rule or a link's forwarding setting changed.
     pub network: bool,
-    /// A table, a chain or a rule of `nf_tables`, by whomever.
+    /// True if an `nf_tables` table, chain or rule changed, including changes that we made.
     pub firewall: bool,
 }
 
 impl Monitor {
-    /// Listens in the namespace of this thread. Routes that `ours` changes make no notice. Needs
-    /// a tokio runtime.
+    /// Opens the sockets in the namespace of this thread. Route changes made through `ours` cause
+    /// no event. Needs a tokio runtime.
     pub fn open(ours: &Rtnl) -> Result<Self, Error> {
-        /// The kernel's `NFNLGRP_NFTABLES`, `RTNLGRP_NEXTHOP`, and those for settings of links.
+        /// The kernel's `NFNLGRP_NFTABLES` and `RTNLGRP_NEXTHOP`, and the groups for settings of
+        /// links (`RTNLGRP_IPV4_NETCONF`, `RTNLGRP_IPV6_NETCONF`).
         const NFTABLES: u32 = 7;
         const NEXTHOP: u32 = 32;
         const IPV4_SETTINGS: u32 = 24;
         const IPV6_SETTINGS: u32 = 25;
         let failed = |error| Error::new("listen for network changes", error);
-        // A conversation has its number from the first request on.
+        // The kernel assigns the port number of a socket at its first request.
         ours.link("lo")?;
         let groups = [
             MulticastGroup::Link as u32,
@@ -62,24 +63,25 @@ impl Monitor {
         })
     }
 
-    /// Waits until something changes.
-    pub async fn changed(&mut self) -> Result<Notice, Error> {
+    /// Waits for the next change.
+    pub async fn changed(&mut self) -> Result<ChangeEvent, Error> {
         loop {
             return Ok(tokio::select! {
                 message = receive(&mut self.network) => match message? {
-                    Some(message) if self.is_ours(&message) => continue,
-                    _ => Notice { network: true, ..Notice::default() },
+                    Some(message) if self.is_own_change(&message) => continue,
+                    _ => ChangeEvent { network: true, ..ChangeEvent::default() },
                 },
                 message = receive(&mut self.firewall) => {
                     message?;
-                    Notice { firewall: true, ..Notice::default() }
+                    ChangeEvent { firewall: true, ..ChangeEvent::default() }
                 }
             });
         }
     }
 
-    /// Whether we caused this ourselves. A route's notice says who did.
-    fn is_ours(&self, message: &[u8]) -> bool {
+    /// True if we caused this change ourselves. The event of a route change carries the port number
+    /// of the socket that caused it.
+    fn is_own_change(&self, message: &[u8]) -> bool {
         // Length, kind, flags, sequence, port.
         let port = message.get(12..16).map(number);
         port == Some(self.ours)
@@ -95,7 +97,7 @@ fn listen(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// The next notice; nothing where some were lost because the socket was full.
+/// Returns the next event, or `None` if events were lost because the socket buffer was full.
 async fn receive(socket: &mut TokioSocket) -> Result<Option<Vec<u8>>, Error> {
     /// ENOBUFS
     const NO_BUFFER_SPACE: i32 = 105;
@@ -106,7 +108,7 @@ async fn receive(socket: &mut TokioSocket) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
-impl std::ops::BitOrAssign for Notice {
+impl std::ops::BitOrAssign for ChangeEvent {
     fn bitor_assign(&mut self, other: Self) {
         self.network |= other.network;
         self.firewall |= other.firewall;

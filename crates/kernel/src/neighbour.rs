@@ -1,4 +1,4 @@
-//! Neighbours: which hardware address an address has.
+//! Neighbour entries: which hardware address an IP address has on a link.
 
 use std::net::IpAddr;
 
@@ -8,34 +8,35 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::link::unless_gone;
+use crate::link::ignore_gone;
 use crate::{Error, Link, Mac, Rtnl};
 
 impl Rtnl {
-    /// Forgets what is believed of `ips` on `link`, so that the next packet asks. What nobody
-    /// believed anything of is fine.
-    pub fn forget_neighbours(&self, link: &Link, ips: &[IpAddr]) -> Result<(), Error> {
+    /// Deletes the neighbour entries for `ips` on `link`, so that the next packet causes a new
+    /// resolution. Succeeds for addresses without an entry.
+    pub fn delete_neighbours(&self, link: &Link, ips: &[IpAddr]) -> Result<(), Error> {
         let forget = |ip: &IpAddr| {
             let message = message(link.index, *ip);
             (RouteNetlinkMessage::DelNeighbour(message), 0)
         };
-        let doing = || format!("forget neighbours on {}", link.name);
+        let doing = || format!("delete neighbour entries on {}", link.name);
         let outcomes = self.changes(ips.iter().map(forget));
         for outcome in outcomes.map_err(|error| Error::new(doing(), error))? {
-            let outcome = outcome.map_err(|refusal| Error::new(doing(), refusal));
-            outcome.map(drop).or_else(unless_gone)?;
+            let outcome = outcome.map_err(|error| Error::new(doing(), error));
+            outcome.map(drop).or_else(ignore_gone)?;
         }
         Ok(())
     }
 
-    /// The hardware address that `ip` is believed to have on `link`; nothing where none is known.
+    /// Returns the hardware address in the neighbour entry for `ip` on `link`, or `None` if there
+    /// is no valid entry.
     pub fn neighbour(&self, link: &Link, ip: IpAddr) -> Result<Option<Mac>, Error> {
         let request = RouteNetlinkMessage::GetNeighbour(message(link.index, ip));
         let doing = || format!("look up neighbour {ip} on {}", link.name);
         let Some(answer) = self.get(request, doing)? else {
             return Ok(None);
         };
-        // Family, index, state, flags, type; the kernel's linux/neighbour.h.
+        // Family, index, state, flags, type, from the kernel's linux/neighbour.h.
         let Some((head, mut attributes)) = answer.parts::<12>() else {
             return Ok(None);
         };
@@ -55,13 +56,13 @@ impl Rtnl {
     }
 }
 
-/// The attribute that holds the hardware address.
+/// The attribute with the hardware address (`NDA_LLADDR`).
 const LLADDR: u16 = 2;
 
 fn message(index: u32, ip: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.ifindex = index;
-    // The kernel's rule: who is meant, and no more.
+    // The kernel requires that a look-up sets only the link and the address.
     message.header.state = NeighbourState::None;
     message.header.kind = RouteType::Unspec;
     let destination = match ip {

@@ -1,4 +1,4 @@
-//! Network namespaces as values.
+//! Network namespaces.
 
 use std::fs::File;
 use std::io;
@@ -10,16 +10,17 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
 use nix::unistd::{getpid, gettid};
+use util::retry_on_eintr;
 
 use crate::Error;
-use crate::error::{NotNamespace, uninterrupted};
+use crate::error::NotNamespace;
 
-// Each thread has a namespace of its own, and `/proc/self` is the main thread: two folders less
-// for the kernel to make up, some 10 µs.
-const OF_MAIN_THREAD: &str = "/proc/self/ns/net";
-const OF_THIS_THREAD: &str = "/proc/thread-self/ns/net";
+// Each thread has its own namespace, but `/proc/self` is that of the main thread. For the main
+// thread, it saves the kernel two directories to look up, about 10 µs.
+const MAIN_THREAD_NETNS: &str = "/proc/self/ns/net";
+const CURRENT_THREAD_NETNS: &str = "/proc/thread-self/ns/net";
 
-/// A network namespace, held open: it lives at least as long as this value.
+/// An open network namespace. It exists at least as long as this value.
 #[derive(Debug)]
 pub struct Netns {
     file: File,
@@ -27,23 +28,28 @@ pub struct Netns {
     name: String,
 }
 
-/// The namespace that this thread is in, and comes back to.
+/// The namespace that this thread is in, and to which it returns after a visit to another one.
 #[derive(Debug)]
-pub struct Home(Netns);
+pub struct HostNetns(Netns);
 
 impl Netns {
-    /// The namespace at `path`: a bind mount, or a process's `/proc/<pid>/ns/net`.
+    /// Opens the namespace at `path`: a bind mount, or a process's `/proc/<pid>/ns/net`.
     ///
-    /// Whatever is not a namespace is refused by its file system.
+    /// Fails if the file is not on the namespace file system (nsfs), so is not a namespace.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
         let failed = |error| Error::new(format!("open the network namespace {name}"), error);
-        // Whatever stands at the path, opening it must not wait for anybody.
+        // Opening must never block, whatever kind of file is at the path.
         let mut options = File::options();
         options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
         let file = options.open(path).map_err(failed)?;
-        let kind = uninterrupted(|| Ok(fstatfs(&file)?))
-            .map_err(|error| Error::new(format!("look at the network namespace {name}"), error))?
+        let kind = retry_on_eintr(|| Ok(fstatfs(&file)?))
+            .map_err(|error| {
+                Error::new(
+                    format!("check the file system of the network namespace {name}"),
+                    error,
+                )
+            })?
             .filesystem_type();
         if kind != NSFS_MAGIC {
             let FsType(magic) = kind;
@@ -52,7 +58,7 @@ impl Netns {
                 NotNamespace(magic),
             ));
         }
-        let metadata = uninterrupted(|| file.metadata()).map_err(failed)?;
+        let metadata = retry_on_eintr(|| file.metadata()).map_err(failed)?;
         Ok(Self {
             file,
             id: (metadata.dev(), metadata.ino()),
@@ -65,48 +71,49 @@ impl Netns {
     }
 }
 
-impl Home {
-    /// The namespace of this thread, which no other thread is to use.
+impl HostNetns {
+    /// Opens the namespace of this thread. The value must not be used on another thread.
     pub fn current() -> Result<Self, Error> {
         let is_main = getpid() == gettid();
         let path = if is_main {
-            OF_MAIN_THREAD
+            MAIN_THREAD_NETNS
         } else {
-            OF_THIS_THREAD
+            CURRENT_THREAD_NETNS
         };
         Netns::open(Path::new(path)).map(Self)
     }
 
-    /// Whether `netns` is this one.
+    /// True if `netns` is the same namespace.
     #[must_use]
     pub fn is(&self, netns: &Netns) -> bool {
         self.0.id == netns.id
     }
 
-    /// Runs `visit` with this thread in `netns`, and comes back whatever happens.
+    /// Runs the closure with this thread in `netns`, and always returns to this namespace
+    /// afterwards, even after a panic.
     ///
-    /// Meant for opening a socket or writing a sysctl. `visit` is no async function on
-    /// purpose: at an await, another task would find itself in a foreign namespace.
-    pub fn visit<T>(&self, netns: &Netns, visit: impl FnOnce() -> T) -> Result<T, Error> {
-        switch(&netns.file).map_err(|error| {
+    /// Use it to open a socket or to write a sysctl. The closure is deliberately not async: at an
+    /// await, another task would run in the wrong namespace.
+    pub fn enter<T>(&self, netns: &Netns, enter: impl FnOnce() -> T) -> Result<T, Error> {
+        set_netns(&netns.file).map_err(|error| {
             Error::new(format!("enter the network namespace {}", netns.name), error)
         })?;
-        let _back = Back(&self.0.file);
-        Ok(visit())
+        let _back = ReturnGuard(&self.0.file);
+        Ok(enter())
     }
 }
 
-struct Back<'a>(&'a File);
+struct ReturnGuard<'a>(&'a File);
 
-impl Drop for Back<'_> {
+impl Drop for ReturnGuard<'_> {
     fn drop(&mut self) {
         const TRIES: usize = 10;
-        let went = (0..TRIES).any(|_| switch(self.0).is_ok());
-        // In a namespace that is not ours, every further step would do harm.
-        assert!(went, "cannot return to the node's network namespace");
+        let returned = (0..TRIES).any(|_| set_netns(self.0).is_ok());
+        // In the wrong namespace, every further step would do damage.
+        assert!(returned, "cannot return to the node's network namespace");
     }
 }
 
-fn switch(namespace: &File) -> io::Result<()> {
-    uninterrupted(|| Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?))
+fn set_netns(namespace: &File) -> io::Result<()> {
+    retry_on_eintr(|| Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?))
 }

@@ -1,8 +1,8 @@
-//! Next hops as objects of their own, for many routes.
+//! Next hop objects, for nodes with many routes.
 //!
-//! The kernel compares each new IPv4 route that names its next hop with every other one by the
-//! same link: 5,000 routes take 0.3 s, and 50,000 more than a minute. Routes that name an object by
-//! its number are not compared: 0.04 s, and 0.4 s.
+//! The kernel compares each new IPv4 route that carries its own next hop with every other one on
+//! the same link: 5,000 routes take 0.3 s, and 50,000 more than a minute. Routes that refer to a
+//! next hop object by its id are not compared: 0.04 s, and 0.4 s.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::route::Route;
 use crate::rtnl::{Answer, Request, number};
 use crate::{Error, Protocol, Rtnl, sysctl};
 
-/// The kernel's linux/rtnetlink.h and linux/nexthop.h.
+/// Values from the kernel's linux/rtnetlink.h and linux/nexthop.h.
 const NEW: u16 = 104;
 const DELETE: u16 = 105;
 const GET: u16 = 106;
@@ -22,22 +22,22 @@ const GATEWAY: u16 = 6;
 const INET: u8 = 2;
 const ONLINK: u32 = 4;
 
-/// A message about next hops. netlink-packet-route has none of them.
+/// A netlink message about next hop objects, which netlink-packet-route does not support.
 #[derive(Clone, Debug)]
 pub(crate) struct NextHop {
     kind: u16,
     body: Vec<u8>,
 }
 
-/// Whether the kernel has such objects, and shows of a route that names one what others expect,
-/// its next hop and its link.
+/// True if the kernel has next hop objects, and lists the next hop and the link of a route that
+/// uses one, as other programs expect (`nexthop_compat_mode`).
 #[must_use]
-pub fn has_nexthops() -> bool {
+pub fn has_nexthop_objects() -> bool {
     sysctl::get("net/ipv4/nexthop_compat_mode").is_ok_and(|value| value == "1")
 }
 
 impl Rtnl {
-    /// The numbers of the next hops that `protocol` put there.
+    /// Returns the ids of the next hop objects that `protocol` created.
     pub fn nexthops(&self, protocol: Protocol) -> Result<Vec<u32>, Error> {
         let request = NextHop {
             kind: GET,
@@ -50,7 +50,8 @@ impl Rtnl {
             .collect())
     }
 
-    /// Deletes next hops, and with them the routes that name them. Those that are gone are fine.
+    /// Deletes next hop objects, and the routes that use them. Succeeds for objects that do not
+    /// exist.
     pub fn delete_nexthops(&self, ids: &[u32]) -> Result<(), Error> {
         let requests = ids.iter().map(|id| {
             let mut body = vec![0; 8];
@@ -71,9 +72,9 @@ impl Rtnl {
     }
 }
 
-/// The number of a next hop, where `protocol` put it there.
+/// Returns the id of a next hop object if `protocol` created it.
 fn read(answer: &Answer, protocol: Protocol) -> Option<u32> {
-    // Family, scope, protocol, a byte in reserve, flags.
+    // Family, scope, protocol, a reserved byte, flags.
     let (head, mut attributes) = answer.parts::<8>()?;
     if head[2] != protocol.0 {
         return None;
@@ -83,8 +84,8 @@ fn read(answer: &Answer, protocol: Protocol) -> Option<u32> {
 }
 
 impl NextHop {
-    /// Puts the next hop of a route there, or in the place of the one with its number. Nothing
-    /// where the route names none.
+    /// Returns the message that creates or replaces the next hop object of a route, with its flags.
+    /// Returns `None` if the route uses no object.
     pub(crate) fn of(route: &Route) -> Option<(Self, u16)> {
         let (Some(id), Some(IpAddr::V4(via))) = (route.nexthop, route.via) else {
             return None;
@@ -111,7 +112,7 @@ impl Request for NextHop {
     }
 }
 
-/// All of four bytes, so that none needs filling up.
+/// Appends an attribute with a value of four bytes, which needs no padding.
 fn attribute(body: &mut Vec<u8>, kind: u16, value: [u8; 4]) {
     body.extend(8_u16.to_ne_bytes());
     body.extend(kind.to_ne_bytes());

@@ -1,66 +1,97 @@
-//! Where the kernel sends a packet, whatever rules and tables decide on it.
+//! Route look-ups: how the kernel sends a packet, with all policy rules and routing tables applied.
 
 use std::net::IpAddr;
+
+use netlink_packet_route::rule::RuleMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::rtnl::{Request, ip, number};
 use crate::{Error, Link, Rtnl};
 
-/// How packets to an address leave this namespace.
+/// The result of a route look-up: how packets to an address leave this namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// The number of the link.
+    /// Index of the outgoing link.
     pub dev: u32,
-    /// The next hop; nothing where the address is on the link.
+    /// The next hop, or `None` if the address is directly on the link.
     pub via: Option<IpAddr>,
-    /// The address that they come from, unless their sender chooses another.
+    /// The preferred source address, used unless the sender chooses another.
     pub source: Option<IpAddr>,
-    /// The routing table that decided.
+    /// The routing table that the matching route is in.
     pub table: u32,
-    /// Whether they reach anybody: not so where a `blackhole` or its like decided.
-    pub is_open: bool,
-    /// Whether the address is one of this namespace's own.
+    /// True for a unicast route. False for a `blackhole` route and similar ones, which drop the
+    /// packet, and for local addresses.
+    pub is_unicast: bool,
+    /// True if the address belongs to this namespace.
     pub is_local: bool,
 }
 
-/// `rtm_type`, as the kernel numbers it.
+/// Values of `rtm_type`.
 const UNICAST: u8 = 1;
 const LOCAL: u8 = 2;
 
 impl Rtnl {
-    /// How packets to `to` leave, those that come from `source` where one is named. Nothing where there is
-    /// no route.
+    /// Returns the tables that policy rules refer to (`ip rule`), without duplicates.
+    pub fn rule_tables(&self) -> Result<Vec<u32>, Error> {
+        /// The kernel's `FRA_TABLE`.
+        const TABLE: u16 = 15;
+        let mut tables = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RuleMessage::default();
+            request.header.family = family;
+            let rules = match self.dump(&RouteNetlinkMessage::GetRule(request), "list rules") {
+                // A kernel without IPv6.
+                Err(error) if error.is_unroutable() => continue,
+                other => other?,
+            };
+            for rule in &rules {
+                // Family, lengths, tos, table, two reserved bytes, action, flags.
+                let Some((head, attributes)) = rule.parts::<12>() else {
+                    continue;
+                };
+                let named = attributes.filter(|(kind, _)| *kind == TABLE).last();
+                tables.push(named.map_or(u32::from(head[4]), |(_, value)| number(value)));
+            }
+        }
+        tables.sort_unstable();
+        tables.dedup();
+        Ok(tables)
+    }
+
+    /// Looks up the route to `to`, for packets from `source` if it is given. Returns `None` if
+    /// there is no route.
     pub fn path(&self, to: IpAddr, source: Option<IpAddr>) -> Result<Option<Path>, Error> {
-        self.ask(Question {
+        self.ask(RouteQuery {
             to,
             source,
             from: 0,
         })
     }
 
-    /// How packets to `to` leave that come from `source` by the link `from`. Nothing where they do not, or
-    /// where the kernel takes none from there.
-    pub fn path_of_guest(
+    /// Looks up the route to `to` for packets from `source` that arrive on the link `from`. Returns
+    /// `None` if there is no route, or if the kernel accepts no such packet from that link.
+    pub fn forwarding_path(
         &self,
         to: IpAddr,
         source: IpAddr,
         from: &Link,
     ) -> Result<Option<Path>, Error> {
-        self.ask(Question {
+        self.ask(RouteQuery {
             to,
             source: Some(source),
             from: from.index,
         })
     }
 
-    fn ask(&self, question: Question) -> Result<Option<Path>, Error> {
+    fn ask(&self, query: RouteQuery) -> Result<Option<Path>, Error> {
         // The kernel's linux/rtnetlink.h.
         const OIF: u16 = 4;
         const GATEWAY: u16 = 5;
         const PREFSRC: u16 = 7;
         const TABLE: u16 = 15;
-        let doing = || format!("ask for the way to {}", question.to);
-        let answer = match self.get(question, doing) {
-            // What a blackhole and its like answer in IPv4.
+        let doing = || format!("look up the route to {}", query.to);
+        let answer = match self.get(query, doing) {
+            // The answer for a blackhole route and similar ones in IPv4.
             Err(error) if error.is_unroutable() => return Ok(None),
             other => other?,
         };
@@ -74,7 +105,7 @@ impl Rtnl {
             via: None,
             source: None,
             table: table.into(),
-            is_open: kind == UNICAST,
+            is_unicast: kind == UNICAST,
             is_local: kind == LOCAL,
         };
         for (kind, value) in attributes {
@@ -90,18 +121,18 @@ impl Rtnl {
     }
 }
 
-/// Asks for one route.
+/// A request for a single route (`RTM_GETROUTE`).
 #[derive(Clone, Copy)]
-struct Question {
+struct RouteQuery {
     to: IpAddr,
     source: Option<IpAddr>,
-    /// The number of the link that the packet comes by; 0 where it is this node's own.
+    /// Index of the link on which the packet arrives; 0 for packets that this node sends itself.
     from: u32,
 }
 
-impl Request for Question {
+impl Request for RouteQuery {
     fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>) {
-        /// The kernel's `RTM_GETROUTE`, `RTM_F_LOOKUP_TABLE`, `RTA_DST` and `RTA_SRC`.
+        /// The kernel's `RTM_GETROUTE`, `RTM_F_LOOKUP_TABLE`, `RTA_DST`, `RTA_SRC` and `RTA_IIF`.
         const GET_ROUTE: u16 = 26;
         const LOOKUP_TABLE: u32 = 0x1000;
         const DST: u16 = 1;
@@ -111,7 +142,7 @@ impl Request for Question {
             IpAddr::V4(v4) => v4.octets().to_vec(),
             IpAddr::V6(v6) => v6.octets().to_vec(),
         };
-        // In IPv6 the kernel names the table unasked, and takes no such flag.
+        // For IPv6, the kernel always reports the table, and rejects this flag.
         let (family, bits, asks) = if self.to.is_ipv4() {
             (2, 32, LOOKUP_TABLE)
         } else {

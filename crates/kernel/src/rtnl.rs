@@ -1,4 +1,4 @@
-//! A conversation with the kernel about the network of one namespace.
+//! An rtnetlink socket in one namespace.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,24 +12,25 @@ use rtnetlink::packet_core::{
     NlasIterator,
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use util::retry_on_eintr;
 
-use crate::error::{Refusal, Unfinished, uninterrupted};
-use crate::{Error, Home, Netns};
+use crate::error::{IncompleteExchange, KernelError};
+use crate::{Error, HostNetns, Netns};
 
-/// How often a dump is begun anew when the kernel says that it changed meanwhile.
+/// Number of attempts at a dump that the kernel reports as interrupted by a change.
 const DUMP_TRIES: usize = 8;
 
-/// How many changes go in one send: their answers must all fit into the socket's buffer.
+/// Number of changes in one send: all their replies must fit into the socket buffer.
 const BATCH: usize = 64;
 
-/// The kernel fills no more than this with one part of a dump.
+/// Maximum size of one part of a dump, in bytes, as the kernel fills it.
 const PART: usize = 32 << 10;
 
-/// A netlink socket in one namespace. The namespace is that of the thread which opened it, for
-/// good: afterwards nobody needs to go there.
+/// A netlink socket in one namespace: that of the thread that opened it. It can then be used from
+/// any namespace.
 ///
-/// Nothing here is async: the kernel carries a request out before `send(2)` returns, so there
-/// is never anything to wait for.
+/// Nothing here is async: the kernel executes a request before `send(2)` returns, so there is never
+/// anything to wait for.
 #[derive(Debug)]
 pub struct Rtnl {
     socket: Socket,
@@ -37,12 +38,12 @@ pub struct Rtnl {
     buffer: RefCell<Vec<u8>>,
 }
 
-/// A message that changes something, and the flags that say how.
+/// A message that changes something, with its netlink flags.
 pub(crate) type Change = (RouteNetlinkMessage, u16);
 
-/// What can be sent.
+/// A netlink request that can be serialized.
 pub(crate) trait Request {
-    /// Writes the message behind what is in `buffer`.
+    /// Appends the message to `buffer`.
     fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>);
 }
 
@@ -58,8 +59,8 @@ impl Request for RouteNetlinkMessage {
     }
 }
 
-/// What the kernel says of one thing. It is read attribute by attribute, by whoever asked: of
-/// the forty that a link has, we want ten.
+/// One netlink message from the kernel. The caller parses only the attributes that it needs: a link
+/// has about forty, and we use ten of them.
 #[derive(Debug)]
 pub(crate) struct Answer {
     kind: u16,
@@ -67,18 +68,21 @@ pub(crate) struct Answer {
     body: Vec<u8>,
 }
 
-/// The answer to one change: what the kernel echoed, where it was asked to.
-type Outcome = Result<Option<Answer>, Refusal>;
+/// The outcome of one change. Contains the message that the kernel echoed, if an echo was
+/// requested.
+type Outcome = Result<Option<Answer>, KernelError>;
 
 impl Answer {
-    /// The fixed part, of `N` bytes, and the attributes behind it. Nothing where it is shorter.
+    /// Splits the message into its fixed header of `N` bytes and the attributes after it. Returns
+    /// `None` if the message is too short.
     pub(crate) fn parts<const N: usize>(&self) -> Option<(&[u8; N], Attributes<'_>)> {
         let (head, rest) = self.body.split_first_chunk()?;
         Some((head, attributes(rest)))
     }
 
-    /// What ends an exchange: a refusal, or an acknowledgement. Nothing where more is to come.
-    fn end(&self) -> Option<Result<(), Refusal>> {
+    /// Returns the result that ends an exchange: an error or an acknowledgement. Returns `None` for
+    /// any other message.
+    fn end(&self) -> Option<Result<(), KernelError>> {
         if !matches!(self.kind, NLMSG_ERROR | NLMSG_DONE) {
             return None;
         }
@@ -87,18 +91,19 @@ impl Answer {
         if code == 0 {
             return Some(Ok(()));
         }
-        // Behind the code stands the header of our message, and then the kernel's attributes.
+        // The error code is followed by the header of our message, and then by the kernel's
+        // attributes.
         let words = attributes(rest.get(HEADER..).unwrap_or_default())
             .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
             .map(|(_, words)| text(words));
-        Some(Err(Refusal {
+        Some(Err(KernelError {
             errno: Errno::from_raw(code.abs()),
             words: words.unwrap_or_default(),
         }))
     }
 }
 
-/// Each attribute's kind and value.
+/// An iterator over the kind and value of each attribute.
 pub(crate) struct Attributes<'a>(NlasIterator<&'a [u8]>);
 
 pub(crate) fn attributes(bytes: &[u8]) -> Attributes<'_> {
@@ -111,25 +116,26 @@ impl<'a> Iterator for Attributes<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let attribute = self.0.next()?.ok()?;
         let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
-        // What it holds is all that is left, and begins with the kind and the length.
+        // The inner slice extends to the end of the buffer, and starts with the length and the
+        // kind.
         Some((kind, attribute.into_inner().get(4..length)?))
     }
 }
 
-/// A text without the zero behind it.
+/// Reads a string, without its terminating zero.
 pub(crate) fn text(value: &[u8]) -> String {
     let value = value.strip_suffix(b"\0").unwrap_or(value);
     String::from_utf8_lossy(value).into_owned()
 }
 
-/// A number; 0 where there is none.
+/// Reads a u32 in native byte order; 0 if the value is too short.
 pub(crate) fn number(value: &[u8]) -> u32 {
     value
         .first_chunk()
         .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// An address in an attribute: its length tells the family.
+/// Reads an IP address. Its length determines the family.
 pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => Some(IpAddr::from(*value.first_chunk::<4>()?)),
@@ -139,19 +145,18 @@ pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
 }
 
 impl Rtnl {
-    /// Connects to the namespace of this thread.
+    /// Opens the socket in the namespace of this thread.
     pub fn connect() -> Result<Self, Error> {
         let open = || -> io::Result<Socket> {
             let socket = Socket::new(NETLINK_ROUTE)?;
-            // Dumps are filtered by the kernel; errors come with its own words and without our
-            // message.
+            // The kernel filters dumps, and its error replies contain a message but not a copy of
+            // our request.
             socket.set_netlink_get_strict_chk(true)?;
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
             Ok(socket)
         };
-        let socket =
-            open().map_err(|error| Error::new("connect to the kernel's routing socket", error))?;
+        let socket = open().map_err(|error| Error::new("open an rtnetlink socket", error))?;
         Ok(Self {
             socket,
             sequence: Cell::new(0),
@@ -159,13 +164,13 @@ impl Rtnl {
         })
     }
 
-    /// Connects to `netns`, from `home`.
-    pub fn connect_in(home: &Home, netns: &Netns) -> Result<Self, Error> {
-        home.visit(netns, Self::connect)?
+    /// Opens the socket in `netns`, from `home`.
+    pub fn connect_in(home: &HostNetns, netns: &Netns) -> Result<Self, Error> {
+        home.enter(netns, Self::connect)?
     }
 
-    /// The number by which the kernel knows this conversation: its notices of a change say whose
-    /// it was. There is one from the first request on.
+    /// Returns the port number of the socket. Events about a change carry the port number of the
+    /// socket that made it. The kernel assigns the number at the first request.
     #[cfg(feature = "monitor")]
     pub(crate) fn port(&self) -> io::Result<u32> {
         let mut address = SocketAddr::new(0, 0);
@@ -173,13 +178,13 @@ impl Rtnl {
         Ok(address.port_number())
     }
 
-    /// Asks for one thing; nothing where there is none.
+    /// Requests one object. Returns `None` if it does not exist.
     pub(crate) fn get(
         &self,
         message: impl Request,
         doing: impl Fn() -> String,
     ) -> Result<Option<Answer>, Error> {
-        // Without NLM_F_ACK the answer itself ends the exchange.
+        // Without NLM_F_ACK, the reply itself ends the exchange.
         let answers = self
             .send([(message, NLM_F_REQUEST)])
             .and_then(|_| self.receive())
@@ -189,15 +194,13 @@ impl Rtnl {
         match answer.end() {
             None => Ok(Some(answer)),
             Some(Ok(())) => Ok(None),
-            Some(Err(refusal)) if matches!(refusal.errno, Errno::ENODEV | Errno::ENOENT) => {
-                Ok(None)
-            }
-            Some(Err(refusal)) => Err(Error::new(doing(), refusal)),
+            Some(Err(error)) if matches!(error.errno, Errno::ENODEV | Errno::ENOENT) => Ok(None),
+            Some(Err(error)) => Err(Error::new(doing(), error)),
         }
     }
 
-    /// Asks for everything that `message` describes. A list that changed while it was read is
-    /// read again.
+    /// Requests all objects that match `message`. Repeats the dump if the list changed while it was
+    /// read.
     pub(crate) fn dump(
         &self,
         message: &(impl Request + Clone),
@@ -214,7 +217,7 @@ impl Rtnl {
         Err(Error::new(doing, Errno::EINTR))
     }
 
-    /// All parts of a dump; nothing when it changed meanwhile.
+    /// Reads all parts of a dump. Returns `None` if the list changed while it was read.
     fn all_parts(&self, doing: &str) -> Result<Option<Vec<Answer>>, Error> {
         let mut all = Vec::new();
         let mut interrupted = false;
@@ -225,18 +228,18 @@ impl Rtnl {
                 match answer.end() {
                     None => all.push(answer),
                     Some(Ok(())) => return Ok((!interrupted).then_some(all)),
-                    Some(Err(refusal)) => return Err(Error::new(doing, refusal)),
+                    Some(Err(error)) => return Err(Error::new(doing, error)),
                 }
             }
         }
     }
 
-    /// Makes one change.
+    /// Sends one change.
     pub(crate) fn change(&self, change: Change, doing: impl Fn() -> String) -> Result<(), Error> {
         self.change_echoed(change, doing).map(|_| ())
     }
 
-    /// Makes one change, and gives what the kernel echoed of it.
+    /// Sends one change, and returns the message that the kernel echoed.
     pub(crate) fn change_echoed(
         &self,
         change: Change,
@@ -246,15 +249,15 @@ impl Rtnl {
             .changes([change])
             .map_err(|error| Error::new(doing(), error))?;
         let outcome = outcomes.pop().expect("one for each change");
-        outcome.map_err(|refusal| Error::new(doing(), refusal))
+        outcome.map_err(|error| Error::new(doing(), error))
     }
 
-    /// Makes several changes, in order, and says of each how it went. They are sent together,
-    /// and one that fails does not keep the kernel from those behind it.
+    /// Sends several changes, in order, and returns the outcome of each. They are sent together: if
+    /// one fails, the kernel still executes the ones after it.
     pub(crate) fn changes(
         &self,
         changes: impl IntoIterator<Item = (impl Request, u16)>,
-    ) -> Result<Vec<Outcome>, Unfinished> {
+    ) -> Result<Vec<Outcome>, IncompleteExchange> {
         let changes = changes.into_iter();
         let mut changes =
             changes.map(|(message, flags)| (message, flags | NLM_F_REQUEST | NLM_F_ACK));
@@ -277,11 +280,11 @@ impl Rtnl {
         }
     }
 
-    /// Sends messages together, and says how many.
+    /// Sends messages in one datagram, and returns their number.
     fn send(
         &self,
         messages: impl IntoIterator<Item = (impl Request, u16)>,
-    ) -> Result<usize, Unfinished> {
+    ) -> Result<usize, IncompleteExchange> {
         let sequence = self.sequence.get().wrapping_add(1);
         self.sequence.set(sequence);
         let mut buffer = self.buffer.borrow_mut();
@@ -292,18 +295,19 @@ impl Rtnl {
             count += 1;
         }
         if count > 0 {
-            uninterrupted(|| self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0))
-                .map_err(Unfinished::NotSent)?;
+            retry_on_eintr(|| self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0))
+                .map_err(IncompleteExchange::NotSent)?;
         }
         Ok(count)
     }
 
-    /// The next datagram's messages, one at least. What is left of an earlier exchange is passed
-    /// over.
-    fn receive(&self) -> Result<Vec<Answer>, Unfinished> {
+    /// Receives the messages of the next datagram, at least one. Skips messages of an earlier
+    /// exchange.
+    fn receive(&self) -> Result<Vec<Answer>, IncompleteExchange> {
         let mut buffer = self.buffer.borrow_mut();
         loop {
-            self.read(&mut buffer).map_err(Unfinished::NoAnswer)?;
+            self.read(&mut buffer)
+                .map_err(IncompleteExchange::ReplyLost)?;
             let mut answers = Vec::new();
             let mut rest = &buffer[..];
             while let Some(head) = rest.first_chunk::<HEADER>() {
@@ -325,12 +329,13 @@ impl Rtnl {
         }
     }
 
-    /// Reads the next datagram. The kernel has answered when `send(2)` returns, so an empty socket
-    /// means that the answer is lost, and is not waited for. The first failure does not yet say
-    /// so: the kernel reports once what found no room (ENOBUFS), and what did find room is there.
+    /// Receives the next datagram without blocking: the kernel has replied before `send(2)`
+    /// returns, so an empty socket means that the reply was lost. One failure is not enough to
+    /// conclude that: the kernel reports once that some messages did not fit into the buffer
+    /// (ENOBUFS), and those that did fit can still be read.
     fn read(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
         let mut receive = || {
-            uninterrupted(|| {
+            retry_on_eintr(|| {
                 buffer.clear();
                 self.socket.recv(buffer, MSG_DONTWAIT).map(drop)
             })
@@ -341,5 +346,5 @@ impl Rtnl {
 
 /// The length of a netlink message's header: length, kind, flags, sequence, port.
 const HEADER: usize = 16;
-/// With extended acknowledgements, the kernel's own words.
+/// The attribute with the kernel's error message, in an extended acknowledgement.
 const NLMSGERR_ATTR_MSG: u16 = 1;

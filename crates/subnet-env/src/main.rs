@@ -1,4 +1,4 @@
-//! `subnet-env`: writes and shows a node's subnet file by hand.
+//! `subnet-env` writes and shows a node's subnet file on the command line.
 
 use std::error::Error;
 use std::io::Write;
@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use ipnetwork::IpNetwork;
 use subnet_env::{DEFAULT_PATH, SubnetEnv};
 
-/// Write and show a node's subnet file (flannel's subnet.env) by hand.
+/// Write or show a node's subnet file (flannel's subnet.env).
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -19,9 +19,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write the file, replacing what is there in one step.
+    /// Write the file. An existing file is replaced atomically.
     Write(WriteArgs),
-    /// Check the file and print it as the plugin understands it.
+    /// Validate the file and print it as the plugin reads it.
     Show {
         /// The file.
         #[arg(long, default_value = DEFAULT_PATH)]
@@ -31,16 +31,19 @@ enum Command {
 
 #[derive(Args)]
 struct WriteArgs {
-    /// The cluster's network, such as 10.10.0.0/16; once for IPv4, once for IPv6.
+    /// Cluster network, such as 10.10.0.0/16. Repeat the option to give one for IPv4 and one for
+    /// IPv6.
     #[arg(long, required = true, value_parser = network)]
     network: Vec<IpNetwork>,
-    /// The node's subnet, such as 10.10.1.0/24; once for IPv4, once for IPv6.
+    /// Subnet of the node, such as 10.10.1.0/24. Repeat the option to give one for IPv4 and one for
+    /// IPv6.
     #[arg(long, required = true, value_parser = network)]
     subnet: Vec<IpNetwork>,
-    /// The pods' MTU in bytes.
+    /// MTU of the pods, in bytes.
     #[arg(long, default_value_t = 1500)]
     mtu: u32,
-    /// Say that somebody else masquerades what leaves the network, so that the plugin does not.
+    /// Record that another program masquerades the traffic that leaves the network, so that the
+    /// plugin does not.
     #[arg(long)]
     ip_masq: bool,
     /// The file.
@@ -56,13 +59,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut chain = vec![error.to_string()];
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                chain.push(error.to_string());
-                cause = error.source();
-            }
-            eprintln!("subnet-env: {}", chain.join(": "));
+            eprintln!("subnet-env: {}", cni::causes(&*error));
             ExitCode::FAILURE
         }
     }
@@ -79,7 +76,7 @@ fn show(file: &std::path::Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn network(text: &str) -> Result<IpNetwork, String> {
-    let network = subnet_env::cidr(text).ok_or("not a network such as 10.10.0.0/16")?;
+    let network = subnet::parse(text).ok_or("not a network such as 10.10.0.0/16")?;
     if network.ip() != network.network() {
         return Err(format!(
             "has host bits set, the network address is {}",

@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 const DUAL: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
@@ -5,12 +7,12 @@ const DUAL: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
         FLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
 
 #[test]
-fn what_flannel_writes_is_read_and_written_to_the_byte() {
+fn a_file_of_flannel_is_read_and_written_unchanged() {
     assert_eq!(SubnetEnv::parse(DUAL).expect("flannel's").to_string(), DUAL);
 }
 
 #[test]
-fn readers_are_tolerant() {
+fn comments_quotes_and_unknown_keys_are_accepted() {
     let text = "# written by hand\r\nexport FLANNEL_NETWORK=\"10.10.0.0/16, 10.11.0.0/16,10.10.0.0/16\"\r\n\
             FLANNEL_SUBNET='10.10.1.1/24' # mine\r\nFLANNEL_SUBNET\r\nFLANNEL_MTU = 1450 # bytes\r\n\
             FLANNEL_IPMASQ=TRUE\r\nHOSTGW_BOOT_ID=1\r\nFLANNEL_IPV6_SUBNET=\r\n=\r\n";
@@ -22,7 +24,7 @@ fn readers_are_tolerant() {
 }
 
 #[test]
-fn what_flannel_takes_is_taken() {
+fn values_that_flannel_accepts_are_accepted() {
     let text = "\u{feff}FLANNEL_NETWORK=10.10.0.0/16,fd00:10:10::/48,10.10.0.5/16\n\
             FLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\n\
             FLANNEL_MTU=0\nFLANNEL_IPMASQ=true\n";
@@ -31,7 +33,7 @@ fn what_flannel_takes_is_taken() {
 }
 
 #[test]
-fn every_missing_key_is_named() {
+fn the_error_names_every_missing_key() {
     let error = SubnetEnv::parse("FLANNEL_NETWORK=10.10.0.0/16\n").expect_err("incomplete");
     assert_eq!(
         error.to_string(),
@@ -40,8 +42,8 @@ fn every_missing_key_is_named() {
 }
 
 #[test]
-fn a_bad_value_is_named_with_its_key() {
-    for (line, said) in [
+fn the_error_names_an_invalid_value_and_its_key() {
+    for (line, message) in [
         (
             "FLANNEL_SUBNET=10.10.1.1",
             r#"FLANNEL_SUBNET is "10.10.1.1", which is not an IPv4 subnet"#,
@@ -60,11 +62,11 @@ fn a_bad_value_is_named_with_its_key() {
         ),
         (
             "FLANNEL_SUBNET=10.11.1.1/24",
-            "subnet 10.11.1.1/24 lies in none of the networks",
+            "subnet 10.11.1.1/24 is not in any of the networks",
         ),
         (
             "FLANNEL_IPV6_SUBNET=fd00:99::1/64",
-            "subnet fd00:99::1/64 lies in none of the networks",
+            "subnet fd00:99::1/64 is not in any of the networks",
         ),
         (
             "FLANNEL_MTU=40",
@@ -72,22 +74,22 @@ fn a_bad_value_is_named_with_its_key() {
         ),
     ] {
         let error = SubnetEnv::parse(&format!("{DUAL}{line}\n")).expect_err(line);
-        assert_eq!(error.to_string(), said);
+        assert_eq!(error.to_string(), message);
     }
 }
 
 #[test]
-fn what_no_pod_could_use_is_refused() {
+fn unusable_subnets_are_rejected() {
     let networks = |list: &[&str]| -> Vec<IpNetwork> {
         list.iter()
             .map(|text| text.parse().expect("a network"))
             .collect()
     };
-    for (of, subnets, said) in [
+    for (of, subnets, message) in [
         (
             &["10.10.0.0/16"][..],
             &["10.11.1.0/24"][..],
-            "subnet 10.11.1.0/24 lies in none of the networks",
+            "subnet 10.11.1.0/24 is not in any of the networks",
         ),
         (
             &["10.10.0.0/16"],
@@ -102,11 +104,11 @@ fn what_no_pod_could_use_is_refused() {
         (
             &["10.10.0.0/16", "fd00::/48"],
             &["10.10.1.0/24"],
-            "subnet fd00::/48 is a network without a subnet",
+            "subnet fd00::/48 is a network for which the node has no subnet",
         ),
     ] {
         let error = SubnetEnv::new(&networks(of), &networks(subnets), 1500, true);
-        assert_eq!(error.expect_err(said).to_string(), said);
+        assert_eq!(error.expect_err(message).to_string(), message);
     }
     let text = DUAL.replace("10.10.1.1/24", "10.10.1.1/32");
     assert!(SubnetEnv::parse(&text).is_err());
@@ -130,21 +132,25 @@ fn no_text_makes_the_parser_panic() {
 }
 
 #[test]
-fn a_write_replaces_the_file_and_makes_its_folder() {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let path = folder.path().join("run/flannel/subnet.env");
+fn a_write_replaces_the_file_and_creates_its_directory() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("run/flannel/subnet.env");
     let env = SubnetEnv::parse(DUAL).expect("flannel's");
     env.write(&path).expect("writes");
     env.write(&path).expect("replaces");
     assert_eq!(SubnetEnv::read(&path).expect("just written"), env);
     assert_eq!(
-        fs::metadata(&path).expect("is there").permissions().mode() & 0o777,
+        fs::metadata(&path)
+            .expect("the file exists")
+            .permissions()
+            .mode()
+            & 0o777,
         0o644
     );
-    let folder = path.parent().expect("has one");
+    let directory = path.parent().expect("the value is present");
     assert_eq!(
-        fs::read_dir(folder).expect("readable").count(),
+        fs::read_dir(directory).expect("readable").count(),
         1,
-        "no temporary file stays"
+        "no temporary file is left"
     );
 }

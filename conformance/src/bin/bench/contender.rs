@@ -1,4 +1,4 @@
-//! Who is timed, and how.
+//! Contenders, and how they are timed.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,7 +16,8 @@ pub(crate) struct Contender {
     conf: Value,
 }
 
-/// Bridge's form with default route and hairpin, on `cni0`, an address from each subnet.
+/// Returns a configuration in bridge's form, with default route and hairpin mode, on `cni0`, with
+/// an address from each subnet.
 pub(crate) fn bridge_conf(network: &str, subnets: &[&str]) -> Value {
     let ranges = subnets.iter().map(|subnet| json!([{"subnet": subnet}]));
     json!({
@@ -30,7 +31,7 @@ pub(crate) fn bridge_conf(network: &str, subnets: &[&str]) -> Value {
     })
 }
 
-/// flannel's form as kube-flannel has it.
+/// Returns a configuration in flannel's form, as kube-flannel has it.
 pub(crate) fn flannel_conf(network: &str) -> Value {
     json!({
         "cniVersion": "1.0.0",
@@ -45,14 +46,14 @@ impl Contender {
         Self { name, path, conf }
     }
 
-    /// The same on another bridge.
+    /// Returns the contender on another bridge.
     pub(crate) fn on(&self, bridge: &str) -> Self {
         let mut other = self.clone();
         other.conf["bridge"] = json!(bridge);
         other
     }
 
-    /// The same with masquerading.
+    /// Returns the contender with masquerading.
     pub(crate) fn with_masquerade(mut self) -> Self {
         self.conf["ipMasq"] = json!(true);
         self
@@ -62,13 +63,14 @@ impl Contender {
         self.conf["name"].as_str().expect("has a name")
     }
 
-    /// One request for one pod: from the process's start to its end.
+    /// Sends one request for one pod, and returns the time from the start of the process to its
+    /// end.
     pub(crate) fn call(&self, verb: &str, pod: usize) -> Duration {
         self.call_by(Command::new(&self.path), verb, pod).0
     }
 
-    /// The same by a program that starts the plugin, and what that program printed on standard
-    /// error.
+    /// Sends one request by a program that starts the plugin, and returns the standard error of
+    /// both.
     pub(crate) fn call_under(&self, program: &[&str], verb: &str, pod: usize) -> String {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).arg(&self.path);
@@ -94,7 +96,7 @@ impl Contender {
         let conf = self.conf.to_string();
         let begin = Instant::now();
         let mut child = command.spawn().expect("the contender can be started");
-        let mut stdin = child.stdin.take().expect("it is piped");
+        let mut stdin = child.stdin.take().expect("the stream is piped");
         // The floor does not read it.
         drop(stdin.write_all(conf.as_bytes()));
         drop(stdin);
@@ -111,20 +113,22 @@ impl Contender {
     }
 }
 
-/// The median time of each contender.
+/// Median times of each contender.
 pub(crate) struct Timed {
     pub(crate) add: Vec<Duration>,
     pub(crate) del: Vec<Duration>,
 }
 
 impl Timed {
-    /// One at a time, in turns: ADD and DEL of each contender for each of `pods`.
+    /// Times ADD and DEL of each contender for each of `pods`, one request at a time, with the
+    /// contenders taking turns.
     pub(crate) fn serial(contenders: &[Contender], pods: usize) -> Self {
         let mut add = vec![Vec::new(); contenders.len()];
         let mut del = add.clone();
         for pod in 0..pods {
             for turn in 0..contenders.len() {
-                // Forwards and backwards, so that nobody always follows the same one.
+                // Alternately forwards and backwards, so that no contender always follows the same
+                // other.
                 let turn = if pod % 2 == 0 {
                     turn
                 } else {
@@ -132,8 +136,9 @@ impl Timed {
                 };
                 let i = (pod / 2 + turn) % contenders.len();
                 add[i].push(contenders[i].call("ADD", pod));
-                // A DEL waits for grace periods, which end with the clock's ticks: it is to begin
-                // anywhere between two of them, and not always as long after the one before.
+                // A DEL waits for RCU grace periods, which end with the clock's ticks. It should
+                // begin at any time between two ticks, and not always at the same distance from the
+                // previous request.
                 let offset = (pod * contenders.len() + turn) * 1237 % 10_000;
                 thread::sleep(Duration::from_micros(offset.try_into().expect("small")));
                 del[i].push(contenders[i].call("DEL", pod));
@@ -145,8 +150,9 @@ impl Timed {
         }
     }
 
-    /// Several at once, each several in a row: the time that one took, on the whole.
-    pub(crate) fn at_once(contenders: &[Contender], lanes: usize, rounds: usize) -> Self {
+    /// Times several concurrent requests in each of several rounds, and returns the total time
+    /// divided by the number of requests.
+    pub(crate) fn concurrent(contenders: &[Contender], lanes: usize, rounds: usize) -> Self {
         let many = |contender: &Contender, verb: &str| {
             let begin = Instant::now();
             thread::scope(|scope| {

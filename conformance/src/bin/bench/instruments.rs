@@ -1,5 +1,5 @@
-//! What the agent is measured with: the kernel's notices, its accounts of a process, and a way to
-//! write to etcd that costs next to nothing.
+//! Measuring instruments: the kernel's route events, its accounting of a process, and a writer to
+//! etcd with very little overhead.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use conformance::Node;
 use serde_json::Value;
 
-/// What `ip monitor` tells of a node's routes, and when.
+/// The route events of a node with their times, as `ip monitor` prints them.
 pub(crate) struct Routes {
     monitor: Child,
     lines: BufReader<ChildStdout>,
@@ -27,18 +27,18 @@ impl Routes {
             .args(["-ts", "monitor", "route"])
             .stdout(Stdio::piped())
             .spawn()?;
-        let lines = BufReader::new(monitor.stdout.take().expect("it is piped"));
-        // It says nothing when it listens.
+        let lines = BufReader::new(monitor.stdout.take().expect("the stream is piped"));
+        // `ip monitor` prints nothing when it starts to listen.
         sleep(Duration::from_millis(200));
         Ok(Self { monitor, lines })
     }
 
-    /// When a route to `subnet` came.
+    /// Waits for a route to `subnet`, and returns when it was added.
     pub(crate) fn wait(&mut self, subnet: &str) -> io::Result<SystemTime> {
         self.wait_for(subnet, "", UNIX_EPOCH)
     }
 
-    /// When a route to `subnet` by `via` came, at `since` or later.
+    /// Waits for a route to `subnet` by `via` that was added at `since` or later, and returns when.
     pub(crate) fn wait_for(
         &mut self,
         subnet: &str,
@@ -57,8 +57,8 @@ impl Routes {
                 .unwrap_or_default()
                 .trim_matches(['[', ']'])
                 .to_owned();
-            let is_it = words.next() == Some(subnet) && line.contains(via);
-            if is_it && time(&stamp) >= since {
+            let matches = words.next() == Some(subnet) && line.contains(via);
+            if matches && time(&stamp) >= since {
                 return Ok(time(&stamp));
             }
         }
@@ -72,7 +72,7 @@ impl Drop for Routes {
     }
 }
 
-/// `2026-11-24T19:29:31.123456`, in the time zone that this machine has.
+/// Parses a timestamp such as `2026-11-24T19:29:31.123456`, in the machine's time zone.
 pub(crate) fn time(stamp: &str) -> SystemTime {
     let stamp = stamp.trim_end_matches('Z');
     let (clock, fraction) = stamp.split_once('.').unwrap_or((stamp, "0"));
@@ -82,7 +82,7 @@ pub(crate) fn time(stamp: &str) -> SystemTime {
         .split(':')
         .fold(0, |sum, part| sum * 60 + number(part));
     let micros = number(&format!("{fraction:0<6}"));
-    // Of this day: a bench at midnight is to be done again.
+    // The date is assumed to be today's, so a benchmark at midnight must be repeated.
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -90,16 +90,16 @@ pub(crate) fn time(stamp: &str) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(day + seconds) + Duration::from_micros(micros)
 }
 
-/// Requests to etcd over one connection, each answered before the next.
+/// Requests to etcd over one connection, each answered before the next is sent.
 pub(crate) struct Writer {
     stream: BufReader<TcpStream>,
 }
 
 impl Writer {
-    /// A connection of `node`'s to etcd at `address`.
+    /// Connects from `node` to etcd at `address`.
     pub(crate) fn open(node: &Node<'_>, address: Ipv4Addr) -> io::Result<Self> {
         let stream = node.connect((address, 2379).into())?;
-        // Otherwise the last part of a request waits until the first is acknowledged.
+        // Without this, the last part of a request waits until the first has been acknowledged.
         stream.set_nodelay(true)?;
         Ok(Self {
             stream: BufReader::new(stream),
@@ -144,7 +144,7 @@ impl Writer {
     }
 }
 
-/// The time that a process has had of the processors.
+/// Returns the CPU time that a process has used.
 pub(crate) fn cpu(pid: u32) -> io::Result<Duration> {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
     let nanos = text
@@ -156,7 +156,7 @@ pub(crate) fn cpu(pid: u32) -> io::Result<Duration> {
         .ok_or_else(|| io::Error::other(text))
 }
 
-/// The most memory that a process had, in MB.
+/// Returns the peak resident memory of a process in MB.
 pub(crate) fn peak(pid: u32) -> io::Result<f64> {
     let lines = BufReader::new(File::open(format!("/proc/{pid}/status"))?).lines();
     for line in lines {
@@ -169,5 +169,7 @@ pub(crate) fn peak(pid: u32) -> io::Result<f64> {
             return Ok(kib * 1024.0 / 1e6);
         }
     }
-    Err(io::Error::other("the kernel says nothing of its memory"))
+    Err(io::Error::other(
+        "the kernel does not report the memory of the process",
+    ))
 }

@@ -1,13 +1,15 @@
-//! The bench of the plugin and of the agent. The plugin's: ADD and DEL of ours beside the reference plugins and beside the floor, in one
-//! run, as ratios, each with the mark that it is to reach.
+//! The benchmark of the plugin and of the agent. The plugin's part compares ADD and DEL of our
+//! plugin with the reference plugins and with the floor in one run, as ratios, each with a target.
 //!
-//! What is timed is the whole process, from start to end, as a runtime meets it. The contenders
-//! take turns at each pod, each time in another order, so that whatever the machine does
-//! meanwhile meets them alike.
+//! It times whole processes from start to end, as a runtime sees them. The contenders take turns at
+//! each pod, each time in another order, so that disturbances by the machine affect all of them
+//! alike.
 
 mod agent;
+mod cluster;
 mod contender;
 mod count;
+mod etcd;
 mod instruments;
 mod kube;
 mod table;
@@ -23,16 +25,16 @@ use conformance::{Lab, dist, reference, repository};
 
 use crate::contender::{Contender, Timed, bridge_conf, flannel_conf};
 use crate::count::{counts, peak};
-use crate::table::{Marks, columns, head, row};
+use crate::table::{Targets, columns, head, row};
 
-/// How many attachments each median is of, at the least.
+/// Minimum number of attachments for each median.
 const SERIAL: usize = 150;
-/// The pods that are there beside, where the bridge is to be full.
-const CROWD: usize = 200;
-/// The addresses that are held beside, where the store is to be full.
-const HELD: u32 = 30_000;
-/// How many are attached at once, and how often.
-const AT_ONCE: usize = 16;
+/// Number of other pods on the bridge in the test with a full bridge.
+const OTHER_PODS: usize = 200;
+/// Number of other reservations in the test with a full store.
+const RESERVATIONS: u32 = 30_000;
+/// Number of concurrent attachments, and number of rounds.
+const CONCURRENT: usize = 16;
 const ROUNDS: usize = 10;
 
 fn main() -> ExitCode {
@@ -62,12 +64,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes a node with its pods, and runs this program in it: to enter it for each request would
-/// cost more than the request.
+/// Creates a node with its pods, and runs this program in it, because entering the node for each
+/// request would cost more than the request.
 fn outside(floor: &Path) -> io::Result<()> {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
-    let count = SERIAL.max(AT_ONCE * ROUNDS) + CROWD;
+    let count = SERIAL.max(CONCURRENT * ROUNDS) + OTHER_PODS;
     let pods = (0..count).map(|i| format!("ip netns add p{i}"));
     node.sh(&pods.collect::<Vec<_>>().join(" && ")).ok();
     node.write_subnet_env(true);
@@ -86,11 +88,14 @@ fn outside(floor: &Path) -> io::Result<()> {
     if status.success() {
         Ok(())
     } else {
-        Err(io::Error::other("see above"))
+        Err(io::Error::other(
+            "the benchmark in the node failed, see above",
+        ))
     }
 }
 
-/// The contenders of the first table, in its order. flannel's is there where it was built.
+/// Returns the contenders of the first table, in its order. The flannel plugin is included if it
+/// has been built.
 fn contenders() -> Vec<Contender> {
     let subnet = ["10.10.1.0/24"];
     let bin = Lab::path("bin");
@@ -134,56 +139,29 @@ fn inside() -> io::Result<()> {
     let [floor, ours_v4, bridge] = &all[..3] else {
         unreachable!("there are three or four of them");
     };
-    // Once through, so that the bridge and the stores are there and the files are in memory:
-    // the floor last, because it needs the bridge.
+    // One request of each first, so that the bridge and the stores exist and the files are cached.
+    // The floor comes last, because it needs the bridge.
     for contender in all[1..].iter().chain(&all[..1]) {
         contender.call("ADD", 0);
         contender.call("DEL", 0);
     }
     let serial = Timed::serial(&all, SERIAL);
-    let at_once = Timed::at_once(&all, AT_ONCE, ROUNDS);
+    let concurrent = Timed::concurrent(&all, CONCURRENT, ROUNDS);
     let names = all.iter().map(|contender| contender.name);
     writeln!(out, "{:25}{}", "milliseconds, median", columns(names))?;
     for (name, times) in [
         ("ADD, one at a time", &serial.add),
         ("DEL, one at a time", &serial.del),
-        ("ADD, 16 at once, each", &at_once.add),
-        ("DEL, 16 at once, each", &at_once.del),
+        ("ADD, 16 at once, each", &concurrent.add),
+        ("DEL, 16 at once, each", &concurrent.del),
     ] {
         row(&mut out, name, times)?;
     }
-    let first = serial.add[1];
-    let mut marks = Marks::default();
-    marks.at_most("ADD / floor", ratio(first, serial.add[0]), 1.5);
-    marks.at_least(
-        "bridge + host-local / ADD",
-        ratio(serial.add[2], first),
-        4.5,
-    );
-    if let Some(flannel) = serial.add.get(3) {
-        marks.at_least("flannel's chain / ADD", ratio(*flannel, first), 6.0);
-    }
-    let [floor_at_once, ours_at_once, bridge_at_once] = [0, 1, 2].map(|i| at_once.add[i]);
-    marks.at_least(
-        "ADD, 16 at once: throughput / bridge's",
-        ratio(bridge_at_once, ours_at_once),
-        4.0,
-    );
-    marks.at_least(
-        "ADD, 16 at once: throughput / floor's",
-        ratio(floor_at_once, ours_at_once),
-        0.75,
-    );
-    marks.at_most("DEL / floor", ratio(serial.del[1], serial.del[0]), 1.1);
-    marks.at_least(
-        "DEL, 16 at once: throughput / floor's",
-        ratio(at_once.del[0], at_once.del[1]),
-        0.85,
-    );
-
+    let mut marks = Targets::default();
+    compare(&serial, &concurrent, &mut marks);
     full_store(&mut out, &mut marks)?;
     variants(&mut out, &mut marks, ours_v4)?;
-    crowd(&mut out, &mut marks, ours_v4, floor)?;
+    full_bridge(&mut out, &mut marks, ours_v4, floor)?;
     let size = fs::metadata(Lab::path("bin/cni-hostgw"))?.len();
     marks.at_most("executable, MB", megabytes(size), 3.0);
     marks.at_most(
@@ -199,8 +177,39 @@ fn inside() -> io::Result<()> {
     marks.write(&mut out)
 }
 
-/// With 30,000 addresses held in a /16.
-fn full_store(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
+/// Compares the contenders: floor, ours, bridge, and flannel, if it has been built.
+fn compare(serial: &Timed, concurrent: &Timed, marks: &mut Targets) {
+    let first = serial.add[1];
+    marks.at_most("ADD / floor", ratio(first, serial.add[0]), 1.5);
+    marks.at_least(
+        "bridge + host-local / ADD",
+        ratio(serial.add[2], first),
+        4.5,
+    );
+    if let Some(flannel) = serial.add.get(3) {
+        marks.at_least("flannel's chain / ADD", ratio(*flannel, first), 6.0);
+    }
+    let [floor_at_once, ours_at_once, bridge_at_once] = [0, 1, 2].map(|i| concurrent.add[i]);
+    marks.at_least(
+        "ADD, 16 at once: throughput / bridge's",
+        ratio(bridge_at_once, ours_at_once),
+        4.0,
+    );
+    marks.at_least(
+        "ADD, 16 at once: throughput / floor's",
+        ratio(floor_at_once, ours_at_once),
+        0.75,
+    );
+    marks.at_most("DEL / floor", ratio(serial.del[1], serial.del[0]), 1.1);
+    marks.at_least(
+        "DEL, 16 at once: throughput / floor's",
+        ratio(concurrent.del[0], concurrent.del[1]),
+        0.85,
+    );
+}
+
+/// Measures with 30,000 addresses reserved in a /16.
+fn full_store(out: &mut impl Write, marks: &mut Targets) -> io::Result<()> {
     let subnet = ["10.20.0.0/16"];
     let pair = [ours("full", &subnet), theirs("full", &subnet)].map(|c| c.on("cni1"));
     for contender in &pair {
@@ -234,11 +243,11 @@ fn full_store(out: &mut impl Write, marks: &mut Marks) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes the reservations of attachments that are not there, as either plugin writes them; the
-/// index is ours, and the reference does not see it.
+/// Writes reservations of attachments that do not exist, in the format of both plugins. The index
+/// is our plugin's only; the reference ignores it.
 fn fill(store: &Path) -> io::Result<()> {
     let first = u32::from(std::net::Ipv4Addr::new(10, 20, 1, 0));
-    for i in 0..HELD {
+    for i in 0..RESERVATIONS {
         let address = std::net::Ipv4Addr::from(first + i).to_string();
         let id = format!("{i:064x}");
         fs::write(store.join(&address), format!("{id}\r\neth0"))?;
@@ -249,12 +258,12 @@ fn fill(store: &Path) -> io::Result<()> {
             )?;
         }
     }
-    let last = std::net::Ipv4Addr::from(first + HELD - 1);
+    let last = std::net::Ipv4Addr::from(first + RESERVATIONS - 1);
     fs::write(store.join("last_reserved_ip.0"), last.to_string())
 }
 
-/// With masquerading, and in both families, each beside the plain one in the same turns.
-fn variants(out: &mut impl Write, marks: &mut Marks, plain: &Contender) -> io::Result<()> {
+/// Measures masquerading and dual stack, each next to the plain configuration in the same turns.
+fn variants(out: &mut impl Write, marks: &mut Targets, plain: &Contender) -> io::Result<()> {
     let dual = ["10.10.1.0/24", "fd00:10:10:1::/64"];
     let subnet = ["10.10.1.0/24"];
     let all = [
@@ -265,7 +274,7 @@ fn variants(out: &mut impl Write, marks: &mut Marks, plain: &Contender) -> io::R
         theirs("masq", &subnet).with_masquerade(),
         theirs("dual", &dual).on("cni4"),
     ];
-    // So that the rules are there, as they are for all but the first pod of a node.
+    // With one pod first, so that the rules exist, as they do for all but the first pod of a node.
     all[1].call("ADD", SERIAL);
     let times = Timed::serial(&all, SERIAL).add;
     all[1].call("DEL", SERIAL);
@@ -281,16 +290,16 @@ fn variants(out: &mut impl Write, marks: &mut Marks, plain: &Contender) -> io::R
     Ok(())
 }
 
-/// With 200 pods on the bridge, beside the same on one without any.
-fn crowd(
+/// Measures with 200 pods on the bridge, next to a bridge without other pods.
+fn full_bridge(
     out: &mut impl Write,
-    marks: &mut Marks,
+    marks: &mut Targets,
     plain: &Contender,
     floor: &Contender,
 ) -> io::Result<()> {
     let crowded = ours("crowd", &["10.10.2.0/24"]).on("cni2");
-    let base = SERIAL.max(AT_ONCE * ROUNDS);
-    for i in 0..CROWD {
+    let base = SERIAL.max(CONCURRENT * ROUNDS);
+    for i in 0..OTHER_PODS {
         crowded.call("ADD", base + i);
     }
     let all = [

@@ -1,13 +1,13 @@
-//! What the bench prints: tables of figures, and marks.
+//! Output of the benchmark: tables of figures, and targets.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// What was to be reached, and what was.
+/// Targets and measured values.
 #[derive(Default)]
-pub(crate) struct Marks(Vec<String>);
+pub(crate) struct Targets(Vec<String>);
 
-impl Marks {
+impl Targets {
     pub(crate) fn at_most(&mut self, what: &str, value: f64, mark: f64) {
         self.push(what, value, "at most", mark, value <= mark);
     }
@@ -23,7 +23,7 @@ impl Marks {
     }
 
     pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        write!(out, "\n{:42}{:>8}   mark\n{}", "", "", self.0.concat())
+        write!(out, "\n{:42}{:>8}   target\n{}", "", "", self.0.concat())
     }
 }
 

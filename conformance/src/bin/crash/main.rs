@@ -1,8 +1,8 @@
-//! The crash test: a request is killed before and after each system call that it makes, and each
-//! call fails in every way that the kernel knows, one at a time. Whatever happens, the outcome is
-//! held against the same rules.
+//! The crash test: kills a request before and after each of its system calls, and makes each call
+//! fail with every error that matters, one at a time. Whatever happens, the outcome must obey the
+//! same rules.
 //!
-//! The calls are those of a real request, as strace lists them: new ones are covered by themselves.
+//! The calls are taken from strace of a real request, so new calls are covered automatically.
 //! `--tenth` tries a fixed tenth of all points.
 
 mod point;
@@ -20,8 +20,7 @@ use conformance::Lab;
 use crate::scenario::Scenario;
 use crate::trial::Tally;
 
-/// Most of a point is waiting for the kernel to take links away, so there are more workers than
-/// processors.
+/// More workers than processors, because a point mostly waits for the kernel to delete links.
 const WORKERS: usize = 6;
 
 fn main() -> ExitCode {
@@ -42,13 +41,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tries every `every`th point, each worker in a node of its own.
+/// Tries every `every`th point, with each worker in its own node.
 fn supervise(every: usize) -> ExitCode {
     let begin = Instant::now();
     let lab = Lab::new();
     lab.install(&conformance::dist().join("cni-hostgw"), "bin/cni-hostgw");
-    // The real host-local, under a name that has us delegate to it. That of Debian does not know the
-    // version that has GC.
+    // The real host-local, under another name so that our plugin delegates to it. Debian's release
+    // does not support 1.1.0, the version with GC.
     let host_local = conformance::reference().join("host-local");
     let script = format!(
         "#!/bin/sh\ncase $CNI_COMMAND in GC|STATUS) exit 0;; esac\n\
@@ -57,7 +56,7 @@ fn supervise(every: usize) -> ExitCode {
     );
     lab.write("bin/other-ipam", script);
     lab.make_executable("bin/other-ipam");
-    let this = env::current_exe().expect("it runs");
+    let this = env::current_exe().expect("the process is running");
     let names: Vec<_> = (0..WORKERS).map(|i| format!("n{i}")).collect();
     let nodes: Vec<_> = names.iter().map(|name| lab.node(name, &[])).collect();
     let tallies: Vec<_> = thread::scope(|scope| {
@@ -76,7 +75,7 @@ fn supervise(every: usize) -> ExitCode {
         let outputs = running.into_iter().map(thread::ScopedJoinHandle::join);
         outputs
             .map(|output| {
-                let output = output.expect("it does not panic");
+                let output = output.expect("the thread does not panic");
                 let text = String::from_utf8_lossy(&output.stdout).into_owned();
                 assert!(output.status.success(), "a worker failed: {text}");
                 Tally::parse(&text)
@@ -92,7 +91,7 @@ fn supervise(every: usize) -> ExitCode {
     }
 }
 
-/// Tries this worker's share, in the node that it runs in.
+/// Tries this worker's share of the points, in the current node.
 fn work(worker: usize, every: usize) {
     assert!(
         Command::new("strace").arg("-V").output().is_ok(),

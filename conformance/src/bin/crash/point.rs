@@ -1,4 +1,4 @@
-//! Points: what happens to a request, at which of its system calls.
+//! Points: a fault at one system call of a request.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,9 +6,9 @@ use std::fs;
 /// A fault at a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The process is killed, and the call not made.
+    /// The process is killed before the call is executed.
     Kill,
-    /// The call fails with this error, and is not made.
+    /// The call is not executed and fails with this error.
     Error(&'static str),
 }
 
@@ -20,14 +20,14 @@ pub(crate) struct Point {
     pub(crate) fault: Fault,
 }
 
-/// The errors that calls fail with.
+/// Errors with which calls fail.
 const ERRORS: [&str; 8] = [
     "EIO", "ENOSPC", "EMFILE", "ENOMEM", "EPERM", "EINTR", "EAGAIN", "ENOBUFS",
 ];
 
-/// Calls that are the process's own affair: its memory, its signals, its end. What they fail with
-/// nobody could answer: the standard library gives up where there is no memory.
-const OWN_AFFAIR: [&str; 14] = [
+/// Calls about the process itself: its memory, its signals, its end. The plugin cannot handle their
+/// failure: the standard library aborts without memory.
+const PROCESS_CALLS: [&str; 14] = [
     "brk",
     "mmap",
     "munmap",
@@ -44,12 +44,13 @@ const OWN_AFFAIR: [&str; 14] = [
     "futex",
 ];
 
-/// A file is closed whatever the kernel says, and of a directory it says nothing: the standard
-/// library panics there.
+/// The kernel closes the file even if `close` fails, and for directories the standard library
+/// panics on such a failure.
 const NEVER_FAILS: &str = "close";
 
-/// Calls that only ask: they fail with two errors. A call that changes something fails with each.
-const ASKING: [&str; 11] = [
+/// Calls that only read: they fail with two errors. A call that changes something fails with all
+/// errors.
+const READ_ONLY_CALLS: [&str; 11] = [
     "fcntl",
     "fstat",
     "newfstatat",
@@ -64,8 +65,8 @@ const ASKING: [&str; 11] = [
 ];
 
 impl Point {
-    /// All points of a request, from strace's list of the calls that it made. What comes before its
-    /// standard input is read is the start of a process, and not ours.
+    /// Returns all points of a request, from strace's list of its calls. Calls before the first
+    /// read of standard input belong to the start of a process, and are left out.
     pub(crate) fn all(trace: &str) -> Vec<Self> {
         let text = fs::read_to_string(trace).expect("strace wrote it");
         let mut counts = BTreeMap::<&str, usize>::new();
@@ -81,7 +82,7 @@ impl Point {
             let nth = counts.entry(name).or_default();
             *nth += 1;
             has_begun |= name == "read" && rest.starts_with("0,");
-            if has_begun && !OWN_AFFAIR.contains(&name) {
+            if has_begun && !PROCESS_CALLS.contains(&name) {
                 calls.push((name.to_owned(), *nth));
             }
         }
@@ -92,11 +93,11 @@ impl Point {
                 nth,
                 fault,
             };
-            // Killed before this one is killed after the one before.
+            // To be killed before this call is to be killed after the previous call.
             points.push(point(Fault::Kill));
             let errors = if call == NEVER_FAILS {
                 &[][..]
-            } else if ASKING.contains(&call.as_str()) {
+            } else if READ_ONLY_CALLS.contains(&call.as_str()) {
                 &["EIO", "EINTR"][..]
             } else {
                 &ERRORS
@@ -106,7 +107,7 @@ impl Point {
         points
     }
 
-    /// strace's words for it.
+    /// Returns the fault as an argument for strace.
     pub(crate) fn injection(&self) -> String {
         let what = match self.fault {
             Fault::Kill => "signal=KILL".to_owned(),
@@ -115,9 +116,9 @@ impl Point {
         format!("inject={}:{what}:when={}", self.call, self.nth)
     }
 
-    /// Whether the request must succeed in spite of the fault.
+    /// Returns true if the request must succeed in spite of the fault.
     pub(crate) fn must_succeed(&self) -> bool {
-        // A signal may interrupt every call that waits.
+        // A signal may interrupt any call that waits.
         let waits = [
             "flock",
             "fstatfs",

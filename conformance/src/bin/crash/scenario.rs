@@ -1,4 +1,4 @@
-//! Scenarios: a verb, a kind of network, and whether another pod is attached to it.
+//! Scenarios: a verb, a kind of network, and whether another pod is attached to the network.
 
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ pub(crate) enum Network {
 pub(crate) struct Scenario {
     pub(crate) verb: &'static str,
     pub(crate) network: Network,
-    /// Whether the network has another pod, which must not be affected.
+    /// True if the network has another pod, which must not be affected.
     pub(crate) has_other: bool,
 }
 
@@ -96,7 +96,7 @@ impl Scenario {
         conf
     }
 
-    /// Whether the plugin adds `nf_tables` rules for the network.
+    /// True if the plugin adds `nf_tables` rules for the network.
     pub(crate) fn has_rules(&self) -> bool {
         matches!(self.network, Network::Masquerade | Network::Flannel)
     }

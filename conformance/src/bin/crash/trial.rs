@@ -1,4 +1,4 @@
-//! One point tried, and its outcome held against the rules.
+//! A trial: injects a fault at one point and checks the outcome against the rules.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use conformance::inside::{Ended, Request, files, inside_pod, links, sh};
+use conformance::inside::{Outcome, Request, files, inside_pod, links, sh};
 use serde_json::Value;
 
 use crate::point::{Fault, Point};
@@ -15,7 +15,7 @@ use crate::scenario::{Network, Scenario};
 const PLUGIN: &str = "/mnt/bin/cni-hostgw";
 const TRACE: &str = "/run/trace";
 
-/// The number of points tried, and a description of each that broke a rule.
+/// Number of tried points, and a description of each that broke a rule.
 #[derive(Default)]
 pub(crate) struct Tally {
     points: usize,
@@ -33,8 +33,8 @@ impl Tally {
         self.points > 0 && self.broken.is_empty()
     }
 
-    /// For people.
-    #[expect(clippy::print_stdout, reason = "it is what the program is for")]
+    /// Prints the result for people.
+    #[expect(clippy::print_stdout, reason = "the output is the program's result")]
     pub(crate) fn print(&self, took: Duration) {
         for broken in &self.broken {
             println!("{broken}");
@@ -43,7 +43,7 @@ impl Tally {
         println!("{points} points, {broken} broken, in {} s", took.as_secs());
     }
 
-    /// For the supervisor.
+    /// Prints the result for the supervisor.
     #[expect(clippy::print_stdout, reason = "the supervisor reads it")]
     pub(crate) fn write(&self) {
         println!("{}", self.points);
@@ -56,13 +56,13 @@ impl Tally {
         let mut lines = text.lines();
         let points = lines.next().and_then(|line| line.parse().ok());
         Self {
-            points: points.expect("a worker says how many"),
+            points: points.expect("a worker prints the number of points"),
             broken: lines.map(str::to_owned).collect(),
         }
     }
 }
 
-/// Tries the share of a worker, `(which, of how many)`, of every `every`th point of a scenario.
+/// Tries a worker's share, `(index, number of workers)`, of every `every`th point of a scenario.
 pub(crate) fn run(
     scenario: &Scenario,
     (worker, workers): (usize, usize),
@@ -78,7 +78,7 @@ pub(crate) fn run(
     assert!(rehearsal.ask("DEL").is_success(), "{}", scenario.name());
     reset(scenario);
     for (i, point) in points.iter().enumerate() {
-        // The share of each worker has every kind of fault.
+        // Each worker's share contains every kind of fault.
         if i % every == 0 && (i / every) % workers == worker {
             let outcome = Trial::begin(scenario).at(point);
             tally.points += 1;
@@ -93,18 +93,18 @@ pub(crate) fn run(
     sh("ip netns delete victim; ip netns delete other");
 }
 
-/// Makes the pods, and the other one's attachment.
+/// Creates the pods, and the attachment of the other pod.
 fn prepare(scenario: &Scenario) {
     sh("rm -rf /var/lib/cni; mkdir -p /run/flannel; \
         for pod in victim other; do ip netns add $pod && ip -n $pod link set lo up; done");
     let env = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
                FLANNEL_MTU=1500\nFLANNEL_IPMASQ=false\n";
-    fs::write("/run/flannel/subnet.env", env).expect("the node takes files");
+    fs::write("/run/flannel/subnet.env", env).expect("the node's file system is writable");
     reset(scenario);
 }
 
-/// Back to a node without any pod but the other one, and without a trace of a network where there
-/// is none.
+/// Restores a node without attachments except the other pod's. Without the other pod, also removes
+/// every trace of the network.
 fn reset(scenario: &Scenario) {
     let conf = scenario.conf();
     let request = |verb, id| Request {
@@ -129,12 +129,12 @@ fn reset(scenario: &Scenario) {
     drop(fs::remove_dir_all("/var/lib/cni"));
 }
 
-/// Everything that a request could leave, or take from the other pod.
+/// Everything that a request could leave behind or take from the other pod.
 #[derive(Debug, PartialEq, Eq)]
 struct State {
-    /// The node's links but for the bridge, which is the node's.
+    /// The node's links except the bridge, which belongs to the node.
     links: BTreeSet<String>,
-    /// Reservations, index entries and incomplete files; not what belongs to the network.
+    /// Reservations, index entries and incomplete files, without files that belong to the network.
     files: BTreeSet<String>,
     /// Chains of `nf_tables`.
     rules: BTreeSet<String>,
@@ -169,8 +169,8 @@ impl State {
         }
     }
 
-    /// Compares with an earlier state; the error lists what was added (`+`) and removed (`-`).
-    fn against(&self, before: &Self) -> Result<(), String> {
+    /// Compares with an earlier state. The error lists what was added (`+`) and removed (`-`).
+    fn compare_with(&self, before: &Self) -> Result<(), String> {
         let mut differences = Vec::new();
         let mut compare = |now: &BTreeSet<String>, before: &BTreeSet<String>| {
             differences.extend(now.difference(before).map(|new| format!("+{new}")));
@@ -191,15 +191,15 @@ impl State {
     }
 }
 
-/// A request that something is about to happen to.
+/// A request to be disturbed by a fault.
 struct Trial<'a> {
     scenario: &'a Scenario,
     conf: Value,
-    /// Before the victim was there.
+    /// State before the victim's attachment existed.
     before: State,
-    /// The result of ADD, for the verbs that follow it.
+    /// Result of ADD, for the verbs that follow it.
     result: Option<Value>,
-    /// With the victim, for a verb that comes after ADD.
+    /// State with the victim's attachment, for verbs that come after ADD.
     with_victim: Option<State>,
 }
 
@@ -234,8 +234,8 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// An undisturbed request of another verb.
-    fn ask(&self, verb: &str) -> Ended {
+    /// Sends a request of another verb without a fault.
+    fn ask(&self, verb: &str) -> Outcome {
         let mut conf = self.scenario.conf();
         if let Some(result) = self.result.as_ref().filter(|_| verb != "ADD") {
             conf["prevResult"] = result.clone();
@@ -253,20 +253,20 @@ impl<'a> Trial<'a> {
         request.run(&[PLUGIN])
     }
 
-    /// Makes the request with a fault, and holds it against the rules.
+    /// Sends the request with a fault, and checks the outcome against the rules.
     fn at(mut self, point: &Point) -> Result<(), String> {
         let inject = point.injection();
         let traced = ["strace", "-qq", "-o", "/dev/null", "-e", &inject, PLUGIN];
         let ended = self.request().run(&traced);
         let was_killed = ended.code.is_none() && point.fault == Fault::Kill;
         if was_killed && self.scenario.network == Network::Delegated {
-            // What it had started goes on without it.
+            // Processes that the killed plugin had started continue without it.
             thread::sleep(Duration::from_millis(100));
         } else if !was_killed {
-            has_one_answer(self.scenario.verb, &ended)?;
+            check_single_answer(self.scenario.verb, &ended)?;
         }
         if point.must_succeed() && !ended.is_success() {
-            return Err(format!("an interrupted call is made again: {ended:?}"));
+            return Err(format!("an interrupted call must be repeated: {ended:?}"));
         }
         let rule = match self.scenario.verb {
             "ADD" => self.after_add(&ended, was_killed),
@@ -274,33 +274,33 @@ impl<'a> Trial<'a> {
             "GC" => self.after_removal(&ended, "GC"),
             _ => self.after_check(&ended),
         };
-        rule.map_err(|reason| format!("{reason}; it said {ended:?}"))
+        rule.map_err(|reason| format!("{reason}; outcome of the request: {ended:?}"))
     }
 
-    /// A failed ADD leaves no trace, one that succeeded is complete, and one that was killed can be
-    /// retried. In any case a DEL leaves nothing.
-    fn after_add(&mut self, ended: &Ended, was_killed: bool) -> Result<(), String> {
+    /// After a failed ADD there is no trace, after a successful one the attachment is complete, and
+    /// a killed one can be retried. In every case, DEL leaves nothing behind.
+    fn after_add(&mut self, ended: &Outcome, was_killed: bool) -> Result<(), String> {
         if ended.is_success() {
             self.result = ended.json();
             self.must_succeed("CHECK")?;
         } else if was_killed {
             let retried = self.ask("ADD");
-            // SPEC: ADD must fail where the interface exists.
+            // SPEC: ADD must fail if the interface exists.
             if !retried.is_success() && retried.error_code() != Some(4) {
                 return Err(format!("a retried ADD: {retried:?}"));
             }
             self.result = retried.json().filter(|_| retried.is_success());
         } else {
             let now = State::now(self.scenario);
-            let traces = now.against(&self.before);
+            let traces = now.compare_with(&self.before);
             traces.map_err(|left| format!("a failed ADD left a trace: {left}"))?;
         }
         self.must_succeed("DEL")?;
         self.is_as_before("DEL")
     }
 
-    /// A removal that succeeded has removed everything, and one that did not can be repeated.
-    fn after_removal(&mut self, ended: &Ended, verb: &str) -> Result<(), String> {
+    /// A successful removal has removed everything, and a failed one can be repeated.
+    fn after_removal(&mut self, ended: &Outcome, verb: &str) -> Result<(), String> {
         if ended.is_success() {
             self.is_as_before(verb)?;
         }
@@ -309,13 +309,13 @@ impl<'a> Trial<'a> {
         self.must_succeed("DEL")
     }
 
-    /// CHECK changes nothing, and does not find a difference where there is none.
-    fn after_check(&mut self, ended: &Ended) -> Result<(), String> {
+    /// CHECK changes nothing, and reports no difference if there is none.
+    fn after_check(&mut self, ended: &Outcome) -> Result<(), String> {
         if ended.error_code() == Some(102) {
-            return Err("a failure was taken for a difference".to_owned());
+            return Err("CHECK mistook a failure for a difference".to_owned());
         }
-        let with_victim = self.with_victim.as_ref().expect("ADD came before");
-        State::now(self.scenario).against(with_victim)?;
+        let with_victim = self.with_victim.as_ref().expect("ADD has run before CHECK");
+        State::now(self.scenario).compare_with(with_victim)?;
         self.must_succeed("CHECK")?;
         self.must_succeed("DEL")?;
         self.is_as_before("DEL")
@@ -331,13 +331,14 @@ impl<'a> Trial<'a> {
     }
 
     fn is_as_before(&self, verb: &str) -> Result<(), String> {
-        let left = State::now(self.scenario).against(&self.before);
+        let left = State::now(self.scenario).compare_with(&self.before);
         left.map_err(|left| format!("{verb} left something: {left}"))
     }
 }
 
-/// One JSON document with a code that means something, or success: and nothing beside.
-fn has_one_answer(verb: &str, ended: &Ended) -> Result<(), String> {
+/// Checks that the output is exactly one JSON document with a meaningful error code, or a success
+/// with the right output.
+fn check_single_answer(verb: &str, ended: &Outcome) -> Result<(), String> {
     let is_right = match ended.code {
         None => false,
         Some(0) if verb == "ADD" => ended.json().is_some_and(|json| json["code"].is_null()),
@@ -347,6 +348,6 @@ fn has_one_answer(verb: &str, ended: &Ended) -> Result<(), String> {
     if is_right {
         Ok(())
     } else {
-        Err(format!("no right answer: {ended:?}"))
+        Err(format!("not exactly one valid answer: {ended:?}"))
     }
 }

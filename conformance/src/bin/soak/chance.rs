@@ -1,10 +1,10 @@
-//! Numbers by chance, from a seed.
+//! Random numbers from a seed.
 
 /// `SplitMix64`: small, and good enough to choose operations.
 #[derive(Clone, Debug)]
-pub(crate) struct Chance(u64);
+pub(crate) struct Rng(u64);
 
-impl Chance {
+impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -17,17 +17,17 @@ impl Chance {
         z ^ (z >> 31)
     }
 
-    /// A number less than `end`.
+    /// Returns a number less than `end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// Whether something happens that happens once in `of` times.
+    /// Returns true once in `of` calls on average.
     pub(crate) fn once_in(&mut self, of: u64) -> bool {
         self.below(of) == 0
     }
 
-    /// One of `choices`.
+    /// Returns one of `choices`.
     pub(crate) fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         let end = u64::try_from(choices.len()).expect("few");
         choices[usize::try_from(self.below(end)).expect("few")]

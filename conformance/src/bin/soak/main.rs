@@ -1,9 +1,9 @@
-//! The long run: workers add, delete, check and collect attachments in one small range, at random
-//! and for as long as wanted. Requests are killed, the reference plugins use the same store, and the
-//! node's subnet file changes. What comes out is held against a model.
+//! The long run: workers add, delete, check and collect attachments in one small range, at random,
+//! for as long as wanted. Requests are killed, the reference plugins use the same store, and the
+//! node's subnet file changes. The outcome is compared with a model.
 //!
-//! `soak --minutes N --seed S`: the same seed has every worker choose the same operations, though
-//! not at the same moments.
+//! `soak --minutes N --seed S`: with the same seed, every worker chooses the same operations,
+//! though not at the same moments.
 
 mod chance;
 mod model;
@@ -20,7 +20,7 @@ use conformance::Lab;
 use crate::model::World;
 use crate::worker::Worker;
 
-/// Most of a DEL is waiting for the kernel, so there are more workers than processors.
+/// More workers than processors, because a DEL mostly waits for the kernel.
 const WORKERS: usize = 8;
 
 fn main() -> ExitCode {
@@ -41,13 +41,13 @@ fn number(text: &str) -> u64 {
     parsed.unwrap_or_else(|_| panic!("{text:?} is not a whole number"))
 }
 
-/// Runs this program in a node of its own.
+/// Runs this program again, in a new node.
 fn supervise(minutes: &str, seed: &str) -> ExitCode {
     let lab = Lab::new();
     lab.install(&conformance::dist().join("cni-hostgw"), "bin/cni-hostgw");
     assert!(conformance::reference().join("host-local").exists());
     let node = lab.node("worker1", &[]);
-    let this = env::current_exe().expect("it runs");
+    let this = env::current_exe().expect("the process is running");
     let status = node
         .command(Path::new(&this))
         .args(["inside", minutes, seed])
@@ -61,8 +61,8 @@ fn supervise(minutes: &str, seed: &str) -> ExitCode {
     }
 }
 
-/// Runs the workers, in the node that it runs in.
-#[expect(clippy::print_stdout, reason = "it is what the program is for")]
+/// Runs the workers in the current node.
+#[expect(clippy::print_stdout, reason = "the output is the program's result")]
 fn inside(minutes: u64, seed: u64) -> ExitCode {
     let world = &World::new();
     let begin = Instant::now();
@@ -95,7 +95,7 @@ fn inside(minutes: u64, seed: u64) -> ExitCode {
         for problem in world.problems() {
             println!("{problem}");
         }
-        // What is left tells more than the problem.
+        // The remaining files and links explain more than the problem's message.
         let look =
             "ls -la /var/lib/cni/networks/cbr0 /var/lib/cni/networks/cbr0/.attachments; ip -o link";
         drop(Command::new("sh").args(["-c", look]).status());

@@ -1,4 +1,4 @@
-//! What must be true of the node, whatever was done to it.
+//! Invariants of the node, whatever was done to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,9 +13,10 @@ pub(crate) const OURS: &str = "/mnt/bin/cni-hostgw";
 const STORE: &str = "/var/lib/cni/networks/cbr0";
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
-/// The node, its pods and what is known of them.
+/// The node, its pods, and what is known of them.
 pub(crate) struct World {
-    /// Requests for one attachment share it; who looks at everything, or collects, has it alone.
+    /// Held shared by a request for one attachment, and exclusively by GC and by a check of
+    /// everything.
     pub(crate) exclusive: RwLock<()>,
     pods: Mutex<BTreeMap<String, Pod>>,
     problems: Mutex<Vec<String>>,
@@ -24,23 +25,23 @@ pub(crate) struct World {
     kills: AtomicU64,
     looks: AtomicU64,
     exhausted: AtomicU64,
-    /// How often the subnet file was changed.
+    /// Number of changes of the subnet file.
     changes: AtomicU64,
-    /// Whether the subnet file says what it said at first, but for its MTU.
-    is_usual: AtomicBool,
+    /// True if the subnet file has its initial content, except for the MTU.
+    is_initial: AtomicBool,
 }
 
-/// What is known of one pod's attachment.
+/// The model's knowledge of one pod's attachment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Pod {
-    /// There is none.
+    /// The attachment does not exist.
     Absent,
-    /// It is there, and this is the result of its ADD.
+    /// The attachment exists, with this result of its ADD.
     Present(Value),
-    /// A request was killed, or failed: a DEL is due.
+    /// A request was killed or failed: a DEL is due.
     Unknown,
-    /// The same, after the reference plugins failed to add it: they give the address back and leave
-    /// the link that has it.
+    /// Like `Unknown`, after a failed ADD of the reference plugins: they release the address and
+    /// leave the link that has it.
     Spoiled,
 }
 
@@ -51,7 +52,7 @@ impl Pod {
         };
         let ips = result["ips"].as_array().expect("a result has addresses");
         let address = |ip: &Value| {
-            let text = ip["address"].as_str().expect("it is text");
+            let text = ip["address"].as_str().expect("the output is text");
             let (address, _) = text.split_once('/').expect("it has a prefix length");
             address.to_owned()
         };
@@ -59,7 +60,7 @@ impl Pod {
     }
 }
 
-/// The configuration of our plugin.
+/// Returns the network configuration of our plugin.
 pub(crate) fn conf() -> Value {
     json!({
         "cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "subnetFileWait": 0,
@@ -80,13 +81,13 @@ impl World {
             looks: AtomicU64::new(0),
             exhausted: AtomicU64::new(0),
             changes: AtomicU64::new(0),
-            is_usual: AtomicBool::new(true),
+            is_initial: AtomicBool::new(true),
         };
         world.write_subnet_file("10.10.1.1/28", 1500, false);
         world
     }
 
-    /// Makes a pod without an attachment.
+    /// Creates a pod without an attachment.
     pub(crate) fn create(&self, name: &str) {
         sh(&format!(
             "ip netns add {name} && ip -n {name} link set lo up"
@@ -95,26 +96,30 @@ impl World {
     }
 
     fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Pod>> {
-        self.pods.lock().expect("nobody panics with it")
+        self.pods
+            .lock()
+            .expect("no thread panics while it holds the lock")
     }
 
     pub(crate) fn pod(&self, name: &str) -> Pod {
         self.pods()[name].clone()
     }
 
-    /// Notes what became of a pod. An address that two pods have at once is a problem.
+    /// Records the new state of a pod. An address that two pods have at once is a problem.
     pub(crate) fn note(&self, name: &str, pod: Pod) {
         let mut pods = self.pods();
         let addresses = pod.addresses();
         for (other, its) in pods.iter().filter(|(other, _)| *other != name) {
             if let Some(twice) = its.addresses().intersection(&addresses).next() {
-                self.problem(format!("{twice} is {other}'s and {name}'s at once"));
+                self.problem(format!(
+                    "{twice} belongs to {other} and {name} at the same time"
+                ));
             }
         }
         pods.insert(name.to_owned(), pod);
     }
 
-    /// The attachments that GC is told of.
+    /// Returns the list of valid attachments for GC.
     pub(crate) fn valid(&self) -> Value {
         let pods = self.pods();
         let present = pods
@@ -125,30 +130,31 @@ impl World {
             .collect()
     }
 
-    /// Writes the subnet file in one step.
+    /// Writes the subnet file atomically.
     pub(crate) fn write_subnet_file(&self, subnet: &str, mtu: u32, masquerades: bool) {
         let text = format!(
             "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU={mtu}\n\
              FLANNEL_IPMASQ={masquerades}\n"
         );
-        let is_usual = subnet == "10.10.1.1/28";
-        self.is_usual.store(false, Ordering::SeqCst);
+        let is_initial = subnet == "10.10.1.1/28";
+        self.is_initial.store(false, Ordering::SeqCst);
         self.changes.fetch_add(1, Ordering::SeqCst);
-        fs::write("/run/flannel/.new", text).expect("the node takes files");
+        fs::write("/run/flannel/.new", text).expect("the node's file system is writable");
         fs::rename("/run/flannel/.new", SUBNET_FILE).expect("both are there");
-        self.is_usual.store(is_usual, Ordering::SeqCst);
+        self.is_initial.store(is_initial, Ordering::SeqCst);
     }
 
     pub(crate) fn remove_subnet_file(&self) {
-        self.is_usual.store(false, Ordering::SeqCst);
+        self.is_initial.store(false, Ordering::SeqCst);
         self.changes.fetch_add(1, Ordering::SeqCst);
         drop(fs::remove_file(SUBNET_FILE));
     }
 
-    /// What tells whether the subnet file was the usual one from here to another look.
+    /// Returns a value by which a later call can tell if the subnet file had its initial content
+    /// the whole time.
     pub(crate) fn subnet_file(&self) -> (u64, bool) {
         let changes = self.changes.load(Ordering::SeqCst);
-        (changes, self.is_usual.load(Ordering::SeqCst))
+        (changes, self.is_initial.load(Ordering::SeqCst))
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -166,7 +172,7 @@ impl World {
     pub(crate) fn counts(&self) -> String {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         format!(
-            "{} operations, {} killed, {} found the range exhausted, {} looks at everything, {} problems",
+            "{} operations, {} killed, {} found the range exhausted, {} checks of everything, {} problems",
             of(&self.operations),
             of(&self.kills),
             of(&self.exhausted),
@@ -177,35 +183,44 @@ impl World {
 
     pub(crate) fn problem(&self, what: String) {
         eprintln!("{what}");
-        let mut problems = self.problems.lock().expect("nobody panics with it");
+        let mut problems = self
+            .problems
+            .lock()
+            .expect("no thread panics while it holds the lock");
         problems.push(what);
         self.is_broken.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn problems(&self) -> Vec<String> {
-        self.problems.lock().expect("nobody panics with it").clone()
+        self.problems
+            .lock()
+            .expect("no thread panics while it holds the lock")
+            .clone()
     }
 
     pub(crate) fn is_broken(&self) -> bool {
         self.is_broken.load(Ordering::SeqCst)
     }
 
-    /// Looks at everything while nobody does anything. Attachments of which nothing is known are
-    /// deleted on the way, so that what is left must be exactly what is present.
+    /// Checks everything while no request runs. Attachments in an unknown state are deleted first,
+    /// so that exactly the present attachments must be left.
     pub(crate) fn look(&self) {
-        let _alone = self.exclusive.write().expect("nobody panics with it");
+        let _alone = self
+            .exclusive
+            .write()
+            .expect("no thread panics while it holds the lock");
         self.looks.fetch_add(1, Ordering::Relaxed);
-        self.nobody_shares_an_address();
+        self.check_addresses_are_unique();
         let names: Vec<_> = self.pods().keys().cloned().collect();
         for name in names {
             if matches!(self.pod(&name), Pod::Unknown | Pod::Spoiled) {
                 self.delete(&name);
             }
         }
-        self.all_is_explained();
+        self.check_everything_belongs_to_a_pod();
     }
 
-    /// Deletes everything, and looks whether anything is left.
+    /// Deletes all attachments, and checks that nothing is left.
     pub(crate) fn finish(&self) {
         if self.is_broken() {
             return;
@@ -214,7 +229,7 @@ impl World {
         for name in names {
             self.delete(&name);
         }
-        self.all_is_explained();
+        self.check_everything_belongs_to_a_pod();
         let rules = sh("nft list ruleset");
         if rules.contains("cni-hostgw") {
             self.problem(format!("rules without a pod: {rules}"));
@@ -236,14 +251,14 @@ impl World {
         }
     }
 
-    fn nobody_shares_an_address(&self) {
+    fn check_addresses_are_unique(&self) {
         let mut owners = BTreeMap::new();
         let pods = self.pods().clone();
         for (name, pod) in pods.iter().filter(|(_, pod)| **pod != Pod::Spoiled) {
             let (has, _) = inside_pod(name);
-            let wanted = pod.addresses();
-            if matches!(pod, Pod::Present(_)) && has != wanted {
-                self.problem(format!("{name} has {has:?} and not {wanted:?}"));
+            let expected = pod.addresses();
+            if matches!(pod, Pod::Present(_)) && has != expected {
+                self.problem(format!("{name} has {has:?}, expected {expected:?}"));
             }
             for address in has {
                 if let Some(other) = owners.insert(address.clone(), name.clone()) {
@@ -253,13 +268,14 @@ impl World {
         }
     }
 
-    /// Every reservation, index entry and host veth is of a present pod, and each of those has them.
-    fn all_is_explained(&self) {
+    /// Checks that every reservation, index entry and host veth belongs to a present pod, and that
+    /// every present pod has them.
+    fn check_everything_belongs_to_a_pod(&self) {
         let pods = self.pods().clone();
-        let mut wanted = BTreeMap::new();
+        let mut expected = BTreeMap::new();
         for (name, pod) in &pods {
             for address in pod.addresses() {
-                wanted.insert(address, format!("{name}\r\neth0"));
+                expected.insert(address, format!("{name}\r\neth0"));
             }
         }
         let mut reserved = BTreeMap::new();
@@ -271,17 +287,17 @@ impl World {
                 reserved.insert(name.to_owned(), holder);
             }
             if is_index && name.contains(':') {
-                let (id, _) = name.split_once(':').expect("it has one");
+                let (id, _) = name.split_once(':').expect("the value is present");
                 if !matches!(pods.get(id), Some(Pod::Present(_))) {
                     self.problem(format!("an index entry without a pod: {name}"));
                 }
             }
             if name == ".new" {
-                self.problem("an incomplete file stays".to_owned());
+                self.problem("an incomplete file was left behind".to_owned());
             }
         }
-        if reserved != wanted {
-            self.problem(format!("reserved is {reserved:?} and not {wanted:?}"));
+        if reserved != expected {
+            self.problem(format!("reserved is {reserved:?}, expected {expected:?}"));
         }
         let veths = links().iter().filter(|l| l.starts_with("veth")).count();
         let present = pods

@@ -1,4 +1,4 @@
-//! Another IPAM plugin, run as the SPEC says.
+//! Another IPAM plugin (SPEC, section "Delegation").
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,19 +8,18 @@ use std::time::Duration;
 use cni::{AddResult, Call, Code, Json, Version};
 use host_local::Store;
 use ipnetwork::IpNetwork;
+use netconf::LenientConf;
+use programs::{Stderr, find, run};
 use serde_json::{Value, json};
+use subnet::Subnet;
 use subnet_env::SubnetEnv;
 
 use super::{Address, Allocation, Undo};
+use crate::config::ConfigInput;
 use crate::error::Error;
-use crate::programs::{Stderr, find, run};
-use crate::routes::masked;
-use crate::source::Source;
+use crate::state::Settings;
 
-/// What begins the line of the network's settings that has the plugin's `ipam`.
-const SETTINGS: &str = "ipam ";
-
-/// An IPAM plugin and the configuration that it gets. It has our environment.
+/// An IPAM plugin, and the configuration that it gets. It runs with our environment.
 #[derive(Debug)]
 pub(crate) struct Delegate {
     program: String,
@@ -30,13 +29,12 @@ pub(crate) struct Delegate {
 }
 
 impl Delegate {
-    /// The plugin that the call's configuration names; nothing where addresses are ours.
+    /// The plugin that the configuration names. `None` if addresses are from our own pool.
     ///
-    /// It gets the whole configuration as it is: all that verbs without ranges need.
-    pub(crate) fn named_in(call: &Call) -> Option<Self> {
-        let ipam = call.config.object("ipam")?;
-        let program = ipam.get("type")?.as_str()?;
-        (!matches!(program, "" | cni::HOST_LOCAL)).then(|| Self {
+    /// It gets the whole configuration unchanged.
+    pub(crate) fn new(call: &Call) -> Option<Self> {
+        let conf = LenientConf::from_json(&call.config);
+        conf.external_ipam().map(|program| Self {
             program: program.to_owned(),
             path: call.path.clone(),
             config: call.config.clone(),
@@ -44,22 +42,26 @@ impl Delegate {
         })
     }
 
-    /// The same for a verb that does without the rest of the configuration. In flannel's form the
-    /// plugin gets the node's subnets, or what it got at the last ADD where they are not known.
-    pub(crate) fn for_leaving(call: &Call, store: &Store) -> Result<Option<Self>, Error> {
-        let Some(delegate) = Self::named_in(call) else {
+    /// The plugin for DEL and GC. In flannel's form it gets the node's subnets, or, if they are unknown,
+    /// what it got at the last ADD.
+    pub(crate) fn with_known_subnets(
+        call: &Call,
+        conf: &LenientConf,
+        store: &Store,
+    ) -> Result<Option<Self>, Error> {
+        let Some(delegate) = Self::new(call) else {
             return Ok(None);
         };
-        if !call.config.has("delegate") {
+        if !conf.has_delegate {
             return Ok(Some(delegate));
         }
-        let named = call.config.get("subnetFile").and_then(Value::as_str);
-        let named = named.filter(|path| !path.is_empty()).map(Path::new);
-        let path = named.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
+        let path = conf.subnet_file.as_deref();
+        let path = path.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
         match SubnetEnv::read(path) {
             Ok(env) => {
-                let subnets: Vec<_> = env.subnets().map(masked).collect();
-                let networks: Vec<_> = env.networks().map(masked).collect();
+                let without_host_bits = |network| Subnet::of(network).network();
+                let subnets: Vec<_> = env.subnets().map(without_host_bits).collect();
+                let networks: Vec<_> = env.networks().map(without_host_bits).collect();
                 Ok(Some(delegate.with_subnets(&subnets, &networks)))
             }
             Err(error) if error.is_unreadable() => Err(Error::Subnet {
@@ -67,78 +69,76 @@ impl Delegate {
                 waited: Duration::ZERO,
                 source: error,
             }),
-            Err(_) => Ok(Some(delegate.with_settings(&store.settings()?))),
+            Err(_) => Ok(Some(delegate.with_ipam(Settings::saved_ipam(store)?))),
         }
     }
 
-    /// A line for the network's settings: what the plugin gets as `ipam`.
-    pub(crate) fn settings_line(&self) -> String {
+    /// Returns the `ipam` that the plugin gets, as JSON.
+    pub(crate) fn ipam(&self) -> String {
         let ipam = self.config.get("ipam").map(Value::to_string);
-        format!("{SETTINGS}{}\n", ipam.unwrap_or_default())
+        ipam.unwrap_or_default()
     }
 
-    /// The same with the `ipam` of the network's settings, where they have one.
-    fn with_settings(mut self, settings: &str) -> Self {
-        let line = settings
-            .lines()
-            .find_map(|line| line.strip_prefix(SETTINGS));
-        if let Some(ipam) = line.and_then(|line| serde_json::from_str(line).ok()) {
+    /// The plugin with a saved `ipam`, if there is one.
+    fn with_ipam(mut self, saved: Option<String>) -> Self {
+        if let Some(ipam) = saved.and_then(|text| serde_json::from_str(&text).ok()) {
             self.config = self.config.with("ipam", ipam);
         }
         self
     }
 
-    /// The plugin of a complete configuration.
-    pub(super) fn of(source: &Source<'_>) -> Option<Self> {
-        let delegate = Self::named_in(source.call)?;
-        Some(if source.conf.has_delegate {
-            delegate.with_subnets(&source.subnets, &source.networks)
+    /// The plugin for ADD, CHECK and STATUS: in flannel's form with the node's subnets.
+    pub(super) fn with_subnets_of(input: &ConfigInput<'_>) -> Option<Self> {
+        let delegate = Self::new(input.call)?;
+        Some(if input.conf.has_delegate {
+            delegate.with_subnets(&input.subnets, &input.networks)
         } else {
             delegate
         })
     }
 
-    /// The same with what flannel puts into `ipam` in its form: the node's subnets as ranges,
-    /// the cluster's networks as routes.
+    /// Adds to `ipam` what flannel adds: the node's subnets as ranges, and the cluster's networks as
+    /// routes.
     fn with_subnets(mut self, subnets: &[IpNetwork], networks: &[IpNetwork]) -> Self {
-        let Some(mut ipam) = self.config.get("ipam").cloned() else {
+        let Some(ipam) = self.config.object("ipam") else {
             return self;
         };
         let range = |subnet: &IpNetwork| json!([{"subnet": subnet.to_string()}]);
-        ipam["ranges"] = subnets.iter().map(range).collect();
-        let mut routes = ipam["routes"].as_array().cloned().unwrap_or_default();
+        let ranges = subnets.iter().map(range).collect();
+        let routes = ipam.get("routes").and_then(Value::as_array);
+        let mut routes = routes.cloned().unwrap_or_default();
         let route = |network: &IpNetwork| json!({"dst": network.to_string()});
         routes.extend(networks.iter().map(route));
-        ipam["routes"] = Value::Array(routes);
-        self.config = self.config.with("ipam", ipam);
+        let ipam = ipam.with("ranges", ranges).with("routes", routes.into());
+        self.config = self.config.with("ipam", ipam.into_value());
         self
     }
 
-    /// ADD, to be followed by DEL when ours fails.
+    /// Runs ADD. If our own ADD fails afterwards, the allocation runs DEL.
     pub(super) fn add(&self) -> Result<Allocation<'_>, Error> {
         let mut allocation = Allocation {
-            // SPEC: after a failed ADD, too.
+            // SPEC: also after its ADD has failed.
             undo: Undo::Delegate(self),
-            ..Allocation::nothing()
+            ..Allocation::empty()
         };
         let text = match self.run("ADD") {
             Ok(text) => text,
             Err(error) => {
-                drop(allocation.give_back());
+                drop(allocation.release());
                 return Err(error);
             }
         };
         let result = Json::parse(&text)
             .and_then(|json| AddResult::read(&json, self.version))
-            .and_then(|result| match unusable(&result) {
+            .and_then(|result| match unusable_reason(&result) {
                 Some(reason) => Err(reason),
                 None => Ok(result),
             });
         let result = match result {
             Ok(result) => result,
             Err(reason) => {
-                drop(allocation.give_back());
-                return Err(self.broken("ADD", reason));
+                drop(allocation.release());
+                return Err(self.invalid_answer("ADD", reason));
             }
         };
         let address = |ip: cni::Ip| Address {
@@ -151,7 +151,7 @@ impl Delegate {
         Ok(allocation)
     }
 
-    /// Runs the plugin to its end and gives what it printed. Its own error is passed on as it is.
+    /// Runs the plugin and returns what it prints. Its own error is passed on.
     pub(crate) fn run(&self, verb: &str) -> Result<Vec<u8>, Error> {
         let mut command = Command::new(self.find()?);
         command.env("CNI_COMMAND", verb);
@@ -164,7 +164,7 @@ impl Delegate {
         let text = String::from_utf8_lossy(&output.stdout);
         let error: Value = serde_json::from_str(&text).unwrap_or_default();
         let (Some(code), Some(msg)) = (error["code"].as_u64(), error["msg"].as_str()) else {
-            return Err(self.broken(verb, format!("{}: {}", output.status, text.trim())));
+            return Err(self.invalid_answer(verb, format!("{}: {}", output.status, text.trim())));
         };
         let code = Code(u32::try_from(code).unwrap_or(Code::INTERNAL.0));
         let details = error["details"].as_str().unwrap_or_default();
@@ -173,11 +173,11 @@ impl Delegate {
             .into())
     }
 
-    /// The program. A name with a slash would leave `CNI_PATH`.
+    /// Finds the program. A name with a slash would lead out of `CNI_PATH`.
     fn find(&self) -> Result<PathBuf, Error> {
         let Some(path) = &self.path else {
             let msg = "required env variables [CNI_PATH] missing";
-            let why = format!("ipam.type {:?} is looked for there", self.program);
+            let why = format!("ipam.type {:?} is searched there", self.program);
             let error = cni::Error::new(Code::INVALID_ENVIRONMENT, msg);
             return Err(error.with_details(why).into());
         };
@@ -194,7 +194,7 @@ impl Delegate {
         })
     }
 
-    fn broken(&self, verb: &str, reason: String) -> Error {
+    fn invalid_answer(&self, verb: &str, reason: String) -> Error {
         self.failed(verb, io::Error::other(reason))
     }
 
@@ -207,10 +207,10 @@ impl Delegate {
     }
 }
 
-/// Why a result gives a container no addresses.
-fn unusable(result: &AddResult) -> Option<String> {
+/// Returns why a result cannot be used, if so.
+fn unusable_reason(result: &AddResult) -> Option<String> {
     if result.ips.is_empty() {
-        return Some("its result has no addresses".to_owned());
+        return Some("the result has no addresses".to_owned());
     }
     let is_of_other_family = |ip: &&cni::Ip| {
         let mut gateway = ip.gateway.iter();
@@ -218,5 +218,7 @@ fn unusable(result: &AddResult) -> Option<String> {
     };
     let ip = result.ips.iter().find(is_of_other_family)?;
     let address = ip.address;
-    Some(format!("the gateway of {address} is of the other family"))
+    Some(format!(
+        "the gateway of {address} is of a different IP family"
+    ))
 }

@@ -1,76 +1,77 @@
-//! What is done to a store under its lock.
+//! Operations on a store under its lock.
 
 use std::io;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Store, Vacant};
+use super::{EmptyNetwork, Store};
 use crate::attachment::{Attachment, Boot, Holder};
 use crate::error::StoreError;
-use crate::files::{Files, Indexed};
+use crate::files::{Files, IndexedAddress};
 use crate::lock::FileLock;
 use crate::range::RangeSet;
 
-/// The store while we hold its lock.
+/// The store while its lock is held.
 #[derive(Debug)]
 pub(super) struct Locked<'a> {
     pub(super) store: &'a Store,
     pub(super) files: Files<'a>,
-    /// Whether nobody else changed the directory, or what was changed is known.
-    pub(super) is_known: bool,
+    /// True if no other program changed the directory, or if its changes have been examined.
+    pub(super) is_examined: bool,
     pub(super) _lock: FileLock,
 }
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        // What cannot be noted is looked at the next time.
-        if self.is_known && self.files.is_changed().unwrap_or_default() {
-            drop(self.files.note_changes());
+        // If this fails, the directory is examined again next time.
+        if self.is_examined && self.files.is_changed().unwrap_or_default() {
+            drop(self.files.mark_examined());
         }
     }
 }
 
 impl<'a> Locked<'a> {
-    pub(super) fn forget_other_boots(&self) -> Result<(), StoreError> {
+    pub(super) fn remove_earlier_boots(&self) -> Result<(), StoreError> {
         let Store { boot, .. } = self.store;
-        let then = self
+        let recorded = self
             .files
             .boot_id()
             .map_err(self.store.io("read the boot id"))?;
-        if then.as_deref() == Some(boot.id.as_str()) {
+        if recorded.as_deref() == Some(boot.id.as_str()) {
             return Ok(());
         }
-        if then.is_some() {
+        if recorded.is_some() {
             let io = self.store.io("empty the store of an earlier boot");
-            self.forget_all().map_err(io)?;
+            self.remove_earlier_reservations().map_err(io)?;
         }
         self.files
             .set_boot_id(&boot.id)
             .map_err(self.store.io("write the boot id"))
     }
 
-    /// What is in the index is of the earlier boot. What is not was made by host-local, and
-    /// may be of this one, where a node went back to it and came again: its time tells.
-    pub(super) fn forget_all(&self) -> io::Result<()> {
+    /// Removes the reservations of an earlier boot. Those in the index are of that boot. Others
+    /// were made by host-local, and may be of the current boot, if the node went back to host-local
+    /// for a time: their modification time decides.
+    pub(super) fn remove_earlier_reservations(&self) -> io::Result<()> {
         for (attachment, _) in self.files.attachments()? {
             for indexed in self.files.indexed(&attachment)?.unwrap_or_default() {
                 if self.files.is_held_by(indexed.address, &attachment)?
-                    && self.files.is_of_entry(&indexed)?
+                    && self.files.matches_entry(&indexed)?
                 {
                     self.files.free(indexed.address)?;
                 }
             }
             self.files.index(&attachment, &[])?;
         }
-        self.files.set_marks(&[])?;
-        // The bridge and the ports that they are of went with the boot.
+        self.files.set_features(&[])?;
+        // The bridge and its ports did not survive the reboot.
         self.files.set_settings("")?;
         let started = Boot::started()?;
         for address in self.files.addresses()? {
             let since = self.files.written(address)?;
             if since.is_some_and(|since| since < started) {
                 match self.files.free(address) {
-                    // Nobody's, and in nobody's way.
+                    // A directory has no holder and does no harm.
                     Err(error) if error.kind() == io::ErrorKind::IsADirectory => {}
                     other => other?,
                 }
@@ -79,11 +80,11 @@ impl<'a> Locked<'a> {
         Ok(())
     }
 
-    /// Whether somebody else reserved any address.
-    pub(super) fn is_any_foreign(&self) -> Result<bool, StoreError> {
+    /// Returns whether another program reserved any address.
+    pub(super) fn has_unindexed(&self) -> Result<bool, StoreError> {
         let io = || self.store.io("list reservations");
         for address in self.files.addresses().map_err(io())? {
-            let holder = self.files.holding(address).map_err(io())?;
+            let holder = self.files.holder_if_file(address).map_err(io())?;
             if let Some(holder) = holder
                 && !self.is_own(address, &holder)?
             {
@@ -93,43 +94,47 @@ impl<'a> Locked<'a> {
         Ok(false)
     }
 
-    /// Whether there may be reservations that only a search finds.
+    /// Returns whether there may be reservations that are not in the index, so that only a search
+    /// finds them.
     pub(super) fn has_foreign(&self) -> Result<bool, StoreError> {
-        let marks = self.store.marks()?;
-        Ok(!self.is_known || marks.iter().any(|mark| mark == Store::FOREIGN))
+        let features = self.store.features()?;
+        Ok(!self.is_examined
+            || features
+                .iter()
+                .any(|feature| feature == Store::HOST_LOCAL_FEATURE))
     }
 
-    /// Whether the reservation of `address` by `holder` is in the index.
+    /// Returns whether the index contains the reservation of `address` by `holder`.
     pub(super) fn is_own(&self, address: IpAddr, holder: &Holder) -> Result<bool, StoreError> {
         let is_own = self.files.is_indexed(address, holder);
         is_own.map_err(self.store.io("read the index"))
     }
 
-    pub(super) fn mark(&self, mark: &str) -> Result<(), StoreError> {
-        let mut marks = self.store.marks()?;
-        if marks.iter().any(|known| known == mark) {
+    pub(super) fn add_feature(&self, feature: &str) -> Result<(), StoreError> {
+        let mut features = self.store.features()?;
+        if features.iter().any(|known| known == feature) {
             return Ok(());
         }
-        marks.push(mark.to_owned());
-        let marked = self.files.set_marks(&marks);
-        marked.map_err(self.store.io("write the marks"))
+        features.push(feature.to_owned());
+        let written = self.files.set_features(&features);
+        written.map_err(self.store.io("write the features"))
     }
 
-    /// What the index gives for `attachment`; nothing without an entry.
+    /// Returns the index entry of `attachment`, or `None` if there is none.
     pub(super) fn indexed(
         &self,
         attachment: &Attachment,
-    ) -> Result<Option<Vec<Indexed>>, StoreError> {
+    ) -> Result<Option<Vec<IndexedAddress>>, StoreError> {
         let indexed = self.files.indexed(attachment);
         indexed.map_err(self.store.io("read the index"))
     }
 
-    /// Those of `indexed` whose own files name `attachment`.
+    /// Returns those addresses of an index entry whose own files name `attachment`.
     pub(super) fn confirmed(
         &self,
         attachment: &Attachment,
-        indexed: &[Indexed],
-    ) -> Result<Vec<Indexed>, StoreError> {
+        indexed: &[IndexedAddress],
+    ) -> Result<Vec<IndexedAddress>, StoreError> {
         let mut held = Vec::new();
         for indexed in indexed {
             let is_held = self.files.is_held_by(indexed.address, attachment);
@@ -140,40 +145,43 @@ impl<'a> Locked<'a> {
         Ok(held)
     }
 
-    /// What `attachment` holds, by whomever it was reserved.
-    pub(super) fn held(&self, attachment: &Attachment) -> Result<Vec<Indexed>, StoreError> {
+    /// Returns the addresses that `attachment` holds, including those that host-local reserved.
+    pub(super) fn held(&self, attachment: &Attachment) -> Result<Vec<IndexedAddress>, StoreError> {
         let indexed = self.indexed(attachment)?.unwrap_or_default();
         let mut held = self.confirmed(attachment, &indexed)?;
         if self.has_foreign()? {
             for address in self.search(attachment)? {
                 if held.iter().all(|held| held.address != address) {
-                    // Of no time of ours: it stays somebody else's reservation.
+                    // A time that never matches: the reservation stays one of host-local.
                     let time = Some(UNIX_EPOCH);
-                    held.push(Indexed { address, time });
+                    held.push(IndexedAddress { address, time });
                 }
             }
         }
         Ok(held)
     }
 
-    /// What the search of all address files finds: host-local knows no index.
+    /// Returns the addresses of `attachment` according to the files of all addresses: host-local
+    /// writes no index.
     pub(super) fn search(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, StoreError> {
         let found = self.files.search(attachment);
         let found = found.map_err(self.store.io("search for reservations"))?;
         Ok(found.into_iter().collect())
     }
 
-    /// The network without attachments, where it was marked; the lock stays taken.
-    pub(super) fn into_vacant(self) -> Result<Option<Vacant<'a>>, StoreError> {
-        let marks = self.files.marks();
-        let marks = marks.map_err(self.store.io("read the marks"))?;
-        let is_vacant = || self.files.is_vacant();
-        if marks.is_empty() || !is_vacant().map_err(self.store.io("list reservations"))? {
+    /// Returns the network if it has features but no reserved addresses. The lock stays held.
+    pub(super) fn into_empty_network(self) -> Result<Option<EmptyNetwork<'a>>, StoreError> {
+        let features = self.files.features();
+        let features = features.map_err(self.store.io("read the features"))?;
+        let has_no_reservations = || self.files.has_no_reservations();
+        if features.is_empty()
+            || !has_no_reservations().map_err(self.store.io("list reservations"))?
+        {
             return Ok(None);
         }
-        Ok(Some(Vacant {
+        Ok(Some(EmptyNetwork {
             locked: self,
-            marks,
+            features,
         }))
     }
 
@@ -191,7 +199,7 @@ impl<'a> Locked<'a> {
             Ok(None) => Ok(address),
             Ok(Some(holder)) => reserved(&holder.to_string()),
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => reserved("a directory"),
-            Err(error) => Err(self.store.io("look for an address")(error)),
+            Err(error) => Err(self.store.io("check whether an address is free")(error)),
         }
     }
 
@@ -202,7 +210,7 @@ impl<'a> Locked<'a> {
                 Ok(None) => return Ok(address),
                 Ok(Some(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::IsADirectory => {}
-                Err(error) => return Err(self.store.io("look for an address")(error)),
+                Err(error) => return Err(self.store.io("check whether an address is free")(error)),
             }
             size += 1;
         }
@@ -214,17 +222,19 @@ impl<'a> Locked<'a> {
         })
     }
 
-    /// Writes down `fresh` addresses, each with its set's position, beside those `held`.
+    /// Writes the `fresh` reservations, each with the index of its range set, and an index entry
+    /// with them and those already `held`.
     pub(super) fn write(
         &self,
         attachment: &Attachment,
         fresh: &[(usize, IpAddr)],
-        held: &[Indexed],
+        held: &[IndexedAddress],
     ) -> Result<(), StoreError> {
-        // The index first: a crash in between leaves an entry that names nothing. What is taken
-        // up again is written again, because its entry's time says that an ADD is in flight.
+        // The index is written first: a crash after that leaves an entry without a reservation,
+        // which does no harm. The entry is also rewritten for reused addresses, because its
+        // modification time shows that an ADD is in progress.
         let now = SystemTime::now();
-        let entry = |address: &IpAddr| Indexed {
+        let entry = |address: &IpAddr| IndexedAddress {
             address: *address,
             time: Some(now),
         };
@@ -236,38 +246,38 @@ impl<'a> Locked<'a> {
             let written = self.files.reserve(*address, attachment, now);
             let written = written.and_then(|()| self.files.set_last_reserved(*set, *address));
             if let Err(error) = written {
-                drop(self.give_back(attachment, &addresses, held));
+                drop(self.release_addresses(attachment, &addresses, held));
                 return Err(self.store.io("write a reservation")(error));
             }
         }
         Ok(())
     }
 
-    /// Frees `stale` addresses of an attachment, and takes them out of its index entry.
-    pub(super) fn give_up(
+    /// Releases the `stale` addresses of an attachment, and removes them from its index entry.
+    pub(super) fn release_stale(
         &self,
         attachment: &Attachment,
         stale: &[IpAddr],
     ) -> Result<(), StoreError> {
         let mut rest = self.indexed(attachment)?.unwrap_or_default();
         rest.retain(|entry| !stale.contains(&entry.address));
-        self.give_back(attachment, stale, &rest)
+        self.release_addresses(attachment, stale, &rest)
     }
 
-    /// Frees those of `addresses` that are the attachment's, and leaves `rest` in its index
+    /// Releases those of `addresses` that the attachment holds, and writes `rest` as its index
     /// entry.
-    pub(super) fn give_back(
+    pub(super) fn release_addresses(
         &self,
         attachment: &Attachment,
         addresses: &[IpAddr],
-        rest: &[Indexed],
+        rest: &[IndexedAddress],
     ) -> Result<(), StoreError> {
         self.free(attachment, addresses)?;
         let indexed = self.files.index(attachment, rest);
         indexed.map_err(self.store.io("write the index"))
     }
 
-    /// Frees those of `addresses` that are the attachment's, and says how many.
+    /// Releases those of `addresses` that the attachment holds, and returns their number.
     pub(super) fn free(
         &self,
         attachment: &Attachment,

@@ -1,4 +1,4 @@
-//! One subnet belongs to one network of a node.
+//! Detection of subnets that two networks of a node share.
 
 use std::fs;
 use std::io;
@@ -8,38 +8,39 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use util::none_if_not_found;
 
 use super::Store;
 use crate::attachment::{Attachment, Holder};
 use crate::error::StoreError;
-use crate::files::{Files, names, unless_absent};
+use crate::files::{Files, names};
 use crate::range::{RangeSet, RangeSets};
 
-/// A reservation of another network in our subnet.
+/// A reservation by another network in one of our subnets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
     /// The other network.
     pub network: String,
-    /// Its store.
+    /// The directory of its store.
     pub dir: PathBuf,
-    /// The address.
+    /// The reserved address.
     pub address: IpAddr,
-    /// Who holds it.
+    /// The holder of the address.
     pub holder: Holder,
 }
 
 impl Store {
-    /// A reservation of `address` in the store of another network, under the same conditions as
-    /// [`Store::overlap`].
-    pub fn held_elsewhere(
+    /// Returns a reservation of `address` in the store of another network, under the same
+    /// conditions as [`Store::overlap`].
+    pub fn held_by_other_network(
         &self,
         data_dirs: &[PathBuf],
         address: IpAddr,
         age: Duration,
         is_gone: impl Fn(&str, &Attachment) -> bool,
     ) -> Result<Option<Overlap>, StoreError> {
-        for (network, dir) in self.others(data_dirs)? {
-            let found = self.held_in(&network, &dir, &[address], age, &is_gone)?;
+        for (network, dir) in self.other_networks(data_dirs)? {
+            let found = self.first_held_in(&network, &dir, &[address], age, &is_gone)?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -47,11 +48,11 @@ impl Store {
         Ok(None)
     }
 
-    /// A reservation of another network in a subnet of `sets`: two networks would give out the
-    /// same addresses. Looked for in the stores under `data_dirs`.
+    /// Returns a reservation by another network in a subnet of `sets`: both networks would allocate
+    /// the same addresses. Searches the stores under `data_dirs`.
     ///
-    /// What was reserved before this boot is none, and neither is what an attachment of ours holds
-    /// for longer than `age` that `is_gone` says is no more.
+    /// Ignores reservations of an earlier boot, and our own reservations that are older than `age`
+    /// and whose attachment is gone according to `is_gone`.
     pub fn overlap(
         &self,
         data_dirs: &[PathBuf],
@@ -59,9 +60,9 @@ impl Store {
         age: Duration,
         is_gone: impl Fn(&str, &Attachment) -> bool,
     ) -> Result<Option<Overlap>, StoreError> {
-        let failed = || self.io("look at the stores of other networks");
+        let failed = || self.io("access the stores of other networks");
         let ours: Vec<_> = sets.iter().flat_map(RangeSet::ranges).collect();
-        for (network, dir) in self.others(data_dirs)? {
+        for (network, dir) in self.other_networks(data_dirs)? {
             let files = Files::new(&dir);
             let mut addresses = files.addresses().map_err(failed())?;
             if addresses.is_empty() {
@@ -69,11 +70,11 @@ impl Store {
             }
             let settings = files.settings().map_err(failed())?;
             let shares = subnets(&settings)
-                .any(|theirs| ours.iter().any(|range| meet(range.subnet(), theirs)));
+                .any(|theirs| ours.iter().any(|range| do_overlap(range.subnet(), theirs)));
             addresses.retain(|address| {
                 shares || ours.iter().any(|range| range.subnet().contains(*address))
             });
-            let found = self.held_in(&network, &dir, &addresses, age, &is_gone)?;
+            let found = self.first_held_in(&network, &dir, &addresses, age, &is_gone)?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -81,25 +82,25 @@ impl Store {
         Ok(None)
     }
 
-    /// The other networks under `data_dirs`, each with its directory. Our own is none of them,
-    /// whatever path leads to it.
-    fn others(&self, data_dirs: &[PathBuf]) -> Result<Vec<(String, PathBuf)>, StoreError> {
-        let failed = || self.io("look at the stores of other networks");
+    /// Returns the other networks under `data_dirs`, each with its directory. Leaves out our own,
+    /// even if another path leads to it.
+    fn other_networks(&self, data_dirs: &[PathBuf]) -> Result<Vec<(String, PathBuf)>, StoreError> {
+        let failed = || self.io("access the stores of other networks");
         let own = identity(&self.dir).map_err(failed())?;
-        let mut others = Vec::new();
+        let mut other_networks = Vec::new();
         for data_dir in data_dirs {
             for network in names(data_dir).map_err(failed())? {
                 let dir = data_dir.join(&network);
                 if dir != self.dir && identity(&dir).map_err(failed())? != own {
-                    others.push((network, dir));
+                    other_networks.push((network, dir));
                 }
             }
         }
-        Ok(others)
+        Ok(other_networks)
     }
 
-    /// The first of `addresses` that another network's store holds for certain.
-    fn held_in(
+    /// Returns the first of `addresses` that the store of another network certainly holds.
+    fn first_held_in(
         &self,
         network: &str,
         dir: &Path,
@@ -109,8 +110,8 @@ impl Store {
     ) -> Result<Option<Overlap>, StoreError> {
         let is_gone = |attachment: &Attachment| is_gone(network, attachment);
         for address in addresses {
-            let held = Files::new(dir).held_for_certain(*address, &self.boot, age, is_gone);
-            let held = held.map_err(self.io("look at the stores of other networks"))?;
+            let held = Files::new(dir).confirmed_holder(*address, &self.boot, age, is_gone);
+            let held = held.map_err(self.io("access the stores of other networks"))?;
             if let Some(holder) = held {
                 return Ok(Some(Overlap {
                     network: network.to_owned(),
@@ -124,13 +125,14 @@ impl Store {
     }
 }
 
-/// What tells a directory from every other, whatever path leads to it; nothing where there is none.
+/// Returns what identifies a directory whatever path leads to it (device and inode), or `None` if
+/// it does not exist.
 fn identity(dir: &Path) -> io::Result<Option<(u64, u64)>> {
-    let metadata = unless_absent(fs::metadata(dir))?;
+    let metadata = none_if_not_found(fs::metadata(dir))?;
     Ok(metadata.map(|metadata| (metadata.dev(), metadata.ino())))
 }
 
-/// The subnets that a store's settings list.
+/// Returns the subnets that a store's settings list.
 fn subnets(settings: &str) -> impl Iterator<Item = IpNetwork> {
     let line = settings
         .lines()
@@ -139,7 +141,7 @@ fn subnets(settings: &str) -> impl Iterator<Item = IpNetwork> {
     words.filter_map(|subnet| subnet.parse().ok())
 }
 
-/// Whether two networks have an address in common.
-fn meet(one: IpNetwork, other: IpNetwork) -> bool {
+/// True if two networks have an address in common.
+fn do_overlap(one: IpNetwork, other: IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
 }

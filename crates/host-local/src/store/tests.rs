@@ -64,24 +64,24 @@ impl Dir {
 }
 
 #[test]
-fn the_files_are_host_locals() {
+fn the_files_have_the_format_of_host_local() {
     let dir = Dir::new();
     assert_eq!(
         reserve(&dir.store("b"), "a").expect("free"),
         [ip("10.1.1.2")]
     );
     assert_eq!(
-        fs::read_to_string(dir.path("10.1.1.2")).expect("is there"),
+        fs::read_to_string(dir.path("10.1.1.2")).expect("the file exists"),
         "a\r\neth0"
     );
     assert_eq!(
-        fs::read_to_string(dir.path("last_reserved_ip.0")).expect("is there"),
+        fs::read_to_string(dir.path("last_reserved_ip.0")).expect("the file exists"),
         "10.1.1.2"
     );
 }
 
 #[test]
-fn addresses_go_round_and_the_freed_one_comes_last() {
+fn addresses_are_allocated_round_robin_and_a_released_one_comes_last() {
     let dir = Dir::new();
     let store = dir.store("b");
     assert_eq!(reserve(&store, "a").expect("free"), [ip("10.1.1.2")]);
@@ -92,12 +92,12 @@ fn addresses_go_round_and_the_freed_one_comes_last() {
     let wanted = ["10.1.1.3", "10.1.1.4", "10.1.1.5", "10.1.1.6", "10.1.1.2"].map(ip);
     assert_eq!(given, wanted);
     let error = reserve(&store, "g").expect_err("full").to_string();
-    let wanted = "no IP addresses available in range set 10.1.1.1-10.1.1.6: all 5 are held, in ";
+    let wanted = "no IP addresses available in range set 10.1.1.1-10.1.1.6: all 5 are reserved in ";
     assert!(error.starts_with(wanted), "{error}");
 }
 
 #[test]
-fn a_dropped_reservation_leaves_nothing() {
+fn dropping_a_reservation_releases_its_addresses() {
     let dir = Dir::new();
     let store = dir.store("b");
     drop(
@@ -111,7 +111,7 @@ fn a_dropped_reservation_leaves_nothing() {
 }
 
 #[test]
-fn a_retried_add_takes_its_reservation_up_again_and_does_not_give_it_back() {
+fn a_retried_add_reuses_its_reservation_and_does_not_release_it() {
     let dir = Dir::new();
     let store = dir.store("b");
     let first = reserve(&store, "a").expect("free");
@@ -119,7 +119,7 @@ fn a_retried_add_takes_its_reservation_up_again_and_does_not_give_it_back() {
     let file = fs::File::options()
         .write(true)
         .open(&entry)
-        .expect("is there");
+        .expect("the file exists");
     file.set_modified(SystemTime::now() - Duration::from_secs(300))
         .expect("sets the time");
     let again = store
@@ -127,7 +127,7 @@ fn a_retried_add_takes_its_reservation_up_again_and_does_not_give_it_back() {
         .expect("held");
     drop(again);
     let since = fs::metadata(&entry)
-        .expect("is there")
+        .expect("the file exists")
         .modified()
         .expect("has a time");
     assert!(
@@ -138,7 +138,7 @@ fn a_retried_add_takes_its_reservation_up_again_and_does_not_give_it_back() {
 }
 
 #[test]
-fn one_address_comes_from_each_set_and_requests_find_theirs() {
+fn each_set_gives_one_address_and_requests_are_matched_to_sets() {
     let dir = Dir::new();
     let store = dir.store("b");
     let sets = sets(&["10.1.1.0/24", "fd00::/64"]);
@@ -170,7 +170,7 @@ fn one_address_comes_from_each_set_and_requests_find_theirs() {
 }
 
 #[test]
-fn what_host_local_reserved_is_respected_and_released() {
+fn reservations_of_host_local_are_respected_and_released() {
     let dir = Dir::new();
     dir.write("10.1.1.2", "go\r\neth0");
     dir.write("10.1.1.3", "ancient");
@@ -183,7 +183,7 @@ fn what_host_local_reserved_is_respected_and_released() {
 }
 
 #[test]
-fn what_host_local_released_is_not_held_whatever_the_index_says() {
+fn an_address_that_host_local_reassigned_is_not_held_despite_the_index() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
@@ -194,7 +194,7 @@ fn what_host_local_released_is_not_held_whatever_the_index_says() {
 }
 
 #[test]
-fn empty_and_torn_files_are_free() {
+fn addresses_with_empty_or_incomplete_files_are_free() {
     for torn in [
         &b""[..],
         b"\n",
@@ -213,7 +213,7 @@ fn empty_and_torn_files_are_free() {
 }
 
 #[test]
-fn what_is_not_valid_is_collected_and_what_names_nobody() {
+fn invalid_reservations_and_files_without_a_holder_are_collected() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
@@ -221,7 +221,7 @@ fn what_is_not_valid_is_collected_and_what_names_nobody() {
     dir.write("10.1.1.4", "go\r\neth0");
     dir.write("10.1.1.5", "");
     dir.write("10.1.1.6", "ancient");
-    store.mark("nftables").expect("writable");
+    store.add_feature("nftables").expect("writable");
     let valid = pod("b");
     let collected = store
         .collect(|holder| holder.is(&valid), |_| true)
@@ -231,44 +231,52 @@ fn what_is_not_valid_is_collected_and_what_names_nobody() {
     let wanted = ["10.1.1.2", "10.1.1.4", "10.1.1.5", "10.1.1.6"].map(ip);
     assert_eq!(freed, wanted);
     assert_eq!(collected.held, [ip("10.1.1.3")]);
-    assert!(collected.errors.is_empty() && collected.vacant.is_none());
+    assert!(collected.errors.is_empty() && collected.empty_network.is_none());
     assert!(!dir.path(".attachments/a:eth0").exists());
     let collected = store.collect(|_| false, |_| true).expect("readable");
-    let vacant = collected.vacant.expect("nobody is left, and it is marked");
-    assert_eq!(vacant.marks(), ["host-local", "nftables"]);
+    let empty_network = collected
+        .empty_network
+        .expect("no holder is left, and it has features");
+    assert_eq!(empty_network.features(), ["host-local", "nftables"]);
 }
 
 #[test]
-fn the_last_one_out_hears_of_the_marks_until_they_are_taken_away() {
+fn the_last_release_returns_the_features_until_they_are_cleared() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
     reserve(&store, "b").expect("free");
-    store.mark("nftables").expect("writable");
-    store.mark("nftables").expect("writable");
+    store.add_feature("nftables").expect("writable");
+    store.add_feature("nftables").expect("writable");
     let released = store.release(&pod("a")).expect("held");
-    assert!(released.vacant.is_none(), "b is there still");
+    assert!(released.empty_network.is_none(), "b still holds an address");
     drop(released);
     let released = store.release(&pod("b")).expect("held");
-    let vacant = released.vacant.expect("nobody is left");
-    assert_eq!(vacant.marks(), ["nftables"]);
-    vacant.unmark().expect("writable");
+    let empty_network = released.empty_network.expect("no holder is left");
+    assert_eq!(empty_network.features(), ["nftables"]);
+    empty_network.clear_features().expect("writable");
     let released = store.release(&pod("b")).expect("not held");
-    assert!(released.vacant.is_none(), "and nothing to do");
+    assert!(released.empty_network.is_none(), "no feature is left");
     assert!(!released.is_foreign);
 }
 
 #[test]
-fn a_store_that_cannot_be_written_is_not_usable() {
+fn a_store_that_cannot_be_written_is_reported() {
     let dir = Dir::new();
-    assert!(dir.store("b").is_usable().is_ok(), "it can be made");
+    assert!(
+        dir.store("b").check_writable().is_ok(),
+        "the store can be created"
+    );
     fs::write(dir.0.path().join("cbr0"), "").expect("writes the file");
-    let error = dir.store("b").is_usable().expect_err("it is a file");
-    assert!(error.to_string().starts_with("look at the store in "));
+    let error = dir
+        .store("b")
+        .check_writable()
+        .expect_err("the path is a file");
+    assert!(error.to_string().starts_with("access the store in "));
 }
 
 #[test]
-fn another_boot_empties_the_store_but_not_what_host_local_made_since() {
+fn a_reboot_empties_the_store_except_for_newer_host_local_reservations() {
     let dir = Dir::new();
     reserve(&dir.store("one"), "a").expect("free");
     dir.write("10.1.1.3", "old\r\neth0");
@@ -276,7 +284,7 @@ fn another_boot_empties_the_store_but_not_what_host_local_made_since() {
     let file = fs::File::options()
         .write(true)
         .open(dir.path("10.1.1.3"))
-        .expect("is there");
+        .expect("the file exists");
     file.set_modified(old).expect("sets the time");
     dir.write("10.1.1.4", "new\r\neth0");
     let store = dir.store("two");
@@ -286,7 +294,7 @@ fn another_boot_empties_the_store_but_not_what_host_local_made_since() {
 }
 
 #[test]
-fn only_old_reservations_without_an_owner_are_reclaimed() {
+fn only_old_reservations_of_gone_attachments_are_reclaimed() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
@@ -302,18 +310,18 @@ fn only_old_reservations_without_an_owner_are_reclaimed() {
 }
 
 #[test]
-fn releasing_from_a_store_that_was_never_made_makes_nothing() {
+fn releasing_from_a_missing_store_creates_nothing() {
     let dir = Dir::new();
     assert_eq!(released(&dir.store("b"), "a"), NONE);
     assert!(!dir.path("").exists());
 }
 
 #[test]
-fn whoever_waits_for_the_lock_gets_it_when_it_is_let_go() {
+fn a_waiter_gets_the_lock_when_it_is_released() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
-    let lock = fs::File::open(dir.path("lock")).expect("is there");
+    let lock = fs::File::open(dir.path("lock")).expect("the file exists");
     lock.lock().expect("nobody holds it");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| reserve(&store, "b"));
@@ -326,16 +334,16 @@ fn whoever_waits_for_the_lock_gets_it_when_it_is_let_go() {
 }
 
 #[test]
-fn an_entry_is_trusted_for_what_its_own_add_reserved() {
+fn an_index_entry_counts_only_for_the_reservation_of_its_own_add() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
-    // host-local gives it back and reserves it again for the same attachment.
-    fs::remove_file(dir.path("10.1.1.2")).expect("is there");
+    // host-local releases the address and reserves it again for the same attachment.
+    fs::remove_file(dir.path("10.1.1.2")).expect("the file exists");
     dir.write("10.1.1.2", "a\r\neth0");
     let later = SystemTime::now() + Duration::from_secs(5);
     let file = fs::File::options().write(true).open(dir.path("10.1.1.2"));
-    file.expect("is there")
+    file.expect("the file exists")
         .set_modified(later)
         .expect("sets the time");
     let entry = fs::File::options()
@@ -343,7 +351,7 @@ fn an_entry_is_trusted_for_what_its_own_add_reserved() {
         .open(dir.path(".attachments/a:eth0"));
     let old = SystemTime::now() - Duration::from_secs(120);
     entry
-        .expect("is there")
+        .expect("the file exists")
         .set_modified(old)
         .expect("sets the time");
     let reclaimed = store
@@ -351,11 +359,11 @@ fn an_entry_is_trusted_for_what_its_own_add_reserved() {
         .expect("readable");
     assert_eq!(reclaimed, 0);
     assert!(dir.path("10.1.1.2").exists());
-    assert_eq!(released(&store, "a"), [ip("10.1.1.2")], "a DEL finds it");
+    assert_eq!(released(&store, "a"), [ip("10.1.1.2")], "DEL releases it");
 }
 
 #[test]
-fn what_host_local_reserved_is_taken_up_again_and_given_back_with_the_rest() {
+fn reservations_of_host_local_are_reused_and_released_with_the_others() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "first").expect("free");
@@ -366,7 +374,7 @@ fn what_host_local_reserved_is_taken_up_again_and_given_back_with_the_rest() {
 }
 
 #[test]
-fn a_retried_add_gives_back_what_does_not_fit_any_more_once_it_succeeds() {
+fn a_successful_retried_add_releases_addresses_that_no_longer_fit() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
@@ -393,7 +401,7 @@ fn del_creates_and_writes_nothing() {
 }
 
 #[test]
-fn a_container_id_may_be_as_long_as_it_likes() {
+fn a_container_id_may_be_longer_than_a_file_name() {
     let dir = Dir::new();
     let store = dir.store("b");
     let id = "c".repeat(300);
@@ -405,7 +413,7 @@ fn a_container_id_may_be_as_long_as_it_likes() {
 }
 
 #[test]
-fn a_directory_in_the_place_of_an_address_is_passed_by() {
+fn a_directory_with_the_name_of_an_address_is_skipped() {
     let dir = Dir::new();
     let store = dir.store("b");
     fs::create_dir_all(dir.path("10.1.1.2")).expect("makes it");
@@ -414,7 +422,7 @@ fn a_directory_in_the_place_of_an_address_is_passed_by() {
 }
 
 #[test]
-fn a_subnet_belongs_to_one_network() {
+fn an_overlapping_subnet_of_another_network_is_detected() {
     let dir = Dir::new();
     let (one, other) = (dir.store("b"), Store::new(dir.0.path(), "other", boot("b")));
     let dirs = [dir.0.path().to_owned()];
@@ -428,12 +436,8 @@ fn a_subnet_belongs_to_one_network() {
     assert_eq!(overlap("10.1.1.0/29", false), Some(ip("10.1.1.2")));
     assert_eq!(overlap("10.1.0.0/16", false), Some(ip("10.1.1.2")));
     assert_eq!(overlap("10.1.2.0/24", false), None);
-    assert_eq!(
-        overlap("10.1.1.0/29", true),
-        None,
-        "its attachment is no more"
-    );
-    // A part of the other's subnet of which it has not given out anything yet.
+    assert_eq!(overlap("10.1.1.0/29", true), None, "the attachment is gone");
+    // The other network has not allocated any address in this part of its subnet yet.
     assert_eq!(overlap("10.1.1.4/30", false), None);
     one.set_settings("subnets 10.1.1.0/29").expect("writes");
     assert_eq!(overlap("10.1.1.4/30", false), Some(ip("10.1.1.2")));
@@ -442,7 +446,7 @@ fn a_subnet_belongs_to_one_network() {
 }
 
 #[test]
-fn a_reservation_that_was_only_taken_up_stays_somebody_elses() {
+fn a_reused_reservation_of_host_local_stays_one_of_host_local() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "first").expect("free");
@@ -457,11 +461,11 @@ fn a_reservation_that_was_only_taken_up_stays_somebody_elses() {
         .expect("readable");
     assert!(dir.path("10.1.1.5").exists());
     let collected = store.collect(|_| false, |_| false).expect("readable");
-    assert_eq!(collected.held, [ip("10.1.1.5")], "its pod has it still");
+    assert_eq!(collected.held, [ip("10.1.1.5")], "its pod still uses it");
 }
 
 #[test]
-fn an_index_entry_of_no_time_at_all_is_read() {
+fn an_index_entry_with_an_invalid_time_is_read() {
     let dir = Dir::new();
     let store = dir.store("b");
     reserve(&store, "a").expect("free");
@@ -473,7 +477,7 @@ fn an_index_entry_of_no_time_at_all_is_read() {
 }
 
 #[test]
-fn another_path_to_a_store_is_no_other_network() {
+fn another_path_to_the_same_store_is_not_another_network() {
     let dir = Dir::new();
     let one = dir.store("b");
     reserve(&one, "a").expect("free");
@@ -482,6 +486,6 @@ fn another_path_to_a_store_is_no_other_network() {
     let same = Store::new(&link, "cbr0", boot("b"));
     let dirs = [dir.0.path().to_owned(), link.clone()];
     let found = same.overlap(&dirs, &sets(&["10.1.1.0/29"]), Duration::ZERO, |_, _| false);
-    fs::remove_file(link).expect("was made here");
+    fs::remove_file(link).expect("make install created the directory");
     assert_eq!(found.expect("readable"), None);
 }

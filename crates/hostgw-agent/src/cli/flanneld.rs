@@ -1,5 +1,6 @@
-//! flanneld's way with its command line: one dash or two, Go's words for yes and numbers, the last of
-//! several, nothing for an empty text, a variable for each flag, and flags that mean nothing here.
+//! Reads command lines as flanneld does: one dash or two, Go's booleans and numbers, the last value of a
+//! flag that is given several times, empty values, a variable for each flag, and flags that this agent
+//! refuses.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -8,22 +9,22 @@ use clap::{Arg, ArgAction, Args, CommandFactory};
 
 use super::Cli;
 
-/// Those that may be given several times; of all others the last one counts.
+/// Flags that may be given several times. Of all others, the last value counts.
 const REPEATABLE: [&str; 3] = ["iface", "iface-regex", "non-masquerade-cidr"];
 
-/// Those for which an empty text says something.
-const EMPTY: [&str; 3] = ["iface", "iface-regex", "etcd-prefix"];
+/// Flags for which an empty value has a meaning.
+const EMPTY_ALLOWED: [&str; 3] = ["iface", "iface-regex", "etcd-prefix"];
 
-/// The command line as clap takes it.
+/// The command line in the form that clap parses.
 pub(crate) struct Arguments {
     pub(crate) all: Vec<OsString>,
-    /// Which flags come from which variable.
+    /// Flags whose values come from environment variables, each with its variable.
     pub(crate) variables: Vec<(String, String)>,
 }
 
-/// The arguments as clap takes them: flags with one dash get two, a value that stands behind its flag is
-/// joined to it, and each of flanneld's flags that is not given comes from its variable, if that is not
-/// empty.
+/// Converts the arguments to the form that clap parses. Flags with one dash get two, a value in an
+/// argument of its own is joined to its flag, and each of flanneld's flags that is not given is
+/// taken from its environment variable, unless that is empty.
 pub(crate) fn arguments(
     given: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<String>,
@@ -34,7 +35,7 @@ pub(crate) fn arguments(
         .filter(|arg| arg.get_long().is_some())
         .collect();
     let given: Vec<_> = given.into_iter().collect();
-    // Other commands than these have no such flags.
+    // Other commands do not have these flags.
     let takes_flags = match given.get(1).and_then(|first| first.to_str()) {
         None | Some("run" | "release") => true,
         Some(first) => first.starts_with('-'),
@@ -57,7 +58,7 @@ pub(crate) fn arguments(
         }
         let variable = format!("FLANNELD_{}", name.to_uppercase().replace(['-', '.'], "_"));
         if let Some(value) = env(&variable).filter(|value| !value.is_empty()) {
-            // Before what ends the flags.
+            // Before the `--` that ends the flags.
             let end = all.iter().position(|argument| argument == "--");
             all.insert(end.unwrap_or(all.len()), format!("--{name}={value}").into());
             variables.push((name.to_owned(), variable));
@@ -66,7 +67,8 @@ pub(crate) fn arguments(
     Arguments { all, variables }
 }
 
-/// Each flag with its value in one argument, the last of those that count once; and which were given.
+/// Joins each flag and its value in one argument, and drops all values but the last of flags that
+/// count once. Also returns the names of the flags that were given.
 fn joined(given: Vec<OsString>, flags: &[&Arg]) -> (Vec<OsString>, HashSet<String>) {
     let mut all: Vec<(Option<String>, OsString)> = Vec::new();
     let mut named = HashSet::new();
@@ -77,8 +79,8 @@ fn joined(given: Vec<OsString>, flags: &[&Arg]) -> (Vec<OsString>, HashSet<Strin
             all.extend(arguments.by_ref().map(|rest| (None, rest)));
             break;
         }
-        if let Some((name, is_on)) = argument.to_str().and_then(help_or_version) {
-            all.extend(is_on.then(|| (None, format!("--{name}").into())));
+        if let Some((name, is_enabled)) = argument.to_str().and_then(help_or_version) {
+            all.extend(is_enabled.then(|| (None, format!("--{name}").into())));
             continue;
         }
         let found = argument.to_str().and_then(|text| split(text, flags));
@@ -94,9 +96,9 @@ fn joined(given: Vec<OsString>, flags: &[&Arg]) -> (Vec<OsString>, HashSet<Strin
         if !REPEATABLE.contains(&name.as_str()) {
             all.retain(|(other, _)| other.as_ref() != Some(&name));
         }
-        // An empty text is as good as none.
+        // An empty value counts as not given.
         let is_empty = value.as_deref() == Some(OsStr::new(""));
-        if is_empty && takes_value(flag) && !EMPTY.contains(&name.as_str()) {
+        if is_empty && takes_value(flag) && !EMPTY_ALLOWED.contains(&name.as_str()) {
             continue;
         }
         let mut whole = OsString::from(format!("--{name}"));
@@ -106,7 +108,8 @@ fn joined(given: Vec<OsString>, flags: &[&Arg]) -> (Vec<OsString>, HashSet<Strin
         }
         all.push((Some(name), whole));
     }
-    // An empty one is the default route's, as a last resort; alone it is as good as none.
+    // An empty value means the interface of the default route, as a last resort; if no other value
+    // is given, it counts as not given.
     for name in ["iface", "iface-regex"] {
         let is_it = |argument: &(Option<String>, OsString)| argument.0.as_deref() == Some(name);
         let empty = OsString::from(format!("--{name}="));
@@ -121,7 +124,7 @@ fn joined(given: Vec<OsString>, flags: &[&Arg]) -> (Vec<OsString>, HashSet<Strin
     )
 }
 
-/// The flag that a text begins with, by its long name, and what stands behind its equals sign.
+/// Parses an argument into a known flag, its long name, and the value after the equals sign.
 fn split<'a>(text: &str, flags: &[&'a Arg]) -> Option<(&'a Arg, String, Option<OsString>)> {
     let rest = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
     let (name, value) = match rest.split_once('=') {
@@ -132,21 +135,21 @@ fn split<'a>(text: &str, flags: &[&'a Arg]) -> Option<(&'a Arg, String, Option<O
     Some((flag, name.to_owned(), value))
 }
 
-/// `help` or `version`, in whatever way it is asked for, and whether it is.
+/// Parses `help` or `version` in any of its forms, and whether it is on.
 fn help_or_version(text: &str) -> Option<(&str, bool)> {
     let rest = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
     let (name, value) = rest.split_once('=').unwrap_or((rest, "true"));
     let is_it = matches!(name, "help" | "version");
-    Some((name, yes_or_no(value).ok()?)).filter(|_| is_it)
+    Some((name, parse_bool(value).ok()?)).filter(|_| is_it)
 }
 
-/// Whether a flag's value may stand in an argument of its own: in Go, not that of one that is on or off.
+/// Returns true if a flag's value may be the next argument. As in Go, that of a boolean may not.
 fn takes_value(flag: &Arg) -> bool {
     let has_value = matches!(flag.get_action(), ArgAction::Set | ArgAction::Append);
     has_value && !flag.is_require_equals_set()
 }
 
-/// Go's programs take `-flag` for `--flag`.
+/// Replaces `-flag` with `--flag`, because Go's programs accept both.
 fn double_dash(argument: OsString, flags: &[&Arg]) -> OsString {
     let text = argument.to_str().and_then(|text| text.strip_prefix('-'));
     let name = text.map(|text| text.split('=').next().unwrap_or_default());
@@ -160,8 +163,8 @@ fn double_dash(argument: OsString, flags: &[&Arg]) -> OsString {
     }
 }
 
-/// Yes or no in the words that Go takes (`strconv.ParseBool`).
-pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+/// Parses a boolean as Go does (`strconv.ParseBool`).
+pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
@@ -169,8 +172,8 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A number as Go takes it (`strconv.ParseInt` with base 0): `10`, `0x0a`, `0o12`, `012`, `0b1010`, with
-/// underscores between digits.
+/// Parses a number as Go does (`strconv.ParseInt` with base 0): `10`, `0x0a`, `0o12`, `012`,
+/// `0b1010`, with underscores between digits.
 pub(super) fn number(text: &str) -> Result<i64, String> {
     let failed = || "is not a whole number".to_owned();
     let (sign, digits) = match text.as_bytes() {
@@ -196,10 +199,10 @@ pub(super) fn number(text: &str) -> Result<i64, String> {
     Ok(sign * number)
 }
 
-/// flanneld's flags that mean nothing here, so that each can be refused with its reason. As variables they
-/// do nothing.
+/// Flags of flanneld that are not supported, so that each can be refused with a reason. Their
+/// environment variables are ignored.
 #[derive(Args, Debug)]
-pub(super) struct Refused {
+pub(super) struct UnsupportedFlags {
     #[arg(long, hide = true)]
     subnet_dir: Option<String>,
     #[arg(long, hide = true)]
@@ -208,8 +211,8 @@ pub(super) struct Refused {
     log_backtrace_at: Option<String>,
 }
 
-impl Refused {
-    /// Refuses what was given.
+impl UnsupportedFlags {
+    /// Fails if one of them was given.
     pub(super) fn check(&self) -> Result<(), String> {
         for (value, flag, reason) in [
             (
@@ -221,7 +224,7 @@ impl Refused {
             (
                 &self.log_backtrace_at,
                 "log_backtrace_at",
-                "the log has no lines to stop at",
+                "the log cannot print backtraces",
             ),
         ] {
             if value.is_some() {

@@ -1,12 +1,15 @@
-//! Command lines and variables, as people and units give them.
+//! Command lines and environment variables, as users and systemd units give them.
 
 use std::time::Duration;
 
 use clap::CommandFactory;
 
+use super::parse::{endpoints, folder};
 use super::*;
+use crate::store::StoreConfig;
+use crate::store::kube::Identity;
 
-fn parse(given: &[&str], env: &[(&str, &str)]) -> Result<Box<Settings>, String> {
+fn parse(given: &[&str], env: &[(&str, &str)]) -> Result<Box<AgentConfig>, String> {
     let given = [&["hostgw-agent"], given].concat();
     let find = |name: &str| {
         let found = env.iter().find(|(key, _)| *key == name);
@@ -14,7 +17,7 @@ fn parse(given: &[&str], env: &[(&str, &str)]) -> Result<Box<Settings>, String> 
     };
     let arguments = arguments(given.into_iter().map(Into::into), find);
     let cli = Cli::read(&arguments).map_err(|error| error.to_string())?;
-    match cli.task(find)? {
+    match cli.task(find).map_err(|error| error.text())? {
         Task::Run(settings, _) => Ok(settings),
         _ => Err("another task".to_owned()),
     }
@@ -26,7 +29,7 @@ fn the_command_line_is_well_formed() {
 }
 
 #[test]
-fn flannelds_command_line_works_as_it_is() {
+fn flannelds_command_line_works_unchanged() {
     let settings = parse(
         &[
             "-etcd-endpoints=http://192.168.2.17:2379, http://192.168.2.16:2379",
@@ -46,7 +49,7 @@ fn flannelds_command_line_works_as_it_is() {
         ],
     )
     .expect("all of flanneld's");
-    let store::Settings::Etcd(options) = &settings.store else {
+    let StoreConfig::Etcd(options) = &settings.store else {
         panic!("etcd was asked for");
     };
     assert_eq!(
@@ -58,14 +61,14 @@ fn flannelds_command_line_works_as_it_is() {
     assert_eq!(
         settings.selection.names,
         ["enp0s5", "192.168.2.16"],
-        "what is said comes before variables"
+        "flags take precedence over variables"
     );
     assert_eq!(settings.selection.public.len(), 1);
     assert!(settings.firewall.masquerade && options.access.ca.is_none());
 }
 
 #[test]
-fn booleans_are_gos() {
+fn booleans_are_parsed_as_in_go() {
     let masquerades = |flag: &str| parse(&[flag], &[]).expect(flag).firewall.masquerade;
     for yes in [
         "-ip-masq",
@@ -95,11 +98,11 @@ fn booleans_are_gos() {
         error.contains("'yes'") && error.contains("FLANNELD_IP_MASQ"),
         "{error}"
     );
-    assert!(parse(&["--ip-blackhole-route"], &[]).is_ok_and(|settings| settings.how.blackholes));
+    assert!(parse(&["--ip-blackhole-route"], &[]).is_ok_and(|settings| settings.routes.blackholes));
 }
 
 #[test]
-fn numbers_are_gos() {
+fn numbers_are_parsed_as_in_go() {
     for (text, number) in [
         ("10", 10),
         ("-1", -1),
@@ -138,7 +141,7 @@ fn numbers_are_gos() {
 }
 
 #[test]
-fn an_empty_text_is_as_good_as_none() {
+fn an_empty_value_counts_as_not_given() {
     let flags = [
         "--iface=",
         "--iface-regex=",
@@ -157,8 +160,8 @@ fn an_empty_text_is_as_good_as_none() {
         "--vmodule=",
         "--etcd-endpoints=http://192.168.2.17:2379",
     ];
-    let settings = parse(&flags, &[]).expect("as a unit's template leaves them");
-    let store::Settings::Etcd(options) = &settings.store else {
+    let settings = parse(&flags, &[]).expect("empty values, as a unit's template leaves them");
+    let StoreConfig::Etcd(options) = &settings.store else {
         panic!("etcd was asked for");
     };
     assert!(options.access.ca.is_none() && options.access.identity.is_none());
@@ -168,12 +171,12 @@ fn an_empty_text_is_as_good_as_none() {
     assert_eq!(
         apart.subnet_file.to_str(),
         Some("-v"),
-        "what stands behind a flag is its value"
+        "the argument after a flag is its value"
     );
 }
 
 #[test]
-fn of_several_the_last_counts() {
+fn the_last_of_several_values_counts() {
     let settings = parse(
         &[
             "--subnet-file=/a",
@@ -188,7 +191,7 @@ fn of_several_the_last_counts() {
         &[],
     );
     let settings = settings.expect("as a unit with defaults before a variable has them");
-    let store::Settings::Etcd(options) = &settings.store else {
+    let StoreConfig::Etcd(options) = &settings.store else {
         panic!("etcd was asked for");
     };
     assert_eq!(options.access.endpoints, ["http://b:1", "http://c:1"]);
@@ -198,7 +201,7 @@ fn of_several_the_last_counts() {
 }
 
 #[test]
-fn endpoints_and_prefixes_are_flannelds() {
+fn endpoints_and_prefixes_are_parsed_as_in_flanneld() {
     for (text, is_tls, said) in [
         ("192.168.2.17:2379", false, "http://192.168.2.17:2379"),
         ("192.168.2.17:2379", true, "https://192.168.2.17:2379"),
@@ -239,7 +242,7 @@ fn endpoints_and_prefixes_are_flannelds() {
 }
 
 #[test]
-fn what_the_other_store_is_told_does_no_harm() {
+fn flags_of_another_store_are_ignored() {
     let kube = [
         "--kube-subnet-mgr",
         "--etcd-prefix=/x",
@@ -256,7 +259,7 @@ fn what_the_other_store_is_told_does_no_harm() {
         "--kube-annotation-prefix=example.com",
     ];
     assert!(parse(&etcd, &[]).is_ok());
-    // What means nothing does nothing in the environment, where it may be for another program.
+    // Unsupported flags are ignored in the environment, where they may be for another program.
     let env = [("FLANNELD_SUBNET_DIR", "/x"), ("FLANNELD_VMODULE", "a=1")];
     assert!(parse(&[], &env).is_ok());
     for (flags, said) in [
@@ -274,7 +277,7 @@ fn what_the_other_store_is_told_does_no_harm() {
         ),
         (
             &["--etcd-password=x"],
-            "a password for etcd is given, and no user",
+            "a password for etcd is given without a user",
         ),
     ] {
         let flags = [&["--etcd-endpoints=http://a:1"], flags].concat();
@@ -284,7 +287,7 @@ fn what_the_other_store_is_told_does_no_harm() {
 }
 
 #[test]
-fn what_is_not_honoured_is_refused_with_a_sentence() {
+fn unsupported_flags_are_refused_with_a_reason() {
     for (flag, said) in [
         ("--kube-annotation-prefix=com", "error: invalid value 'com'"),
         ("--subnet-dir=/x", "--subnet-dir: one agent"),
@@ -315,7 +318,7 @@ fn what_is_not_honoured_is_refused_with_a_sentence() {
         let error = parse(&[flag], &[]).err().expect(flag);
         assert!(error.starts_with(said), "{error}");
     }
-    // What is for etcd is not silently without meaning.
+    // Flags for etcd are not silently ignored.
     for flag in ["--etcd-prefix=/x", "--etcd-cafile=/x", "--etcd-username=x"] {
         let error = parse(&[flag], &[]).err().expect(flag);
         assert!(error.contains("--etcd-endpoints"), "{error}");
@@ -333,11 +336,11 @@ fn what_is_not_honoured_is_refused_with_a_sentence() {
 }
 
 #[test]
-fn kube_flannels_command_line_works_as_it_is() {
+fn kube_flannels_command_line_works_unchanged() {
     let kube = |given: &[&str], env: &[(&str, &str)]| {
         let given = [&["--ip-masq", "--kube-subnet-mgr"], given].concat();
         match parse(&given, env)?.store {
-            store::Settings::Kube(options) => Ok(*options),
+            StoreConfig::Kube(options) => Ok(*options),
             _ => Err("another store".to_owned()),
         }
     };
@@ -356,23 +359,85 @@ fn kube_flannels_command_line_works_as_it_is() {
         Some("/etc/kube-flannel/net-conf.json")
     );
     assert!(options.sets_condition && !options.peers_without_annotations);
-    // A name goes before a pod's, and a flag before a variable.
+    // A node name takes precedence over a pod's, and a flag over a variable.
     let named = [pod[0], pod[1], ("NODE_NAME", "worker1")];
     let name = |given: &[&str]| kube(given, &named).map(|options| options.node);
     assert_eq!(name(&[]), Ok(Identity::Named("worker1".to_owned())));
     let flag = name(&["--node-name=worker2"]);
     assert_eq!(flag, Ok(Identity::Named("worker2".to_owned())));
-    // By variables, as in a unit.
+    // With environment variables, as in a systemd unit.
     let variables = [
         ("FLANNELD_KUBE_SUBNET_MGR", "true"),
         ("FLANNELD_KUBECONFIG_FILE", "/x"),
     ];
     let settings = parse(&[], &variables).expect("variables do as well");
-    assert!(matches!(settings.store, store::Settings::Kube(_)));
+    assert!(matches!(settings.store, StoreConfig::Kube(_)));
     let url = kube(&["--kube-api-url=192.168.2.17:6443"], &pod).map(|options| options.access.url);
     assert_eq!(url, Ok("http://192.168.2.17:6443".parse().ok()));
     let error = kube(&["--kube-api-url=ftp://192.168.2.17"], &pod).map(|_| ());
     assert!(error.is_err_and(|error| error.starts_with("--kube-api-url: \"ftp://192.168.2.17\"")));
     let error = kube(&["--etcd-endpoints=http://192.168.2.17:2379"], &pod).map(|_| ());
     assert!(error.is_err_and(|error| error.contains("one store")));
+}
+
+const DOCUMENTATION: &str = include_str!("../../README.md");
+
+/// The flags of the documentation's tables: name, and the whole row.
+fn documented_flags() -> Vec<(String, String)> {
+    let text = DOCUMENTATION;
+    let start = text.find("\n## Flags").expect("a heading");
+    let end = text.find("\n### Differences").expect("a heading");
+    let mut flags = Vec::new();
+    for row in text[start..end]
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+    {
+        // The flags of other commands are behind the command.
+        let cells: Vec<_> = row.split(" | ").collect();
+        let is_flag = |cell: &&&str| cell.trim_start_matches("| ").starts_with("`-");
+        let cell = cells.iter().find(is_flag).expect("each row has a flag");
+        for code in cell.split('`').skip(1).step_by(2) {
+            if let Some(flag) = code.strip_prefix("--") {
+                let name = flag.split(' ').next().unwrap_or_default();
+                flags.push((name.to_owned(), row.to_owned()));
+            }
+        }
+    }
+    flags
+}
+
+#[test]
+fn every_flag_is_documented_with_its_default_and_every_documented_flag_exists() {
+    let documented = documented_flags();
+    let mut missing: Vec<_> = documented.iter().map(|(name, _)| name.as_str()).collect();
+    let command = Cli::command();
+    let commands = command.get_subcommands().chain([&command]);
+    for argument in commands.flat_map(clap::Command::get_arguments) {
+        let Some(name) = argument
+            .get_long()
+            .filter(|name| !["help", "version"].contains(name))
+        else {
+            continue;
+        };
+        if argument.is_hide_set() {
+            // A flag of flanneld that is an error here.
+            assert!(
+                DOCUMENTATION.contains(&format!("| `--{name}`"))
+                    || DOCUMENTATION.contains(&format!("`, `--{name}`")),
+                "--{name}"
+            );
+            continue;
+        }
+        let is_it = |(other, _): &&(String, String)| other == name;
+        let (_, row) = documented
+            .iter()
+            .find(is_it)
+            .unwrap_or_else(|| panic!("--{name}"));
+        for default in argument.get_default_values() {
+            let default = format!("`{}`", default.to_string_lossy());
+            assert!(row.contains(&default), "--{name}: {default}");
+        }
+        missing.retain(|other| *other != name);
+    }
+    assert!(missing.is_empty(), "there is no {missing:?}");
 }

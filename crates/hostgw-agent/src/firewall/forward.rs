@@ -1,113 +1,136 @@
-//! Chains of others that refuse what pods send and get. In the FORWARD chains of `iptables` it is
-//! accepted before they do; of all others it is said, with the command that opens them.
+//! The FORWARD chains of `iptables`, and the forward chains of others. In the former, our rules accept
+//! packets of pods before others refuse them. For the latter, a warning has the command that opens
+//! them.
 
 use ipnetwork::IpNetwork;
 use kernel::nftables::{
-    self, BaseChain, Family, Fate, Listed, Reading, Rule, Transaction, forward_chains,
+    self, BaseChain, ChainDecision, Family, ListedRule, MatchMode, Rule, Transaction,
+    forward_chains,
 };
 
-use super::{COMMENT, Flow, Rules, TABLE as OURS, legacy};
-use crate::error::chain;
+use super::rules::{FirewallRules, Flow};
+use super::table::TABLE as OUR_TABLE;
+use super::{COMMENT, legacy};
+use crate::error::{Error, Result};
 
-/// The table and the chain, in each family of tables.
+/// The table and the chain of `iptables`, and the families that have them.
 const TABLE: &str = "filter";
 const CHAIN: &str = "FORWARD";
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
-/// What became of it.
+/// The result of [`ensure`].
 #[derive(Default)]
 pub(super) struct Outcome {
-    /// How many rules were added.
+    /// The number of rules that were added.
     pub(super) added: usize,
-    /// What is refused all the same, to and from all other nodes.
-    pub(super) troubles: Vec<String>,
-    /// The same of some.
+    /// Directions in which packets to or from all other nodes are still refused.
+    pub(super) problems: Vec<Error>,
+    /// Other nodes to or from which packets are still refused.
     pub(super) warnings: Vec<String>,
 }
 
-/// Accepts what a FORWARD chain would refuse, and only there: before the rule that refuses whatever comes.
-/// One that refuses some addresses is somebody's wish, and is said where it is about pods of this node.
-pub(super) fn ensure(rules: &Rules, flows: &[Flow]) -> Result<Outcome, String> {
-    let failed = |error: kernel::Error| chain(&error);
+/// Accepts packets of pods in a FORWARD chain that would refuse them, and only there: before the rule
+/// that refuses all packets. A rule that refuses some addresses stays in front, because someone wants
+/// it; if it is about pods of this node, the outcome says so.
+pub(super) fn ensure(rules: &FirewallRules, flows: &[Flow]) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    let chains = forward_chains().map_err(failed)?;
+    let chains = forward_chains()?;
     for family in FAMILIES {
-        let is_it = |chain: &&BaseChain| is_iptables(chain) && chain.family == family;
+        let is_forward = |chain: &&BaseChain| is_iptables(chain) && chain.family == family;
         let networks: Vec<_> = rules
             .networks()
-            .filter(|network| is_of(family, *network))
+            .filter(|network| is_of_family(family, *network))
             .collect();
-        let Some(base) = chains.iter().find(is_it) else {
+        let Some(chain) = chains.iter().find(is_forward) else {
             continue;
         };
-        let flows = flows.iter().filter(|flow| is_of(family, flow.from));
+        let flows = flows.iter().filter(|flow| is_of_family(family, flow.from));
         let flows: Vec<_> = flows.collect();
-        outcome.added += ensure_in(base, &networks, &flows)?;
-        // As it is now.
-        let chains = forward_chains().map_err(failed)?;
-        let Some(base) = chains.iter().find(is_it) else {
-            continue;
-        };
-        for is_out in [true, false] {
-            let all: Vec<_> = flows.iter().filter(|flow| flow.is_out == is_out).collect();
-            let mut refused = Vec::new();
-            for flow in &all {
-                if is_refused(base, flow).map_err(failed)? {
-                    refused.push(flow);
-                }
-            }
-            let said = refused.iter().map(|flow| {
-                format!(
-                    "{0} refuses what goes from {1} to {2}: a rule for such addresses stands before ours (`{0} -S {CHAIN}` shows it)",
-                    program(family),
-                    flow.from,
-                    flow.to,
-                )
-            });
-            if refused.len() == all.len() {
-                outcome.troubles.extend(said.take(1));
-            } else {
-                outcome.warnings.extend(said);
-            }
+        outcome.added += ensure_in(chain, &networks, &flows)?;
+        let chains = forward_chains()?;
+        if let Some(chain) = chains.iter().find(is_forward) {
+            outcome.evaluate(chain, &flows)?;
         }
     }
     Ok(outcome)
 }
 
-/// Whether a chain refuses everything of a flow, for sure.
+impl Outcome {
+    /// Finds flows that a chain still refuses.
+    fn evaluate(&mut self, chain: &BaseChain, flows: &[&Flow]) -> Result<()> {
+        for is_outgoing in [true, false] {
+            let all = || flows.iter().filter(|flow| flow.is_outgoing == is_outgoing);
+            let mut refused = Vec::new();
+            for flow in all() {
+                if is_refused(chain, flow)? {
+                    refused.push(Error::ForwardRefused {
+                        program: program(chain.family),
+                        from: flow.from,
+                        to: flow.to,
+                    });
+                }
+            }
+            if refused.len() == all().count() {
+                self.problems.extend(refused.into_iter().take(1));
+            } else {
+                self.warnings.extend(refused.iter().map(Error::text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns true if a chain certainly refuses all packets of a flow.
 fn is_refused(base: &BaseChain, flow: &Flow) -> Result<bool, kernel::Error> {
     for packet in &flow.packets {
-        let (fate, is_sure) = base.judge(packet, Reading::Whole, |_| false)?;
-        if fate == Fate::Passes || !is_sure {
+        let (fate, is_sure) = base.evaluate(packet, MatchMode::Full, |_| false)?;
+        if fate == ChainDecision::Passes || !is_sure {
             return Ok(false);
         }
     }
     Ok(!flow.packets.is_empty())
 }
 
-/// By netlink, in the words of `iptables`, so that it lists them like its own.
-fn ensure_in(base: &BaseChain, networks: &[IpNetwork], flows: &[&Flow]) -> Result<usize, String> {
-    let failed = |error: kernel::Error| chain(&error);
-    let family = base.family;
-    let all = nftables::rules(family, TABLE, CHAIN).map_err(failed)?;
+/// The place of our rules in a FORWARD chain.
+#[derive(Default)]
+struct Placement {
+    /// True if the chain refuses packets of pods.
+    is_needed: bool,
+    /// The index of the rule that must come after ours.
+    before: Option<usize>,
+}
+
+/// Finds the place of our rules among all rules of the chain: before the rule that refuses all
+/// packets, and after rules about addresses.
+fn placement(base: &BaseChain, flows: &[&Flow], all: &[ListedRule]) -> Result<Placement> {
     let place = |handle: u64| all.iter().position(|rule| rule.handle == handle);
-    let is_left_out = |rule: &Listed| name(rule).is_some();
-    let mut is_needed = false;
-    let mut before = None;
+    let is_left_out = |rule: &ListedRule| name(rule).is_some();
+    let mut placement = Placement::default();
     for packet in flows.iter().flat_map(|flow| &flow.packets) {
-        let whole = base.judge(packet, Reading::Whole, is_left_out);
-        let blind = base.judge(packet, Reading::WithoutAddresses, is_left_out);
-        match (whole.map_err(failed)?.0, blind.map_err(failed)?.0) {
-            (Fate::RefusedByPolicy, _) => is_needed = true,
-            // The one that refuses whatever comes, and behind what is said of addresses.
-            (Fate::RefusedBy(whole), Fate::RefusedBy(blind)) => {
-                is_needed = true;
-                let refusing = place(whole).max(place(blind));
-                before = [before, refusing].into_iter().flatten().min();
+        let with_addresses = base.evaluate(packet, MatchMode::Full, is_left_out);
+        let without_addresses = base.evaluate(packet, MatchMode::WithoutAddresses, is_left_out);
+        match (with_addresses?.0, without_addresses?.0) {
+            (ChainDecision::DeniedByPolicy, _) => placement.is_needed = true,
+            (
+                ChainDecision::DeniedByRule(with_addresses),
+                ChainDecision::DeniedByRule(without_addresses),
+            ) => {
+                placement.is_needed = true;
+                let refusing = place(with_addresses).max(place(without_addresses));
+                placement.before = [placement.before, refusing].into_iter().flatten().min();
             }
             _ => {}
         }
     }
+    Ok(placement)
+}
+
+/// Writes the rules over netlink, in the form that `iptables` uses, so that it lists them like its
+/// own. Returns how many rules were added.
+fn ensure_in(base: &BaseChain, networks: &[IpNetwork], flows: &[&Flow]) -> Result<usize> {
+    let family = base.family;
+    let all = nftables::rules(family, TABLE, CHAIN)?;
+    let Placement { is_needed, before } = placement(base, flows, &all)?;
     let mut wanted: Vec<_> = networks
         .iter()
         .filter(|_| is_needed)
@@ -134,40 +157,38 @@ fn ensure_in(base: &BaseChain, networks: &[IpNetwork], flows: &[&Flow]) -> Resul
         .map(|rule| rule.handle);
     for network in networks.iter().filter(|_| is_needed) {
         for rule in [Rule::new().from(*network), Rule::new().to(*network)] {
-            let rule = rule.counted().accept().commented(&comment(*network));
+            let rule = rule.counted().accept().with_comment(&comment(*network));
             match before {
                 Some(before) => transaction.insert_rule(family, TABLE, CHAIN, &rule, before),
                 None => transaction.add_rule(family, TABLE, CHAIN, &rule),
             }
         }
     }
-    transaction
-        .commit("accept in iptables' FORWARD chain")
-        .map_err(failed)?;
+    transaction.commit("add accept rules to the FORWARD chain of iptables")?;
     Ok(wanted.len().saturating_sub(present.len()))
 }
 
-/// Which other chains refuse what pods send and get, and what opens them.
-pub(super) fn foreign(rules: &Rules, flows: &[Flow]) -> Result<Vec<String>, String> {
-    let failed = |error: kernel::Error| chain(&error);
-    let mut said = Vec::new();
-    for base in forward_chains().map_err(failed)? {
-        if is_iptables(&base) || base.family == Family::Inet && base.table == OURS {
+/// The chains of others that refuse packets of pods, each in a sentence with the command that opens it.
+pub(super) fn refusing_chains(rules: &FirewallRules, flows: &[Flow]) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for base in forward_chains()? {
+        if is_iptables(&base) || base.family == Family::Inet && base.table == OUR_TABLE {
             continue;
         }
-        let is_judged = |flow: &&Flow| base.family == Family::Inet || is_of(base.family, flow.from);
+        let is_judged =
+            |flow: &&Flow| base.family == Family::Inet || is_of_family(base.family, flow.from);
         for flow in flows.iter().filter(is_judged) {
-            if is_refused(&base, flow).map_err(failed)? {
-                said.push(opening(&base, rules));
+            if is_refused(&base, flow)? {
+                warnings.push(refusal_warning(&base, rules));
                 break;
             }
         }
     }
-    Ok(said)
+    Ok(warnings)
 }
 
-/// What a chain does to pods, and the command that opens it.
-fn opening(base: &BaseChain, rules: &Rules) -> String {
+/// Returns the warning about a chain that refuses pod traffic, with the command that opens it.
+fn refusal_warning(base: &BaseChain, rules: &FirewallRules) -> String {
     let (table, chain) = (&base.table, &base.name);
     let networks: Vec<_> = rules.networks().collect();
     if table == "firewalld" {
@@ -178,7 +199,7 @@ fn opening(base: &BaseChain, rules: &Rules) -> String {
             })
             .collect();
         return format!(
-            "firewalld refuses what pods send and get; `{}; firewall-cmd --permanent --new-policy=pods; firewall-cmd --permanent --policy=pods --add-ingress-zone=ANY --add-egress-zone=trusted --set-target=ACCEPT; firewall-cmd --reload` lets it through",
+            "firewalld refuses packets of pods; `{}; firewall-cmd --permanent --new-policy=pods; firewall-cmd --permanent --policy=pods --add-ingress-zone=ANY --add-egress-zone=trusted --set-target=ACCEPT; firewall-cmd --reload` opens it",
             sources.join("; ")
         );
     }
@@ -188,7 +209,7 @@ fn opening(base: &BaseChain, rules: &Rules) -> String {
         Family::Ipv6 => "ip6",
     };
     let is_of_table =
-        |network: &&IpNetwork| base.family == Family::Inet || is_of(base.family, **network);
+        |network: &&IpNetwork| base.family == Family::Inet || is_of_family(base.family, **network);
     let commands: Vec<_> = networks
         .iter()
         .filter(is_of_table)
@@ -200,12 +221,12 @@ fn opening(base: &BaseChain, rules: &Rules) -> String {
         })
         .collect();
     format!(
-        "the nf_tables chain {family} {table} {chain} refuses what pods send and get; `{}` lets it through",
+        "the nf_tables chain {family} {table} {chain} refuses packets of pods; `{}` opens it",
         commands.join("; ")
     )
 }
 
-/// Whether it is the chain that `iptables` calls FORWARD.
+/// Returns true if this is the chain that `iptables` calls FORWARD.
 fn is_iptables(chain: &BaseChain) -> bool {
     FAMILIES.contains(&chain.family) && chain.table == TABLE && chain.name == CHAIN
 }
@@ -218,8 +239,8 @@ fn program(family: Family) -> &'static str {
     }
 }
 
-/// Takes our rules away. Says how many there were; with `is_dry`, how many there are.
-pub(crate) fn remove(is_dry: bool) -> Result<usize, String> {
+/// Removes our rules and returns how many there were. With `is_dry`, only counts them.
+pub(crate) fn remove(is_dry: bool) -> Result<usize> {
     let mut count = 0;
     for family in FAMILIES {
         let present = ours(family)?;
@@ -229,22 +250,23 @@ pub(crate) fn remove(is_dry: bool) -> Result<usize, String> {
             transaction.delete_rule(family, TABLE, CHAIN, handle);
         }
         if !is_dry {
-            let doing = "take our rules from iptables' FORWARD chain";
-            transaction.commit(doing).map_err(|error| chain(&error))?;
+            let doing = "remove our rules from the FORWARD chain of iptables";
+            transaction.commit(doing)?;
         }
     }
     Ok(count + legacy::remove_forward(is_dry)?)
 }
 
-/// The numbers of our rules.
-fn ours(family: Family) -> Result<Vec<u64>, String> {
-    let rules = nftables::rules(family, TABLE, CHAIN).map_err(|error| chain(&error))?;
+/// Returns the handles of our rules.
+fn ours(family: Family) -> Result<Vec<u64>> {
+    let rules = nftables::rules(family, TABLE, CHAIN)?;
     let ours = rules.iter().filter(|rule| name(rule).is_some());
     Ok(ours.map(|rule| rule.handle).collect())
 }
 
-/// What a rule of ours says of itself, in whatever form it is by now; nothing where it is another's.
-fn name(rule: &Listed) -> Option<String> {
+/// Returns the comment of a rule if the rule is ours, whatever the rule looks like by now; none if
+/// it is of another program.
+fn name(rule: &ListedRule) -> Option<String> {
     let comment = rule.comment.as_ref()?;
     let rest = comment.strip_prefix(COMMENT)?;
     (rest.is_empty() || rest.starts_with(' ')).then(|| comment.clone())
@@ -254,6 +276,6 @@ fn comment(network: IpNetwork) -> String {
     format!("{COMMENT} {network}")
 }
 
-fn is_of(family: Family, network: IpNetwork) -> bool {
+fn is_of_family(family: Family, network: IpNetwork) -> bool {
     (family == Family::Ipv4) == network.is_ipv4()
 }

@@ -1,28 +1,46 @@
-//! Our rules by the programs `iptables` and `ip6tables`, for kernels without `nf_tables`.
+//! Our rules, written with the programs `iptables` and `ip6tables`, for kernels without
+//! `nf_tables`.
 
 use ipnetwork::IpNetwork;
 use kernel::nftables::{self, Family};
+use programs::iptables::Iptables;
+use subnet::Subnet;
 
-use super::legacy::WAIT;
-use super::{COMMENT, KUBE_PROXY, Rules, Settings, legacy, multicast};
-use crate::programs::{find, run};
+use super::legacy::LOCK_WAIT;
+use super::rules::FirewallRules;
+use super::{COMMENT, FirewallConfig, KUBE_PROXY_MARK, legacy};
+use crate::error::Result;
 
 const POSTROUTING: &str = "HOSTGW-POSTRTG";
 const FORWARD: &str = "HOSTGW-FWD";
 
-/// Puts the rules there. Says whether anything was not as it should be.
-pub(super) fn ensure(rules: &Rules, settings: &Settings) -> Result<bool, String> {
+const IPTABLES: Iptables = Iptables {
+    name: "iptables",
+    lock_wait: LOCK_WAIT,
+};
+
+const IP6TABLES: Iptables = Iptables {
+    name: "ip6tables",
+    lock_wait: LOCK_WAIT,
+};
+
+/// Writes the rules. Returns whether anything had to be changed.
+pub(super) fn ensure(rules: &FirewallRules, config: &FirewallConfig) -> Result<bool> {
     let mut changed = false;
     for (cluster, own) in &rules.0 {
-        let program = program(cluster.is_ipv4());
+        let program = if cluster.is_ipv4() {
+            IPTABLES
+        } else {
+            IP6TABLES
+        };
         for (table, base, chain, wanted) in [
             (
                 "nat",
                 "POSTROUTING",
                 POSTROUTING,
-                masquerade(*cluster, *own, settings),
+                masquerade(*cluster, *own, config),
             ),
-            ("filter", "FORWARD", FORWARD, accept(*cluster, settings)),
+            ("filter", "FORWARD", FORWARD, accept(*cluster, config)),
         ] {
             changed |= ensure_chain(program, table, base, chain, &wanted)?;
         }
@@ -30,15 +48,16 @@ pub(super) fn ensure(rules: &Rules, settings: &Settings) -> Result<bool, String>
     Ok(changed)
 }
 
-/// One chain of ours, and the way to it, in one transaction.
+/// Writes one of our chains and the jump to it, in one transaction, or removes both if `wanted` is
+/// empty. Returns whether anything had to be changed.
 fn ensure_chain(
-    program: &str,
+    program: Iptables,
     table: &str,
     base: &str,
     chain: &str,
     wanted: &[String],
-) -> Result<bool, String> {
-    let listing = run(program, &["-w", WAIT, "-t", table, "-S"], "")?;
+) -> Result<bool> {
+    let listing = program.rules(table)?;
     let of_chain = format!("-A {chain} ");
     let present: Vec<_> = listing
         .lines()
@@ -49,7 +68,7 @@ fn ensure_chain(
     if jumps == usize::from(!wanted.is_empty()) && present == wanted {
         return Ok(false);
     }
-    let mut lines = vec![format!("*{table}"), format!(":{chain} - [0:0]")];
+    let mut lines = vec![format!(":{chain} - [0:0]")];
     lines.extend((0..jumps).map(|_| jump.replacen("-A", "-D", 1)));
     if wanted.is_empty() {
         if !listing.lines().any(|line| line == format!("-N {chain}")) {
@@ -60,15 +79,15 @@ fn ensure_chain(
         lines.extend_from_slice(wanted);
         lines.push(jump);
     }
-    restore(program, &lines)?;
+    program.restore(table, &(lines.join("\n") + "\n"))?;
     Ok(true)
 }
 
-/// Whether our chains are there, without a program where that can be told.
-pub(super) fn are_there() -> Result<bool, String> {
+/// Returns true if our chains exist. Runs no program if netlink and `/proc` show it.
+pub(super) fn exist() -> Result<bool> {
     for family in [Family::Ipv4, Family::Ipv6] {
         for (table, chain) in [("nat", POSTROUTING), ("filter", FORWARD)] {
-            if nftables::look(family, table, &[chain]).is_ok_and(|words| words.is_some()) {
+            if nftables::dump_chains(family, table, &[chain]).is_ok_and(|words| words.is_some()) {
                 return Ok(true);
             }
         }
@@ -82,18 +101,18 @@ pub(super) fn are_there() -> Result<bool, String> {
     Ok(false)
 }
 
-/// Takes our chains away. Says how many there were; with `is_dry`, how many there are.
-pub(crate) fn remove(is_dry: bool) -> Result<usize, String> {
+/// Removes our chains and returns how many there were. With `is_dry`, only counts them.
+pub(crate) fn remove(is_dry: bool) -> Result<usize> {
     let mut count = 0;
-    for program in ["iptables", "ip6tables"]
-        .into_iter()
-        .filter(|program| find(program).is_some())
-    {
+    for program in [IPTABLES, IP6TABLES] {
+        if !program.is_installed()? {
+            continue;
+        }
         for (table, base, chain) in [
             ("nat", "POSTROUTING", POSTROUTING),
             ("filter", "FORWARD", FORWARD),
         ] {
-            let listing = run(program, &["-w", WAIT, "-t", table, "-S"], "")?;
+            let listing = program.rules(table)?;
             if !listing.lines().any(|line| line == format!("-N {chain}")) {
                 continue;
             }
@@ -106,64 +125,50 @@ pub(crate) fn remove(is_dry: bool) -> Result<usize, String> {
     Ok(count)
 }
 
-fn restore(program: &str, lines: &[String]) -> Result<(), String> {
-    let text = format!("{}\nCOMMIT\n", lines.join("\n"));
-    run(
-        &format!("{program}-restore"),
-        &["-w", WAIT, "--noflush"],
-        &text,
-    )
-    .map(drop)
-}
-
-fn program(is_ipv4: bool) -> &'static str {
-    if is_ipv4 { "iptables" } else { "ip6tables" }
-}
-
-/// As the programs print it.
+/// Returns the jump to a chain, as the programs print it.
 fn jump(base: &str, chain: &str) -> String {
     format!("-A {base} -m comment --comment {COMMENT} -j {chain}")
 }
 
-fn masquerade(cluster: IpNetwork, own: IpNetwork, settings: &Settings) -> Vec<String> {
-    if !settings.masquerade {
+fn masquerade(cluster: IpNetwork, own: IpNetwork, config: &FirewallConfig) -> Vec<String> {
+    if !config.masquerade {
         return Vec::new();
     }
-    let random = if settings.is_random {
+    let random = if config.random_ports {
         " --random-fully"
     } else {
         ""
     };
-    let keep = settings
-        .keep
+    let keep = config
+        .no_masquerade
         .iter()
         .filter(|network| network.is_ipv4() == cluster.is_ipv4());
     let keep = keep.map(|network| match network.prefix() {
-        // The programs do not print what matches everything.
+        // The programs do not print a destination that matches everything.
         0 => format!("-s {cluster} -j RETURN"),
         _ => format!("-s {cluster} -d {network} -j RETURN"),
     });
     let before = [
-        format!("-m mark --mark {KUBE_PROXY:#x}/{KUBE_PROXY:#x} -j RETURN"),
+        format!("-m mark --mark {KUBE_PROXY_MARK:#x}/{KUBE_PROXY_MARK:#x} -j RETURN"),
         format!("-s {own} -d {cluster} -j RETURN"),
         format!("-s {cluster} -d {own} -j RETURN"),
         format!("! -s {cluster} -d {own} -j RETURN"),
     ];
-    let behind = [
+    let after = [
         format!(
             "-s {cluster} ! -d {} -j MASQUERADE{random}",
-            multicast(cluster)
+            Subnet::of(cluster).multicast()
         ),
         format!("! -s {cluster} -d {cluster} -j MASQUERADE{random}"),
     ];
-    let rules = before.into_iter().chain(keep).chain(behind);
+    let rules = before.into_iter().chain(keep).chain(after);
     rules
         .map(|rule| format!("-A {POSTROUTING} {rule}"))
         .collect()
 }
 
-fn accept(cluster: IpNetwork, settings: &Settings) -> Vec<String> {
-    let sides = ["-s", "-d"].into_iter().filter(|_| settings.forward);
+fn accept(cluster: IpNetwork, config: &FirewallConfig) -> Vec<String> {
+    let sides = ["-s", "-d"].into_iter().filter(|_| config.forward);
     sides
         .map(|side| format!("-A {FORWARD} {side} {cluster} -j ACCEPT"))
         .collect()

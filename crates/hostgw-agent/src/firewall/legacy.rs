@@ -1,45 +1,55 @@
-//! The old `iptables` in the kernel, which only its own programs can talk to. They are started
-//! where it is in use, and nowhere else.
+//! Legacy `iptables` in the kernel, which only its own programs can access. They are run only if it
+//! is in use.
 
 use std::fs;
 
 use ipnetwork::IpNetwork;
+use programs::iptables::Iptables;
 
-use super::{COMMENT, Rules};
-use crate::programs::run;
+use super::COMMENT;
+use super::rules::FirewallRules;
+use crate::error::Result;
 
-/// Seconds for which the programs wait for the lock that they share. Everything else waits, too.
-pub(super) const WAIT: &str = "2";
+/// Seconds that the programs wait for the lock that they share. The agent does nothing else
+/// meanwhile.
+pub(super) const LOCK_WAIT: u8 = 2;
 
-/// One family's programs, and where the kernel says which of its tables are in use.
+/// Programs of one family, and the file in which the kernel lists the tables in use.
 pub(crate) struct Legacy {
-    pub(super) program: &'static str,
+    pub(super) program: Iptables,
     names: &'static str,
     is_ipv4: bool,
 }
 
 pub(super) static FAMILIES: [Legacy; 2] = [
     Legacy {
-        program: "iptables-legacy",
+        program: Iptables {
+            name: "iptables-legacy",
+            lock_wait: LOCK_WAIT,
+        },
         names: "/proc/net/ip_tables_names",
         is_ipv4: true,
     },
     Legacy {
-        program: "ip6tables-legacy",
+        program: Iptables {
+            name: "ip6tables-legacy",
+            lock_wait: LOCK_WAIT,
+        },
         names: "/proc/net/ip6_tables_names",
         is_ipv4: false,
     },
 ];
 
 impl Legacy {
-    /// Whether a table is in use.
+    /// Returns true if a table is in use.
     pub(super) fn has(&self, table: &str) -> bool {
         let names = fs::read_to_string(self.names);
         names.is_ok_and(|names| names.lines().any(|name| name == table))
     }
 
-    /// The rules of a chain, as the program would take them. None where there is no chain.
-    pub(super) fn rules(&self, table: &str, chain: &str) -> Result<Vec<String>, String> {
+    /// Returns the rules of a chain in the form that the program reads; empty if there is no such
+    /// chain.
+    pub(super) fn rules(&self, table: &str, chain: &str) -> Result<Vec<String>> {
         let policy = format!("-P {chain} ");
         let rule = format!("-A {chain} ");
         let mut lines = self.lines(table)?;
@@ -47,28 +57,27 @@ impl Legacy {
         Ok(lines)
     }
 
-    /// Everything of a table, as the program would take it.
-    fn lines(&self, table: &str) -> Result<Vec<String>, String> {
-        let all = run(self.program, &["-w", WAIT, "-t", table, "-S"], "")?;
+    /// Returns all lines of a table in the form that the program reads.
+    fn lines(&self, table: &str) -> Result<Vec<String>> {
+        let all = self.program.rules(table)?;
         Ok(all.lines().map(str::to_owned).collect())
     }
 
     /// Changes a table in one transaction.
-    pub(super) fn change(&self, table: &str, lines: &[String]) -> Result<(), String> {
-        let program = format!("{}-restore", self.program);
-        let text = format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
-        run(&program, &["-w", WAIT, "--noflush"], &text).map(drop)
+    pub(super) fn change(&self, table: &str, lines: &[String]) -> Result<()> {
+        let lines = lines.join("\n") + "\n";
+        Ok(self.program.restore(table, &lines)?)
     }
 }
 
-/// Whether somebody filters by it.
+/// Returns true if packets are filtered with legacy `iptables`.
 pub(super) fn is_in_use() -> bool {
     FAMILIES.iter().any(|legacy| legacy.has("filter"))
 }
 
-/// Accepts what the FORWARD chain would refuse: before the first rule that refuses whatever comes. Says
-/// how many rules were added.
-pub(super) fn ensure_forward(rules: &Rules) -> Result<usize, String> {
+/// Accepts pod traffic that the FORWARD chain would refuse. Our rules are inserted before the first
+/// rule that refuses all packets. Returns how many rules were added.
+pub(super) fn ensure_forward(rules: &FirewallRules) -> Result<usize> {
     let mut added = 0;
     for legacy in FAMILIES.iter().filter(|legacy| legacy.has("filter")) {
         let all = legacy.lines("filter")?;
@@ -80,7 +89,10 @@ pub(super) fn ensure_forward(rules: &Rules) -> Result<usize, String> {
             .networks()
             .filter(|network| network.is_ipv4() == legacy.is_ipv4);
         let is_refused = drops || refusing.is_some();
-        let wanted: Vec<_> = networks.filter(|_| is_refused).flat_map(accepts).collect();
+        let wanted: Vec<_> = networks
+            .filter(|_| is_refused)
+            .flat_map(accept_rules)
+            .collect();
         let lines: Vec<_> = of_chain(&all, "FORWARD").collect();
         let is_early = |line: &&String| {
             let place = |one: &String| lines.iter().position(|other| *other == one);
@@ -100,7 +112,7 @@ pub(super) fn ensure_forward(rules: &Rules) -> Result<usize, String> {
             .map(|line| line.replacen("-A", "-D", 1))
             .collect();
         changes.extend(wanted.iter().enumerate().map(|(i, line)| match refusing {
-            // Ours are gone by then: places are those among the others.
+            // Our old rules are deleted before, so only the other rules count for the position.
             Some(at) => line.replacen("-A FORWARD", &format!("-I FORWARD {}", at + i + 1), 1),
             None => line.clone(),
         }));
@@ -110,21 +122,21 @@ pub(super) fn ensure_forward(rules: &Rules) -> Result<usize, String> {
     Ok(added)
 }
 
-/// The rules of a chain among all lines.
+/// Returns the rules of a chain among all lines.
 fn of_chain<'a>(all: &'a [String], chain: &str) -> impl Iterator<Item = &'a String> {
     let begin = format!("-A {chain} ");
     all.iter().filter(move |line| line.starts_with(&begin))
 }
 
-/// Whether a rule drops or rejects whatever comes, or leads to a chain with such a rule.
+/// Returns true if a rule drops or rejects all packets, or jumps to a chain with such a rule.
 fn refuses(line: &str, all: &[String], depth: usize) -> bool {
-    const DEEPEST: usize = 16;
+    const MAX_DEPTH: usize = 16;
     let mut words = line.split_whitespace().skip(2);
     let mut target = "";
     while let Some(word) = words.next() {
         match word {
             "-j" | "-g" => target = words.next().unwrap_or_default(),
-            // What refusing is like decides nothing.
+            // How packets are rejected does not matter.
             "--reject-with" => drop(words.next()),
             // A comment may have several words.
             "-m" if words.clone().next() == Some("comment") => {
@@ -139,8 +151,8 @@ fn refuses(line: &str, all: &[String], depth: usize) -> bool {
     }
     match target {
         "DROP" | "REJECT" => true,
-        chain if depth < DEEPEST => {
-            // What is accepted or left before is not refused.
+        chain if depth < MAX_DEPTH => {
+            // Earlier rules may accept or return packets; all other packets are refused.
             let mut rules = of_chain(all, chain);
             rules.any(|line| refuses(line, all, depth + 1))
         }
@@ -148,8 +160,8 @@ fn refuses(line: &str, all: &[String], depth: usize) -> bool {
     }
 }
 
-/// Takes our rules away. Says how many there were; with `is_dry`, how many there are.
-pub(super) fn remove_forward(is_dry: bool) -> Result<usize, String> {
+/// Removes our rules and returns how many there were. With `is_dry`, only counts them.
+pub(super) fn remove_forward(is_dry: bool) -> Result<usize> {
     let mut count = 0;
     for legacy in FAMILIES.iter().filter(|legacy| legacy.has("filter")) {
         let present = legacy.rules("filter", "FORWARD")?;
@@ -163,13 +175,14 @@ pub(super) fn remove_forward(is_dry: bool) -> Result<usize, String> {
     Ok(count)
 }
 
-/// As the program prints them.
-fn accepts(network: IpNetwork) -> [String; 2] {
+/// Returns the accept rules for a network, as the program prints them.
+fn accept_rules(network: IpNetwork) -> [String; 2] {
     ["-s", "-d"]
         .map(|side| format!("-A FORWARD {side} {network} -m comment --comment {COMMENT} -j ACCEPT"))
 }
 
-/// In the form of this program, and of the other one, whose rules were restored by it.
+/// Returns true if a rule is ours, in the format of this program or of the other variant of
+/// `iptables`: rules that were saved with one may have been restored with the other.
 fn is_ours(line: &str) -> bool {
     line.contains(&format!("--comment {COMMENT} "))
         || line.contains(&format!("--comment \"{COMMENT} "))

@@ -1,12 +1,15 @@
-//! The messages of `nf_tables`: how they are written, sent and read.
+//! Encoding, sending and decoding of `nf_tables` messages.
 
 use std::io;
 
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::libc::MSG_DONTWAIT;
-use rtnetlink::sys::{Socket, SocketAddr};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use crate::error::uninterrupted;
+use super::uapi::UDATA_COMMENT;
+
+use util::retry_on_eintr;
 
 pub(super) const SUBSYSTEM: u16 = 10;
 pub(super) const BATCH_BEGIN: u16 = 16;
@@ -24,9 +27,6 @@ pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0c;
 pub(super) const GET_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0d;
 pub(super) const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
 
-/// What a chain says of itself.
-pub(super) const USER_DATA: u16 = 12;
-
 pub(super) const REQUEST: u16 = 1;
 pub(super) const ACK: u16 = 4;
 pub(super) const DUMP: u16 = 0x300;
@@ -34,7 +34,49 @@ pub(super) const EXCL: u16 = 0x200;
 pub(super) const CREATE: u16 = 0x400;
 pub(super) const APPEND: u16 = 0x800;
 
-/// Changes of which all are made, or none.
+/// Address family of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// IPv4 only.
+    Ipv4 = 2,
+    /// IPv6 only.
+    Ipv6 = 10,
+}
+
+impl Family {
+    /// The family with this number. `None` for families that this crate does not use.
+    pub(super) fn read(number: u8) -> Option<Self> {
+        let all = [Self::Inet, Self::Ipv4, Self::Ipv6];
+        all.into_iter().find(|family| *family as u8 == number)
+    }
+
+    /// The family of tables for the addresses of `network` alone.
+    #[must_use]
+    pub fn of(network: IpNetwork) -> Self {
+        if network.is_ipv4() {
+            Self::Ipv4
+        } else {
+            Self::Ipv6
+        }
+    }
+}
+
+/// Returns the start of a message body: the header with the family, and the name of the table.
+pub(super) fn object(family: Family, table_attribute: u16, table: &str) -> Vec<u8> {
+    let mut body = vec![family as u8, 0, 0, 0];
+    text(&mut body, table_attribute, table);
+    body
+}
+
+/// Sends a request on a socket of its own and collects the replies.
+pub(super) fn request(request: &[u8]) -> io::Result<Answer> {
+    exchange(&Socket::new(NETLINK_NETFILTER)?, request)
+}
+
+/// Wraps changes in a batch, which the kernel applies completely or not at all.
 pub(super) fn transaction(changes: &[u8]) -> Vec<u8> {
     let subsystem = [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]];
     let begin = message(BATCH_BEGIN, 0, &subsystem);
@@ -69,27 +111,28 @@ pub(super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = length.to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());
     message.extend((flags | REQUEST).to_ne_bytes());
-    // Neither sequence number nor port: every answer on this socket is to this.
+    // The sequence number and the port are 0: every reply on this socket belongs to this request.
     message.extend([0; 8]);
     message.extend(body);
     message
 }
 
-/// What the kernel says to one send.
+/// The kernel's replies to one send: the first error, if any, and the messages as they were
+/// received.
 pub(super) struct Answer {
-    pub(super) refusal: Option<Errno>,
+    pub(super) error: Option<Errno>,
     pub(super) text: Vec<u8>,
 }
 
-/// Sends messages and reads what the kernel says: the first refusal, if any, and all its words.
+/// Sends messages and collects the replies: the first error, if any, and all received messages.
 ///
-/// Errors when the kernel does not acknowledge every message that asks for it.
+/// Fails if the kernel does not acknowledge every message that requests it.
 pub(super) fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
-    uninterrupted(|| socket.send_to(send, &SocketAddr::new(0, 0), 0))?;
+    retry_on_eintr(|| socket.send_to(send, &SocketAddr::new(0, 0), 0))?;
     let mut answer = Answer {
-        refusal: None,
+        error: None,
         text: Vec::new(),
     };
     let asks = |flags: u16| flags & ACK != 0 || flags & DUMP == DUMP;
@@ -97,8 +140,8 @@ pub(super) fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
     while missing > 0 {
         let text = match receive(socket) {
             Ok(text) => text,
-            // Of a transaction that is refused, the messages behind the refused one have no answer.
-            Err(_) if answer.refusal.is_some() => break,
+            // If a transaction is rejected, the messages after the rejected one get no reply.
+            Err(_) if answer.error.is_some() => break,
             Err(error) => return Err(error),
         };
         for (kind, _, body) in messages(&text) {
@@ -106,7 +149,7 @@ pub(super) fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
                 .first_chunk()
                 .map_or(0, |code| i32::from_ne_bytes(*code));
             if kind == ERROR && code != 0 {
-                answer.refusal = answer.refusal.or(Some(Errno::from_raw(-code)));
+                answer.error = answer.error.or(Some(Errno::from_raw(-code)));
             }
             missing = missing.saturating_sub(usize::from(matches!(kind, ERROR | DONE)));
         }
@@ -115,12 +158,13 @@ pub(super) fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
     Ok(answer)
 }
 
-/// Reads the next datagram. The kernel answers before `send(2)` returns, so an empty socket means
-/// that an answer is lost. The first failure does not say so yet: what found no room is reported
-/// once (ENOBUFS), and what did find room is still there.
+/// Receives the next datagram without blocking: the kernel replies before `send(2)` returns, so an
+/// empty socket means that a reply was lost. One failure is not enough to conclude that: the kernel
+/// reports once that some messages did not fit into the buffer (ENOBUFS), and those that did fit
+/// can still be read.
 fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
     let receive = || {
-        uninterrupted(|| {
+        retry_on_eintr(|| {
             let mut text = Vec::with_capacity(PART);
             socket.recv(&mut text, MSG_DONTWAIT)?;
             Ok(text)
@@ -129,10 +173,10 @@ fn receive(socket: &Socket) -> io::Result<Vec<u8>> {
     receive().or_else(|first| receive().map_err(|_| first))
 }
 
-/// The kernel fills no more than this with one part of a dump.
+/// Maximum size of one part of a dump, in bytes, as the kernel fills it.
 const PART: usize = 32 << 10;
 
-/// The kind, the flags and the body of each message.
+/// Returns the kind, the flags and the body of each message.
 pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     const HEADER: usize = 16;
     std::iter::from_fn(move || {
@@ -146,21 +190,44 @@ pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8]
     })
 }
 
-/// Each attribute's kind and value.
+/// Returns the kind and the value of each attribute.
 pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     crate::rtnl::attributes(bytes)
 }
 
-/// A number, in the network's order of bytes.
-pub(super) fn word(value: &[u8]) -> u32 {
+/// Reads a u32 in network byte order; 0 if the value is too short.
+pub(super) fn read_u32(value: &[u8]) -> u32 {
     value
         .first_chunk()
         .map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
-/// User data that are a comment: its number (0), its length, its text, of less than 120 bytes.
-pub(super) fn comment(words: &str) -> Vec<u8> {
-    let words = words.to_owned() + "\0";
-    let length = u8::try_from(words.len()).expect("kept short");
-    [&[0, length], words.as_bytes()].concat()
+/// Encodes a comment as user data: type 0, its length, and its text of less than 120 bytes.
+pub(super) fn comment(text: &str) -> Vec<u8> {
+    let text = text.to_owned() + "\0";
+    let length = u8::try_from(text.len()).expect("a comment of less than 120 bytes");
+    [&[UDATA_COMMENT, length], text.as_bytes()].concat()
+}
+
+/// Finds the comment in user data, a sequence of type, length and value.
+pub(super) fn comment_in(mut data: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = data {
+        let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == UDATA_COMMENT {
+            return Some(text_in(value));
+        }
+        data = rest;
+    }
+    None
+}
+
+/// Reads a text, with or without the zero byte at its end.
+pub(super) fn text_in(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned()
+}
+
+/// True if a dump was interrupted by a change, and has to be repeated.
+pub(super) fn was_interrupted(answer: &Answer) -> bool {
+    const INTERRUPTED: u16 = 0x10;
+    messages(&answer.text).any(|(_, flags, _)| flags & INTERRUPTED != 0)
 }

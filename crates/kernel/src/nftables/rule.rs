@@ -1,172 +1,182 @@
-//! One rule, match by match.
+//! A builder for rules.
 
 use ipnetwork::IpNetwork;
 
 use super::message::{attribute, comment, nest, number, text};
+use super::uapi::{
+    BITWISE_DREG, BITWISE_LEN, BITWISE_MASK, BITWISE_SREG, BITWISE_XOR, CMP_DATA, CMP_EQ, CMP_NEQ,
+    CMP_OP, CMP_SREG, DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, IMMEDIATE_DATA,
+    IMMEDIATE_DREG, LIST_ELEM, MASQ_FLAGS, MASQ_RANDOM_FULLY, META_DREG, META_KEY, NFPROTO_IPV4,
+    NFPROTO_IPV6, PAYLOAD_BASE, PAYLOAD_DREG, PAYLOAD_LEN, PAYLOAD_NETWORK_HEADER, PAYLOAD_OFFSET,
+    REG_1, REG_VERDICT, RULE_EXPRESSIONS, RULE_USERDATA, VERDICT_CODE, meta, verdict,
+};
 
-/// What packets of a chain are matched with, and what happens to those that match.
+/// A rule: the matches for packets, and the action for those that match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
     expressions: Vec<u8>,
     user_data: Vec<u8>,
 }
 
-/// How two values compare, in the kernel's numbers.
-#[derive(Clone, Copy)]
-enum Compare {
-    Equal = 0,
-    Unequal = 1,
-}
-
 impl Rule {
-    /// A rule that every packet matches, and that does nothing.
+    /// Returns a rule that matches every packet and has no action.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Matches packets of the family of `network`: what a rule says first, in a table for both.
+    /// Matches packets of the same family as `network`. In a table for both families, this match
+    /// must come first.
     #[must_use]
-    pub fn of_family(mut self, network: IpNetwork) -> Self {
-        let family = if network.is_ipv4() { 2 } else { 10 };
-        self.meta(15);
-        self.compare(Compare::Equal, &[family]);
+    pub fn match_family(mut self, network: IpNetwork) -> Self {
+        let family = if network.is_ipv4() {
+            NFPROTO_IPV4
+        } else {
+            NFPROTO_IPV6
+        };
+        self.meta(meta::NFPROTO);
+        self.compare(CMP_EQ, &[family]);
         self
     }
 
-    /// Matches packets that carry `mark`, among others.
+    /// Matches packets that have the bits of `mark` set in their mark; other bits may also be set.
     #[must_use]
     pub fn marked(mut self, mark: u32) -> Self {
-        self.meta(3);
-        // The kernel has marks in its own order of bytes.
+        self.meta(meta::MARK);
+        // The kernel stores marks in native byte order.
         self.mask(&mark.to_ne_bytes());
-        self.compare(Compare::Equal, &mark.to_ne_bytes());
+        self.compare(CMP_EQ, &mark.to_ne_bytes());
         self
     }
 
-    /// Matches packets from `network`.
+    /// Matches packets with a source address in `network`.
     #[must_use]
     pub fn from(self, network: IpNetwork) -> Self {
-        self.address(source(network), Compare::Equal, network)
+        self.address(source_offset(network), CMP_EQ, network)
     }
 
-    /// Matches packets from elsewhere.
+    /// Matches packets with a source address outside `network`.
     #[must_use]
     pub fn not_from(self, network: IpNetwork) -> Self {
-        self.address(source(network), Compare::Unequal, network)
+        self.address(source_offset(network), CMP_NEQ, network)
     }
 
-    /// Matches packets to `network`.
+    /// Matches packets with a destination address in `network`.
     #[must_use]
     pub fn to(self, network: IpNetwork) -> Self {
-        self.address(destination(network), Compare::Equal, network)
+        self.address(destination_offset(network), CMP_EQ, network)
     }
 
-    /// Matches packets to elsewhere.
+    /// Matches packets with a destination address outside `network`.
     #[must_use]
     pub fn not_to(self, network: IpNetwork) -> Self {
-        self.address(destination(network), Compare::Unequal, network)
+        self.address(destination_offset(network), CMP_NEQ, network)
     }
 
-    /// Counts what matches.
+    /// Adds a counter of the matching packets.
     #[must_use]
     pub fn counted(mut self) -> Self {
         self.expression("counter", |_| {});
         self
     }
 
-    /// Leaves the chain.
+    /// Ends the evaluation of the chain (verdict return).
     #[must_use]
-    pub fn leave(self) -> Self {
-        self.verdict(-5)
+    pub fn return_from_chain(self) -> Self {
+        self.verdict(verdict::RETURN)
     }
 
-    /// Accepts the packet, as far as this table is concerned.
+    /// Accepts the packet (verdict accept). Chains of other tables at the same hook can still drop
+    /// it.
     #[must_use]
     pub fn accept(self) -> Self {
-        self.verdict(1)
+        self.verdict(verdict::ACCEPT)
     }
 
-    /// Gives the packet the address of the interface that it leaves by; `is_random` has the port
-    /// chosen at random, where two would else want the same one.
+    /// Sets the source address to that of the outgoing interface (masquerade). With `is_random`,
+    /// the source port is chosen at random, so that two connections do not compete for one port.
     #[must_use]
     pub fn masquerade(mut self, is_random: bool) -> Self {
-        /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
-        const FULLY_RANDOM: u32 = 16;
         self.expression("masq", |data| {
             if is_random {
-                number(data, 1, FULLY_RANDOM);
+                number(data, MASQ_FLAGS, MASQ_RANDOM_FULLY);
             }
         });
         self
     }
 
-    /// Says in the listing what the rule is for, in less than 120 bytes.
+    /// Sets the comment that listings show for the rule, of less than 120 bytes.
     #[must_use]
-    pub fn commented(mut self, text: &str) -> Self {
+    pub fn with_comment(mut self, text: &str) -> Self {
         self.user_data = comment(text);
         self
     }
 
-    /// Writes the rule's attributes behind those that say where it belongs.
+    /// Appends the rule's attributes to a request body, which already has the table and the chain.
     pub(super) fn write(&self, body: &mut Vec<u8>) {
-        nest(body, 4, |list| list.extend(&self.expressions));
+        nest(body, RULE_EXPRESSIONS, |list| {
+            list.extend(&self.expressions);
+        });
         if !self.user_data.is_empty() {
-            attribute(body, USER_DATA, &self.user_data);
+            attribute(body, RULE_USERDATA, &self.user_data);
         }
     }
 
-    /// Compares the masked address at `offset` of the network header with the network's.
-    fn address(mut self, offset: u32, compare: Compare, network: IpNetwork) -> Self {
+    /// Compares the address at `offset` in the network header with `network`, under its mask.
+    fn address(mut self, offset: u32, operator: u32, network: IpNetwork) -> Self {
         let (address, mask) = match network {
             IpNetwork::V4(v4) => (v4.network().octets().to_vec(), v4.mask().octets().to_vec()),
             IpNetwork::V6(v6) => (v6.network().octets().to_vec(), v6.mask().octets().to_vec()),
         };
         let length = u32::try_from(address.len()).expect("4 or 16");
         self.expression("payload", |data| {
-            // Into register 1, from the network header (1).
-            for (kind, value) in [(1, 1), (2, 1), (3, offset), (4, length)] {
-                number(data, kind, value);
-            }
+            number(data, PAYLOAD_DREG, REG_1);
+            number(data, PAYLOAD_BASE, PAYLOAD_NETWORK_HEADER);
+            number(data, PAYLOAD_OFFSET, offset);
+            number(data, PAYLOAD_LEN, length);
         });
         self.mask(&mask);
-        self.compare(compare, &address);
+        self.compare(operator, &address);
         self
     }
 
-    /// Has what the packet carries beside its bytes in register 1.
+    /// Loads a value of the packet's metadata into register 1.
     fn meta(&mut self, key: u32) {
         self.expression("meta", |data| {
-            number(data, 1, 1);
-            number(data, 2, key);
+            number(data, META_DREG, REG_1);
+            number(data, META_KEY, key);
         });
     }
 
     fn mask(&mut self, mask: &[u8]) {
         let length = u32::try_from(mask.len()).expect("16 at most");
         self.expression("bitwise", |data| {
-            for (kind, value) in [(1, 1), (2, 1), (3, length)] {
-                number(data, kind, value);
-            }
-            nest(data, 4, |value| attribute(value, 1, mask));
-            nest(data, 5, |value| attribute(value, 1, &vec![0; mask.len()]));
+            number(data, BITWISE_SREG, REG_1);
+            number(data, BITWISE_DREG, REG_1);
+            number(data, BITWISE_LEN, length);
+            nest(data, BITWISE_MASK, |value| {
+                attribute(value, DATA_VALUE, mask);
+            });
+            nest(data, BITWISE_XOR, |value| {
+                attribute(value, DATA_VALUE, &vec![0; mask.len()]);
+            });
         });
     }
 
-    fn compare(&mut self, compare: Compare, value: &[u8]) {
+    fn compare(&mut self, operator: u32, value: &[u8]) {
         self.expression("cmp", |data| {
-            number(data, 1, 1);
-            number(data, 2, compare as u32);
-            nest(data, 3, |data| attribute(data, 1, value));
+            number(data, CMP_SREG, REG_1);
+            number(data, CMP_OP, operator);
+            nest(data, CMP_DATA, |data| attribute(data, DATA_VALUE, value));
         });
     }
 
-    fn verdict(mut self, verdict: i32) -> Self {
+    fn verdict(mut self, code: i32) -> Self {
         self.expression("immediate", |data| {
-            number(data, 1, 0);
-            nest(data, 2, |value| {
-                nest(value, 2, |inner| {
-                    attribute(inner, 1, &verdict.to_be_bytes());
+            number(data, IMMEDIATE_DREG, REG_VERDICT);
+            nest(data, IMMEDIATE_DATA, |value| {
+                nest(value, DATA_VERDICT, |inner| {
+                    attribute(inner, VERDICT_CODE, &code.to_be_bytes());
                 });
             });
         });
@@ -174,22 +184,19 @@ impl Rule {
     }
 
     fn expression(&mut self, name: &str, data: impl FnOnce(&mut Vec<u8>)) {
-        nest(&mut self.expressions, 1, |element| {
-            text(element, 1, name);
-            nest(element, 2, data);
+        nest(&mut self.expressions, LIST_ELEM, |element| {
+            text(element, EXPR_NAME, name);
+            nest(element, EXPR_DATA, data);
         });
     }
 }
 
-/// A chain's have another number.
-const USER_DATA: u16 = 7;
-
-/// Where a network header has the address that it comes from.
-fn source(network: IpNetwork) -> u32 {
+/// Offset of the source address in the network header.
+fn source_offset(network: IpNetwork) -> u32 {
     if network.is_ipv4() { 12 } else { 8 }
 }
 
-/// Where a network header has the address that it goes to.
-fn destination(network: IpNetwork) -> u32 {
+/// Offset of the destination address in the network header.
+fn destination_offset(network: IpNetwork) -> u32 {
     if network.is_ipv4() { 16 } else { 24 }
 }

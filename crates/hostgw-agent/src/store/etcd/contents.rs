@@ -1,92 +1,93 @@
-//! What etcd holds of the network, as of one revision.
+//! In-memory copy of the network's keys in etcd, as of one revision.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use etcd_client::{Event, EventType, KeyValue};
 use ipnetwork::IpNetwork;
+use subnet::Subnet;
 
+use super::error::Error;
 use super::format::{self, Subnets, Value};
-use crate::lease::{Lease, Snapshot, overlap};
-use crate::net_conf::{NetConf, Space};
+use crate::network::{Lease, NetConf, Snapshot, SubnetPool, net_conf};
 
-/// The configuration and the leases below one prefix.
+/// The network configuration and the leases below one prefix.
 pub(super) struct Contents {
-    /// `/coreos.com/network/`
+    /// Key prefix with a slash at its end, such as `/coreos.com/network/`.
     prefix: String,
-    config: Result<NetConf, String>,
-    entries: BTreeMap<String, Entry>,
-    /// How far etcd is, as it said last.
+    config: Result<NetConf, Error>,
+    entries: BTreeMap<String, LeaseEntry>,
+    /// Newest revision that etcd has reported.
     pub(super) revision: i64,
-    /// Up to which revision nothing was missed.
+    /// Revision up to which every event below the prefix was seen.
     pub(super) seen: i64,
 }
 
-/// One lease.
-pub(super) struct Entry {
-    /// Nothing where the key is none of flannel's.
+/// A lease: one key below `subnets/`, and its value.
+pub(super) struct LeaseEntry {
+    /// Subnets that the key names; `None` if flannel would not accept the key.
     pub(super) subnets: Option<Subnets>,
     pub(super) value: Result<Value, String>,
     pub(super) lease: Arc<Lease>,
-    pub(super) stamp: Stamp,
+    pub(super) meta: KeyMeta,
 }
 
-/// What etcd says of a key beside its value.
+/// Metadata that etcd stores with a key.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Stamp {
-    /// At which revision it was made.
+pub(super) struct KeyMeta {
+    /// Revision at which the key was created.
     pub(super) created: i64,
-    /// At which it was last written.
+    /// Revision of the last write to the key.
     pub(super) modified: i64,
-    /// The number of etcd's own lease; 0 where it stays until somebody deletes it, which makes
-    /// it a reservation.
-    pub(super) etcd_lease: i64,
+    /// ID of the etcd lease that the key is attached to; 0 if there is none. Such a key stays until
+    /// someone deletes it, which makes it a reservation.
+    pub(super) lease_id: i64,
 }
 
 impl Contents {
-    /// An empty one.
+    /// Returns empty contents for `prefix`.
     pub(super) fn new(prefix: &str) -> Self {
-        let config = format!("etcd has no {prefix}config");
         Self {
             prefix: prefix.to_owned(),
-            config: Err(config),
+            config: Err(Error::NoConfig(format!("{prefix}config"))),
             entries: BTreeMap::new(),
             revision: 0,
             seen: 0,
         }
     }
 
-    /// Where everything lies.
+    /// Returns the prefix that all keys of the network have.
     pub(super) fn folder(&self) -> String {
         self.prefix.clone()
     }
 
-    /// The key in etcd of a lease.
+    /// Returns the etcd key of the lease with this name.
     pub(super) fn path(&self, name: &str) -> String {
         format!("{}subnets/{name}", self.prefix)
     }
 
-    /// The network's configuration, or what is wrong with it.
-    pub(super) fn network(&self) -> Result<&NetConf, String> {
+    /// Returns the network configuration, or why it is not usable.
+    pub(super) fn network(&self) -> Result<&NetConf, Error> {
         self.config.as_ref().map_err(Clone::clone)
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&Entry> {
+    pub(super) fn get(&self, name: &str) -> Option<&LeaseEntry> {
         self.entries.get(name)
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &LeaseEntry)> {
         self.entries
             .iter()
             .map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// The lease that has an address in common with one of `subnets`, if any, but for `own`.
+    /// Returns a lease other than `own` that has an address in common with one of `subnets`, if
+    /// there is one.
     pub(super) fn overlapping(
         &self,
         subnets: Subnets,
         own: Option<&str>,
-    ) -> Option<(&str, &Entry)> {
+    ) -> Option<(&str, &LeaseEntry)> {
         self.entries().find(|(name, entry)| {
             let theirs = entry.subnets.into_iter().flat_map(Subnets::all);
             let mut theirs =
@@ -95,31 +96,34 @@ impl Contents {
         })
     }
 
-    /// Which subnets of a space are free, looking at `own` as if it were not there.
+    /// Which subnets of a pool are free, looking at `own` as if it were not there.
     pub(super) fn free<'a>(
         &'a self,
-        space: Space,
+        pool: SubnetPool,
         own: Option<&str>,
     ) -> impl Fn(IpNetwork) -> bool + 'a {
         let mut taken = HashSet::new();
-        let mut odd = Vec::new();
+        let mut other_lengths = Vec::new();
         for (name, entry) in self.entries() {
             let subnets = entry.subnets.filter(|_| own != Some(name)).into_iter();
             for subnet in subnets.flat_map(Subnets::all) {
-                if subnet.prefix() == space.length {
+                if subnet.prefix() == pool.length {
                     taken.insert(subnet);
                 } else {
-                    odd.push(subnet);
+                    other_lengths.push(subnet);
                 }
             }
         }
-        move |subnet| !taken.contains(&subnet) && !odd.iter().any(|other| overlap(subnet, *other))
+        move |subnet| {
+            !taken.contains(&subnet) && !other_lengths.iter().any(|other| overlap(subnet, *other))
+        }
     }
 
-    /// Everything, for the agent; what is wrong with the configuration otherwise.
-    pub(super) fn snapshot(&self) -> Result<Snapshot, String> {
+    /// Returns the configuration and all leases, the oldest first, or why the configuration is not
+    /// usable.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, Error> {
         let mut entries: Vec<_> = self.entries.values().collect();
-        entries.sort_by_key(|entry| entry.stamp.created);
+        entries.sort_by_key(|entry| entry.meta.created);
         Ok(Snapshot {
             network: *self.network()?,
             leases: entries
@@ -129,61 +133,63 @@ impl Contents {
         })
     }
 
-    /// Takes in one key with its value.
+    /// Stores a key with its value.
     pub(super) fn put(&mut self, pair: &KeyValue) {
-        let stamp = Stamp {
+        let meta = KeyMeta {
             created: pair.create_revision(),
             modified: pair.mod_revision(),
-            etcd_lease: pair.lease(),
+            lease_id: pair.lease(),
         };
-        self.insert(&String::from_utf8_lossy(pair.key()), pair.value(), stamp);
+        self.insert(&String::from_utf8_lossy(pair.key()), pair.value(), meta);
     }
 
-    /// The same, in parts.
-    pub(super) fn insert(&mut self, key: &str, value: &[u8], stamp: Stamp) {
+    /// Stores a value under its full etcd key. Other keys than `config` and leases are ignored.
+    pub(super) fn insert(&mut self, key: &str, value: &[u8], meta: KeyMeta) {
         let folder = self.folder();
         let Some(path) = key.strip_prefix(&folder) else {
             return;
         };
         if path == "config" {
-            let config = serde_json::from_slice(value);
-            self.config = config.map_err(|error| format!("{key}: {error}"));
+            self.config = net_conf::parse(value).map_err(|source| Error::InvalidConfig {
+                key: key.to_owned(),
+                source,
+            });
         } else if let Some(name) = path.strip_prefix("subnets/") {
             let subnets = name.parse().ok();
             let value = serde_json::from_slice(value)
-                .map_err(|error| format!("its value is not a lease's: {error}"));
-            let entry = Entry {
+                .map_err(|error| format!("the value is not a lease: {error}"));
+            let entry = LeaseEntry {
                 subnets,
                 lease: Arc::new(format::lease(name, subnets, &value)),
                 value,
-                stamp,
+                meta,
             };
             self.entries.insert(name.to_owned(), entry);
         }
     }
 
-    /// Takes in that a key is gone.
+    /// Removes a key.
     pub(super) fn delete(&mut self, key: &[u8]) {
         let key = String::from_utf8_lossy(key);
         let path = key.strip_prefix(&self.folder()).unwrap_or_default();
         if path == "config" {
-            self.config = Err(format!("etcd has no {key} any more"));
+            self.config = Err(Error::ConfigDeleted(key.into_owned()));
         } else if let Some(name) = path.strip_prefix("subnets/") {
             self.entries.remove(name);
         }
     }
 
-    /// Takes in what a watch tells.
+    /// Applies a watch event.
     pub(super) fn apply(&mut self, event: &Event) {
         let Some(pair) = event.kv() else {
             return;
         };
         self.seen = self.seen.max(pair.mod_revision());
-        // What we wrote ourselves is known, and may be newer than what is told of it.
+        // Our own writes are already stored, and may be newer than the event.
         let key = String::from_utf8_lossy(pair.key());
         let path = self.path("");
         let known = key.strip_prefix(&path).and_then(|name| self.get(name));
-        if known.is_some_and(|entry| entry.stamp.modified >= pair.mod_revision()) {
+        if known.is_some_and(|entry| entry.meta.modified >= pair.mod_revision()) {
             return;
         }
         match event.event_type() {
@@ -191,4 +197,8 @@ impl Contents {
             EventType::Delete => self.delete(pair.key()),
         }
     }
+}
+
+fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    Subnet::of(a).overlaps(Subnet::of(b))
 }

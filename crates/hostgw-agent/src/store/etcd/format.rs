@@ -7,18 +7,19 @@ use std::str::FromStr;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Addresses, Hop, Lease};
-use crate::net_conf::NetConf;
+use crate::network::{Addresses, Hop, Lease, NetConf, SubnetPool};
 
-/// The subnets of a lease, which are its key: `10.10.1.0-24`, with IPv6 behind an ampersand:
-/// `10.10.1.0-24&fd00:10:10:1::-64`. Where there is no IPv4, flannel writes `0.0.0.0-0`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The subnets of a lease, at most one per family.
+///
+/// They are the lease's key: `10.10.1.0-24`, or with IPv6 after an ampersand,
+/// `10.10.1.0-24&fd00:10:10:1::-64`. Without IPv4, flannel writes `0.0.0.0-0` in its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Subnets {
     pub(crate) ipv4: Option<Ipv4Network>,
     pub(crate) ipv6: Option<Ipv6Network>,
 }
 
-/// What a node says of itself in its lease.
+/// The value of a lease: the addresses and the backend of its node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Value {
@@ -30,7 +31,7 @@ pub(crate) struct Value {
     pub(crate) backend_type: String,
 }
 
-/// The backend of all our leases.
+/// Backend type in every lease that we write.
 pub(crate) const HOST_GW: &str = "host-gw";
 
 fn nowhere() -> Ipv4Addr {
@@ -38,17 +39,18 @@ fn nowhere() -> Ipv4Addr {
 }
 
 impl Subnets {
-    /// Those there are, IPv4 first.
+    /// Returns the subnets, IPv4 first.
     pub(crate) fn all(self) -> impl Iterator<Item = IpNetwork> {
         let ipv4 = self.ipv4.map(IpNetwork::V4);
         ipv4.into_iter().chain(self.ipv6.map(IpNetwork::V6))
     }
 
-    /// Whether a node can hold them in this network: one at least, and each of an enabled family.
+    /// Returns true if a node can hold these subnets in this network: there is at least one, and
+    /// the network configuration enables the family of each and can assign it.
     pub(crate) fn fit(self, network: &NetConf) -> bool {
-        let fits = |subnet: Option<IpNetwork>, space: Option<_>| match (subnet, space) {
+        let fits = |subnet: Option<IpNetwork>, pool: Option<_>| match (subnet, pool) {
             (None, _) => true,
-            (Some(subnet), Some(space)) => crate::net_conf::Space::fits(&space, subnet),
+            (Some(subnet), Some(pool)) => SubnetPool::fits(&pool, subnet),
             (Some(_), None) => false,
         };
         self.all().next().is_some()
@@ -56,8 +58,8 @@ impl Subnets {
             && fits(self.ipv6.map(Into::into), network.ipv6)
     }
 
-    /// Those of a subnet file.
-    pub(crate) fn of_file(file: &subnet_env::SubnetEnv) -> Self {
+    /// Returns the subnets that a subnet file names.
+    pub(crate) fn from_subnet_file(file: &subnet_env::SubnetEnv) -> Self {
         let ipv4 = file
             .subnet
             .map(|v4| Ipv4Network::new(v4.network(), v4.prefix()));
@@ -93,7 +95,7 @@ impl FromStr for Subnets {
             Some((ipv4, ipv6)) => (ipv4, Some(ipv6)),
             None => (key, None),
         };
-        // Without host bits, whatever the name says.
+        // A key with host bits set stands for the network without them.
         let v4 = |text| {
             let (ip, prefix) = network(text, 32)?;
             let v4 = Ipv4Network::new(ip, prefix).ok()?;
@@ -109,7 +111,7 @@ impl FromStr for Subnets {
             "0.0.0.0-0" if ipv6.is_some() => None,
             text => Some(v4(text)),
         };
-        // A family that is written is one that can be read.
+        // A family that the key names must be readable.
         let subnets = Self {
             ipv4: ipv4.map(|network| network.ok_or(())).transpose()?,
             ipv6: ipv6.map(|network| network.ok_or(())).transpose()?,
@@ -118,11 +120,11 @@ impl FromStr for Subnets {
     }
 }
 
-/// An address and its prefix length, as far as flannel takes them: it passes over keys with other
-/// characters, and with the prefix length of a single address.
+/// Parses `ADDRESS-LENGTH` as strictly as flannel does: it ignores keys with other characters, and
+/// keys with the prefix length of a single address.
 fn network<A: FromStr>(text: &str, bits: u8) -> Option<(A, u8)> {
     let (address, prefix) = text.rsplit_once('-')?;
-    // IPv6 in lower case, and without an IPv4 address at its end.
+    // IPv6 must be in lower case and must not end with an IPv4 address.
     let is_mixed = address.contains(':') && address.contains('.');
     let is_lower = !is_mixed && !address.bytes().any(|byte| byte.is_ascii_uppercase());
     let is_number = prefix.bytes().all(|byte| byte.is_ascii_digit());
@@ -131,7 +133,8 @@ fn network<A: FromStr>(text: &str, bits: u8) -> Option<(A, u8)> {
 }
 
 impl Value {
-    /// What we write: addresses of the families of `subnets`.
+    /// Returns the value that we write: our backend, and the addresses of the families of
+    /// `subnets`.
     pub(crate) fn new(subnets: Subnets, addresses: Addresses) -> Self {
         let ipv4 = addresses.ipv4.filter(|_| subnets.ipv4.is_some());
         Self {
@@ -141,7 +144,7 @@ impl Value {
         }
     }
 
-    /// The addresses in it.
+    /// Returns the addresses in the value.
     pub(crate) fn addresses(&self) -> Addresses {
         Addresses {
             ipv4: Some(self.public_ip).filter(|address| !address.is_unspecified()),
@@ -150,21 +153,21 @@ impl Value {
     }
 }
 
-/// The lease that a key and a value are, however odd they be.
+/// Returns the lease that a key and a value make. If they are not usable, its `flaw` says why.
 pub(crate) fn lease(key: &str, subnets: Option<Subnets>, value: &Result<Value, String>) -> Lease {
     let mut lease = Lease {
         node: key.to_owned(),
         hops: Vec::new(),
-        flaw: None,
+        invalid_reason: None,
     };
     let Some(subnets) = subnets else {
-        lease.flaw = Some("its key names no subnet".to_owned());
+        lease.invalid_reason = Some("its key is not a subnet".to_owned());
         return lease;
     };
     let value = match value {
         Ok(value) => value,
         Err(reason) => {
-            lease.flaw = Some(reason.clone());
+            lease.invalid_reason = Some(reason.clone());
             return lease;
         }
     };
@@ -180,12 +183,12 @@ pub(crate) fn lease(key: &str, subnets: Option<Subnets>, value: &Result<Value, S
         .hops
         .extend(hop(subnets.ipv6.map(Into::into), ipv6.map(Into::into)));
     if value.backend_type != HOST_GW {
-        lease.flaw = Some(format!(
+        lease.invalid_reason = Some(format!(
             "its backend is {:?}, not {HOST_GW:?}",
             value.backend_type
         ));
     } else if lease.hops.is_empty() {
-        lease.flaw = Some("it has no address for its subnet".to_owned());
+        lease.invalid_reason = Some("it has no address of its subnet's family".to_owned());
     }
     lease
 }
@@ -195,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_flannels() {
+    fn keys_are_written_as_flannel_writes_them() {
         for key in [
             "10.10.1.0-24",
             "10.10.1.0-24&fd00:10:10:1::-64",
@@ -204,11 +207,11 @@ mod tests {
             let subnets: Subnets = key.parse().expect(key);
             assert_eq!(subnets.to_string(), key);
         }
-        // Another name of the same subnet takes it as well.
-        let odd: Subnets = "10.10.1.7-24&fd00:10:10:1::9-64"
+        // A key with host bits set stands for the same subnet.
+        let with_host_bits: Subnets = "10.10.1.7-24&fd00:10:10:1::9-64"
             .parse()
             .expect("it names one");
-        assert_eq!(odd.to_string(), "10.10.1.0-24&fd00:10:10:1::-64");
+        assert_eq!(with_host_bits.to_string(), "10.10.1.0-24&fd00:10:10:1::-64");
         for key in [
             "",
             "10.10.1.0",
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_flannels() {
+    fn values_are_written_as_flannel_writes_them() {
         for value in [
             r#"{"PublicIP":"192.168.2.15","PublicIPv6":null,"BackendType":"host-gw"}"#,
             r#"{"PublicIP":"192.168.2.15","PublicIPv6":"fd00::1","BackendType":"host-gw"}"#,
@@ -239,29 +242,32 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_routed_says_why() {
-        let flaw = |key: &str, value: &str| {
+    fn a_lease_that_cannot_be_routed_has_a_reason() {
+        let invalid_reason = |key: &str, value: &str| {
             let value = serde_json::from_str(value).map_err(|error| error.to_string());
             lease(key, key.parse().ok(), &value)
-                .flaw
+                .invalid_reason
                 .unwrap_or_default()
         };
         let good = r#"{"PublicIP":"192.168.2.15","PublicIPv6":null,"BackendType":"host-gw"}"#;
-        assert_eq!(flaw("10.10.1.0-24", good), "");
-        assert_eq!(flaw("lock", good), "its key names no subnet");
+        assert_eq!(invalid_reason("10.10.1.0-24", good), "");
+        assert_eq!(invalid_reason("lock", good), "its key is not a subnet");
         assert_eq!(
-            flaw(
+            invalid_reason(
                 "10.10.1.0-24",
                 r#"{"PublicIP":"192.168.2.15","BackendType":"vxlan","BackendData":{"VNI":1}}"#
             ),
             r#"its backend is "vxlan", not "host-gw""#
         );
-        // What one family lacks takes nothing from the other.
-        assert_eq!(flaw("10.10.1.0-24&fd00::-64", good), "");
+        // A family without an address does not affect the other one.
+        assert_eq!(invalid_reason("10.10.1.0-24&fd00::-64", good), "");
         assert_eq!(
-            flaw("0.0.0.0-0&fd00::-64", good),
-            "it has no address for its subnet"
+            invalid_reason("0.0.0.0-0&fd00::-64", good),
+            "it has no address of its subnet's family"
         );
-        assert!(flaw("10.10.1.0-24", r#"{"PublicIP":null}"#).starts_with("invalid type: null"));
+        assert!(
+            invalid_reason("10.10.1.0-24", r#"{"PublicIP":null}"#)
+                .starts_with("invalid type: null")
+        );
     }
 }

@@ -1,69 +1,61 @@
-//! Gives the node's lease back.
+//! Gives this node's lease back.
 
-use etcd_client::{Compare, CompareOp, TxnOp};
+use etcd_client::TxnOp;
 
-use super::own::Claim;
-use super::{Options, commit, read_all};
-use crate::lease::{Addresses, Held};
+use super::EtcdStoreConfig;
+use super::error::Error;
+use super::requests::{commit, read_all, unchanged};
+use super::step::LeaseClaim;
+use crate::network::{Addresses, EtcdLease};
 
-/// Gives this node's lease back. Says what became of it.
+/// Deletes this node's keys. Returns a line for each.
 pub(crate) async fn release(
-    options: Options,
-    held: Option<Held>,
+    config: EtcdStoreConfig,
+    held: Option<EtcdLease>,
     addresses: Addresses,
-) -> Result<String, String> {
-    let mut failed = Vec::new();
-    for endpoint in &options.access.endpoints {
-        match release_by(endpoint, &options, held.clone(), addresses).await {
-            Ok(said) => return Ok(said),
-            Err(reason) => failed.push(format!("{endpoint}: {reason}")),
-        }
-    }
-    Err(format!(
-        "give the lease back to etcd: {}",
-        failed.join("; ")
-    ))
-}
-
-async fn release_by(
-    endpoint: &str,
-    options: &Options,
-    held: Option<Held>,
-    addresses: Addresses,
-) -> Result<String, String> {
-    let mut client = options.access.connect(endpoint).await?;
-    let contents = read_all(&client, &options.prefix).await?;
-    let claim = Claim {
+) -> Result<String, Error> {
+    let claim = LeaseClaim {
         addresses,
         held,
-        is_confirmed: false,
-        granted: None,
-        is_due: false,
-        ended: None,
-        contested: None,
-        previous: Vec::new(),
+        ..LeaseClaim::default()
     };
-    let mut said = Vec::new();
-    for (name, entry) in claim.ours(&contents) {
-        if entry.stamp.etcd_lease == 0 {
-            said.push(format!("{name} is a reservation, and stays"));
+    let mut failures = Vec::new();
+    for endpoint in &config.access.endpoints {
+        match release_at(endpoint, &config, &claim).await {
+            Ok(done) => return Ok(done),
+            Err(error) => failures.push(format!("{endpoint}: {error}")),
+        }
+    }
+    Err(Error::Release(failures.join("; ")))
+}
+
+async fn release_at(
+    endpoint: &str,
+    config: &EtcdStoreConfig,
+    claim: &LeaseClaim,
+) -> Result<String, Error> {
+    let mut client = config.access.connect(endpoint).await?;
+    let contents = read_all(&client, &config.prefix).await?;
+    let mut lines = Vec::new();
+    for (name, entry) in claim.own_entries(&contents) {
+        if entry.meta.lease_id == 0 {
+            lines.push(format!("{name} is a reservation and stays"));
             continue;
         }
-        let path = contents.path(name);
-        let modified = entry.stamp.modified;
-        let unchanged = Compare::mod_revision(path.as_str(), CompareOp::Equal, modified);
-        let delete = TxnOp::delete(path.as_str(), None);
-        let (is_done, _) = commit(&mut client, vec![unchanged], vec![delete], vec![path]).await?;
+        let key = contents.path(name);
+        let conditions = vec![unchanged(&key, Some(entry.meta.modified))];
+        let delete = vec![TxnOp::delete(key.as_str(), None)];
+        let (is_done, _) = commit(&mut client, conditions, delete, vec![key]).await?;
         if !is_done {
-            return Err(format!("the lease of {name} changed meanwhile"));
+            return Err(Error::Changed(name.to_owned()));
         }
-        said.push(format!("gave {name} back"));
+        lines.push(format!("released lease {name}"));
     }
-    if said.is_empty() {
-        said.push(format!(
+    if lines.is_empty() {
+        lines.push(format!(
             "this node holds no lease below {}",
-            options.prefix.trim_end_matches('/')
+            config.prefix.trim_end_matches('/')
         ));
     }
-    Ok(said.join("\n"))
+    Ok(lines.join("\n"))
 }

@@ -1,30 +1,31 @@
-//! What was read of all Nodes, slim.
+//! In-memory copy of all Nodes, reduced to what the agent needs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::Options;
+use super::KubeStoreConfig;
 use super::format::{Node, Prefix};
 use super::object::Object;
-use crate::lease::Lease;
+use crate::network::Lease;
 
 /// Every node's lease, and this node's own Node.
 pub(super) struct Contents {
     prefix: Prefix,
-    by_internal: bool,
+    uses_internal_ip: bool,
     own_name: String,
     own: Option<Arc<Node>>,
-    /// By when the Node was made, and by its name: the oldest is in the right.
+    /// Sorted by the creation time and the name of the Node: of two nodes in conflict, the older
+    /// wins.
     leases: BTreeMap<(i64, String), Arc<Lease>>,
-    /// When each was made.
+    /// Creation time of each Node.
     created: HashMap<String, i64>,
 }
 
 impl Contents {
-    pub(super) fn new(options: &Options, own_name: &str) -> Self {
+    pub(super) fn new(config: &KubeStoreConfig, own_name: &str) -> Self {
         Self {
-            prefix: options.prefix.clone(),
-            by_internal: options.peers_without_annotations,
+            prefix: config.prefix.clone(),
+            uses_internal_ip: config.peers_without_annotations,
             own_name: own_name.to_owned(),
             own: None,
             leases: BTreeMap::new(),
@@ -32,18 +33,18 @@ impl Contents {
         }
     }
 
-    /// Takes in a Node. Says whether that is news.
+    /// Stores a Node. Returns true if this changes anything.
     pub(super) fn put(&mut self, object: Object) -> bool {
         let node = object.node(&self.prefix);
-        let lease = node.lease(&self.prefix, self.by_internal);
-        let mut is_new = false;
+        let lease = node.lease(&self.prefix, self.uses_internal_ip);
+        let mut has_changed = false;
         if node.name == self.own_name {
             let own = self.own.as_deref();
-            // What we wrote ourselves we know before it is told.
+            // Our own write is stored before its event arrives.
             if own.is_some_and(|own| own.uid == node.uid && node.version < own.version) {
                 return false;
             }
-            is_new = own.is_none_or(|own| !own.says_as_much_as(&node));
+            has_changed = own.is_none_or(|own| !own.differs_only_in_version(&node));
             self.own = Some(Arc::new(node.clone()));
         }
         let old = self.created.insert(node.name.clone(), node.created);
@@ -53,12 +54,12 @@ impl Contents {
         let key = (node.created, node.name);
         if self.leases.get(&key).is_none_or(|old| **old != lease) {
             self.leases.insert(key, Arc::new(lease));
-            is_new = true;
+            has_changed = true;
         }
-        is_new
+        has_changed
     }
 
-    /// Takes in that a Node is gone.
+    /// Removes a Node.
     pub(super) fn delete(&mut self, object: Object) {
         let node = object.node(&self.prefix);
         if node.name == self.own_name {
@@ -69,7 +70,7 @@ impl Contents {
         }
     }
 
-    /// This node's own Node, if there is one.
+    /// Returns this node's own Node, if it exists.
     pub(super) fn own(&self) -> Option<Arc<Node>> {
         self.own.clone()
     }
@@ -105,7 +106,7 @@ mod tests {
     fn contents() -> Contents {
         Contents {
             prefix: prefix(),
-            by_internal: false,
+            uses_internal_ip: false,
             own_name: "worker1".to_owned(),
             own: None,
             leases: BTreeMap::new(),
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_node_comes_first_and_one_that_is_made_again_last() {
+    fn the_oldest_node_comes_first_and_a_recreated_one_last() {
         let mut contents = contents();
         assert!(contents.put(object("b", "2026-01-01T00:00:00Z", 1, "192.168.2.2")));
         assert!(contents.put(object("a", "2026-01-02T00:00:00Z", 2, "192.168.2.1")));
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_is_no_news() {
+    fn a_heartbeat_is_not_a_change() {
         let mut contents = contents();
         assert!(contents.put(object("a", "2026-01-01T00:00:00Z", 1, "192.168.2.1")));
         assert!(!contents.put(object("a", "2026-01-01T00:00:00Z", 2, "192.168.2.1")));
@@ -140,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn what_we_wrote_is_not_undone_by_what_was_under_way() {
+    fn an_older_event_does_not_undo_our_own_write() {
         let mut contents = contents();
         contents.put(object("worker1", "2026-01-01T00:00:00Z", 7, "192.168.2.16"));
         assert!(!contents.put(object("worker1", "2026-01-01T00:00:00Z", 6, "192.168.2.1")));
         let lease = contents.leases().next().expect("its lease");
         assert_eq!(lease.hops[0].via.to_string(), "192.168.2.16");
-        // A Node that was deleted and made again begins anew.
+        // A Node that was deleted and created again starts from scratch.
         assert!(contents.put(object("worker1", "2026-01-02T00:00:00Z", 8, "192.168.2.1")));
     }
 }

@@ -1,4 +1,5 @@
-//! What a Node object says, and the annotations by which flannel's nodes and ours find one another.
+//! The parts of a Node object that the agent uses, and the annotations through which flannel's
+//! nodes and ours find each other.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,17 +7,18 @@ use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 
+use super::error::Error;
 use super::object::{Condition, Object};
-use crate::lease::{Addresses, Hop, Lease};
+use crate::network::{Addresses, Hop, Lease};
 
-/// The one backend whose nodes route to one another without more.
-pub(super) const BACKEND: &str = "host-gw";
+/// The only backend whose nodes can be routed to without encapsulation.
+pub(super) const HOST_GW: &str = "host-gw";
 
-/// What stands before the name of each annotation, `flannel.alpha.coreos.com/` for one.
+/// Prefix of the name of each annotation, such as `flannel.alpha.coreos.com/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prefix(String);
 
-/// The annotations that matter, without the prefix.
+/// Names of the annotations in use, without the prefix.
 pub(super) mod name {
     pub(in super::super) const MANAGED: &str = "kube-subnet-manager";
     pub(in super::super) const BACKEND_TYPE: &str = "backend-type";
@@ -43,26 +45,26 @@ pub(super) mod name {
     ];
 }
 
-/// A Node, as far as it matters here.
+/// The parts of a Node that the agent uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(super) uid: String,
-    /// When it was made, in seconds since 1970.
+    /// Creation time, in seconds since 1970.
     pub(super) created: i64,
-    /// How new this is; texts of the API server's, which are numbers.
+    /// `resourceVersion` as a number. The API server gives it as a string.
     pub(super) version: u64,
     pub(super) pod_cidrs: Vec<String>,
-    /// Those of our prefix, by their names without it.
+    /// Annotations that have our prefix, by their names without it.
     annotations: Vec<(&'static str, String)>,
-    /// Its `InternalIP`, the first of each family.
+    /// Addresses of type `InternalIP`, the first of each family.
     pub(crate) internal: Addresses,
-    /// Its condition `NetworkUnavailable`.
-    pub(super) unavailable: Option<Condition>,
+    /// The condition `NetworkUnavailable`.
+    pub(super) network_unavailable: Option<Condition>,
 }
 
 impl Prefix {
-    /// An annotation's whole name.
+    /// Returns the full name of an annotation.
     pub(super) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.0)
     }
@@ -71,7 +73,8 @@ impl Prefix {
 impl FromStr for Prefix {
     type Err = String;
 
-    /// By flannel's rules: a domain; behind a slash, a beginning of the name, which gets a dash.
+    /// Parses a prefix by flannel's rules: a domain, optionally followed by a slash and the start
+    /// of the names, to which a dash is added.
     fn from_str(text: &str) -> Result<Self, String> {
         let (domain, begin) = text.split_once('/').unwrap_or((text, ""));
         let is_part = |text: &str| {
@@ -84,7 +87,7 @@ impl FromStr for Prefix {
             && domain.split('.').all(|label| !label.is_empty());
         if !is_domain || !is_part(begin) {
             return Err(format!(
-                "{text:?} is not such as flannel.alpha.coreos.com or example.com/pods"
+                "{text:?} is not of the form flannel.alpha.coreos.com or example.com/pods"
             ));
         }
         let dash = if begin.is_empty() || begin.ends_with('-') {
@@ -103,7 +106,7 @@ impl fmt::Display for Prefix {
 }
 
 impl Object {
-    /// What matters of it.
+    /// Reduces the object to the parts that the agent uses.
     pub(super) fn node(self, prefix: &Prefix) -> Node {
         let mut metadata = self.metadata.unwrap_or_default();
         let (spec, status) = (
@@ -142,35 +145,35 @@ impl Object {
             pod_cidrs,
             annotations,
             internal,
-            unavailable: conditions.find(|condition| condition.r#type == "NetworkUnavailable"),
+            network_unavailable: conditions
+                .find(|condition| condition.r#type == "NetworkUnavailable"),
         }
     }
 }
 
 impl Node {
-    /// What an annotation says; nothing where it is empty or missing.
+    /// Returns the value of an annotation; `None` if it is empty or missing.
     pub(super) fn says(&self, name: &str) -> Option<&str> {
         let mut all = self.annotations.iter();
         let (_, value) = all.find(|(other, value)| *other == name && !value.is_empty())?;
         Some(value)
     }
 
-    /// An address that an annotation says. The error names it and its value.
-    pub(super) fn address<T: FromStr>(&self, name: &str) -> Result<Option<T>, String> {
+    /// Returns the address in an annotation. An error names the annotation and its value.
+    pub(super) fn address<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, Error> {
         let Some(text) = self.says(name) else {
             return Ok(None);
         };
         let address = text.parse().map(Some);
-        address.map_err(|_| {
-            format!(
-                "annotation {name} of Node {} is {text:?}, which is no address of that family",
-                self.name
-            )
+        address.map_err(|_| Error::InvalidAnnotation {
+            node: self.name.clone(),
+            name,
+            value: text.to_owned(),
         })
     }
 
-    /// Whether `other` says nothing that this does not, however much newer it is.
-    pub(super) fn says_as_much_as(&self, other: &Self) -> bool {
+    /// True if `other` says the same, even if it is newer.
+    pub(super) fn differs_only_in_version(&self, other: &Self) -> bool {
         let version = other.version;
         *other
             == Self {
@@ -179,39 +182,39 @@ impl Node {
             }
     }
 
-    /// The addresses that an administrator wants this node to go by, whose interface is the one to
-    /// the others.
-    pub(crate) fn asked(&self) -> Result<Vec<IpAddr>, String> {
+    /// Returns the addresses that an administrator has requested for this node. The interface that
+    /// has them is the uplink.
+    pub(super) fn requested_addresses(&self) -> Result<Vec<IpAddr>, Error> {
         let ipv4 = self.address::<Ipv4Addr>(name::NODE_IP)?;
         let ipv6 = self.address::<Ipv6Addr>(name::NODE_IPV6)?;
         let ipv4 = ipv4.map(IpAddr::V4);
         Ok(ipv4.into_iter().chain(ipv6.map(IpAddr::V6)).collect())
     }
 
-    /// The addresses that the others were told last.
+    /// Returns the addresses that the annotations announce to the other nodes.
     pub(super) fn announced(&self) -> Addresses {
-        self.said().unwrap_or_default()
+        self.public_addresses().unwrap_or_default()
     }
 
-    /// Its subnets, the first of each family.
+    /// Returns the node's subnets, the first of each family.
     fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
         let all: Vec<IpNetwork> = self
             .pod_cidrs
             .iter()
-            .filter_map(|cidr| subnet_env::cidr(cidr))
+            .filter_map(|cidr| subnet::parse(cidr))
             .collect();
         let first = |is_ipv4| all.iter().copied().find(|cidr| cidr.is_ipv4() == is_ipv4);
         [first(true), first(false)].into_iter().flatten()
     }
 
-    /// How others get to its pods. A node that has none of the annotations goes by its
-    /// `InternalIP` where `by_internal` says so.
-    pub(super) fn lease(&self, prefix: &Prefix, by_internal: bool) -> Lease {
+    /// Returns the lease of the node: its subnets and how to reach them. A node without annotations
+    /// is reached by its `InternalIP` if `uses_internal_ip` is true.
+    pub(super) fn lease(&self, prefix: &Prefix, uses_internal_ip: bool) -> Lease {
         let is_managed = self.says(name::MANAGED) == Some("true");
-        let said = self.said();
+        let said = self.public_addresses();
         let via = match &said {
             Ok(said) if is_managed => *said,
-            _ if !is_managed && by_internal => self.internal,
+            _ if !is_managed && uses_internal_ip => self.internal,
             _ => Addresses::default(),
         };
         let hop = |subnet: IpNetwork| {
@@ -223,14 +226,14 @@ impl Node {
             Some(Hop { subnet, via: via? })
         };
         let hops: Vec<_> = self.subnets().filter_map(hop).collect();
-        let flaw = if !is_managed && !by_internal {
+        let invalid_reason = if !is_managed && !uses_internal_ip {
             let key = prefix.key(name::MANAGED);
             Some(format!("its Node has no annotation {key}: \"true\""))
         } else if let Err(reason) = said {
-            Some(reason)
-        } else if is_managed && self.says(name::BACKEND_TYPE) != Some(BACKEND) {
+            Some(reason.to_string())
+        } else if is_managed && self.says(name::BACKEND_TYPE) != Some(HOST_GW) {
             let other = self.says(name::BACKEND_TYPE).unwrap_or_default();
-            Some(format!("its backend is {other:?}, not {BACKEND}"))
+            Some(format!("its backend is {other:?}, not {HOST_GW}"))
         } else if self.pod_cidrs.is_empty() {
             Some("its Node has no podCIDR".to_owned())
         } else if hops.is_empty() {
@@ -244,14 +247,14 @@ impl Node {
         Lease {
             node: self.name.clone(),
             hops,
-            flaw,
+            invalid_reason,
         }
     }
 
-    /// The addresses that its annotations say.
-    fn said(&self) -> Result<Addresses, String> {
+    /// Returns the addresses in the annotations.
+    fn public_addresses(&self) -> Result<Addresses, Error> {
         Ok(Addresses {
-            // As flannel writes it where there is none.
+            // flannel writes 0.0.0.0 if the node has no IPv4 address.
             ipv4: self
                 .address(name::PUBLIC_IP)?
                 .filter(|ipv4: &Ipv4Addr| !ipv4.is_unspecified()),
@@ -293,7 +296,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_prefix_becomes_what_flannel_makes_of_it() {
+    fn a_prefix_is_normalized_as_by_flannel() {
         for (text, key) in [
             ("flannel.alpha.coreos.com", "flannel.alpha.coreos.com/x"),
             ("flannel.alpha.coreos.com/", "flannel.alpha.coreos.com/x"),
@@ -318,7 +321,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_lease_is_what_flannel_reads() {
+    fn a_lease_has_the_hops_that_flannel_would_read() {
         let full = [
             ("kube-subnet-manager", "true"),
             ("backend-type", "host-gw"),
@@ -340,25 +343,25 @@ pub(super) mod tests {
                 "fd00:10:10:1::/64 fd00:192:168:2::16"
             ]
         );
-        assert_eq!(lease.flaw, None);
-        // A family that one side lacks is not there, and the other goes on.
+        assert_eq!(lease.invalid_reason, None);
+        // A family that one side does not have is left out; the other family is routed.
         let lease = annotated(&full[..4], &dual).lease(&prefix(), false);
-        assert_eq!((lease.hops.len(), lease.flaw), (1, None));
-        // flannel says 0.0.0.0 for a node of IPv6 alone.
+        assert_eq!((lease.hops.len(), lease.invalid_reason), (1, None));
+        // flannel writes 0.0.0.0 for an IPv6-only node.
         let lease = annotated(
             &[full[0], full[1], ("public-ip", "0.0.0.0"), full[4]],
             &dual,
         )
         .lease(&prefix(), false);
-        assert_eq!((lease.hops.len(), lease.flaw), (1, None));
+        assert_eq!((lease.hops.len(), lease.invalid_reason), (1, None));
     }
 
     #[test]
-    fn what_is_wrong_with_a_node_is_said() {
+    fn a_node_that_cannot_be_routed_has_a_reason() {
         let managed = ("kube-subnet-manager", "true");
         let ours = ("backend-type", "host-gw");
         let address = ("public-ip", "192.168.2.16");
-        for (annotations, cidrs, flaw) in [
+        for (annotations, cidrs, invalid_reason) in [
             (
                 vec![],
                 vec!["10.10.1.0/24"],
@@ -382,17 +385,20 @@ pub(super) mod tests {
             ),
         ] {
             let lease = annotated(&annotations, &cidrs).lease(&prefix(), false);
-            let said = lease.flaw.expect("there is something wrong");
-            assert!(said.contains(flaw), "{said:?} has {flaw:?}");
+            let said = lease.invalid_reason.expect("there is something wrong");
+            assert!(
+                said.contains(invalid_reason),
+                "{said:?} has {invalid_reason:?}"
+            );
         }
     }
 
     #[test]
-    fn a_node_without_annotations_goes_by_its_internal_address_where_that_is_asked_for() {
+    fn a_node_without_annotations_is_reached_by_its_internal_ip_if_enabled() {
         let lease = annotated(&[], &["10.10.1.0/24"]).lease(&prefix(), true);
         assert_eq!(lease.hops[0].via.to_string(), "10.9.9.9");
-        assert_eq!(lease.flaw, None);
-        // One that has them goes by them.
+        assert_eq!(lease.invalid_reason, None);
+        // A node with annotations is reached by the addresses in them.
         let annotations = [
             ("kube-subnet-manager", "true"),
             ("backend-type", "host-gw"),
@@ -403,7 +409,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_what_matters_is_kept() {
+    fn only_the_fields_in_use_are_kept() {
         let node = node(json!({
             "kind": "Node",
             "metadata": {
@@ -425,7 +431,7 @@ pub(super) mod tests {
         assert_eq!(node.annotations, []);
         assert_eq!(node.version, 17);
         assert_eq!(
-            node.unavailable.map(|condition| condition.reason),
+            node.network_unavailable.map(|condition| condition.reason),
             Some("NoRouteCreated".to_owned())
         );
     }

@@ -1,64 +1,66 @@
-//! A list of Nodes in protobuf, read as it comes: one Node at a time is in memory, however many
-//! there are.
+//! Reads a list of Nodes in protobuf as a stream, so that only one Node at a time is in memory,
+//! however many there are.
 //!
-//! Its form is that of `k8s.io/apimachinery/pkg/runtime/generated.proto`: four bytes to know it by,
-//! an `Unknown` around it, in whose `raw` the `NodeList` is.
+//! The format is that of `k8s.io/apimachinery/pkg/runtime/generated.proto`: four magic bytes, then
+//! an `Unknown` message whose field `raw` contains the `NodeList`.
 
 use std::io;
 
-use futures_util::AsyncReadExt;
-use futures_util::io::AsyncBufRead;
+use futures::AsyncReadExt;
+use futures::io::AsyncBufRead;
 use prost::Message;
 use tracing::warn;
 
-use super::connection::{Failure, PATIENCE, within};
+use super::connection::{REQUEST_TIMEOUT, within};
+use super::error::Error;
 use super::object::{ListMetadata, MAGIC, Object};
 
-/// A text, bytes or another message: the one kind of field that is of use here.
+/// Wire type of strings, bytes and messages, the only one that occurs here.
 const LENGTH_DELIMITED: u64 = 2;
-/// `raw` of `Unknown`.
+/// Number of the field `raw` of `Unknown`.
 const RAW: u64 = 2;
-/// `metadata` and `items` of `NodeList`.
+/// Numbers of the fields `metadata` and `items` of `NodeList`.
 const METADATA: u64 = 1;
 const ITEMS: u64 = 2;
-/// No object is longer: etcd takes 1.5 MB, and 8 MB at the most that anybody sets.
-const LONGEST: u64 = 16 << 20;
+/// Largest object that is accepted. etcd accepts 1.5 MB by default, and nobody sets more than 8 MB.
+const MAX_OBJECT: u64 = 16 << 20;
 
-/// Reads a list, and gives each Node to `take` as soon as it is there. Says what the list says of
-/// itself.
+/// Reads a list and passes each Node to `take` as soon as it is decoded. Returns the metadata of
+/// the list.
 pub(super) async fn read(
     source: impl AsyncBufRead + Unpin,
     mut take: impl FnMut(Object),
-) -> Result<ListMetadata, Failure> {
+) -> Result<ListMetadata, Error> {
     let mut reader = Reader { source, at: 0 };
     let mut magic = [0; MAGIC.len()];
-    within(PATIENCE, reader.fill(&mut magic)).await?;
+    within(REQUEST_TIMEOUT, reader.read_exact_bytes(&mut magic)).await?;
     if magic != MAGIC {
-        return Err(Failure::Away("the list is not in protobuf".to_owned()));
+        return Err(Error::Unavailable("the list is not in protobuf".to_owned()));
     }
     let mut bytes = Vec::new();
     let length = loop {
-        let (field, length) = within(PATIENCE, reader.head()).await?;
+        let (field, length) = within(REQUEST_TIMEOUT, reader.field_header()).await?;
         if field == RAW {
             break length;
         }
-        within(PATIENCE, reader.bytes(length, &mut bytes)).await?;
+        within(REQUEST_TIMEOUT, reader.bytes(length, &mut bytes)).await?;
     };
     let end = reader.at.saturating_add(length);
     let mut metadata = ListMetadata::default();
     while reader.at < end {
-        let (field, length) = within(PATIENCE, reader.head()).await?;
-        within(PATIENCE, reader.bytes(length, &mut bytes)).await?;
+        let (field, length) = within(REQUEST_TIMEOUT, reader.field_header()).await?;
+        within(REQUEST_TIMEOUT, reader.bytes(length, &mut bytes)).await?;
         match field {
             METADATA => {
                 let decoded = ListMetadata::decode(&bytes[..]);
-                metadata = decoded
-                    .map_err(|error| Failure::Away(format!("the list cannot be read: {error}")))?;
+                metadata = decoded.map_err(|error| {
+                    Error::Unavailable(format!("cannot decode the list: {error}"))
+                })?;
             }
-            // One that nobody can read keeps no other from being routed.
+            // A Node that cannot be decoded must not stop the routes to the other nodes.
             ITEMS => match Object::decode(&bytes[..]) {
                 Ok(object) => take(object),
-                Err(error) => warn!("a Node cannot be read, and is left out: {error}"),
+                Err(error) => warn!("a Node cannot be read, and is ignored: {error}"),
             },
             _ => {}
         }
@@ -68,30 +70,30 @@ pub(super) async fn read(
 
 struct Reader<R> {
     source: R,
-    /// How many bytes were read.
+    /// Number of bytes read so far.
     at: u64,
 }
 
 impl<R: AsyncBufRead + Unpin> Reader<R> {
-    async fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+    async fn read_exact_bytes(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         self.source.read_exact(bytes).await?;
         self.at += bytes.len() as u64;
         Ok(())
     }
 
     async fn bytes(&mut self, length: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
-        if length > LONGEST {
-            return Err(broken("an object of the list is too long"));
+        if length > MAX_OBJECT {
+            return Err(invalid_data("an object in the list is too long"));
         }
         bytes.resize(usize::try_from(length).unwrap_or_default(), 0);
-        self.fill(bytes).await
+        self.read_exact_bytes(bytes).await
     }
 
-    /// A field's number, and how many bytes its value has.
-    async fn head(&mut self) -> io::Result<(u64, u64)> {
+    /// Reads a field's number and the length of its value.
+    async fn field_header(&mut self) -> io::Result<(u64, u64)> {
         let key = self.varint().await?;
         if key & 7 != LENGTH_DELIMITED {
-            return Err(broken("a field of the list is of an unknown kind"));
+            return Err(invalid_data("a field in the list has an unknown wire type"));
         }
         Ok((key >> 3, self.varint().await?))
     }
@@ -100,17 +102,17 @@ impl<R: AsyncBufRead + Unpin> Reader<R> {
         let mut number = 0;
         for shift in (0..64).step_by(7) {
             let mut byte = [0];
-            self.fill(&mut byte).await?;
+            self.read_exact_bytes(&mut byte).await?;
             number |= u64::from(byte[0] & 0x7f) << shift;
             if byte[0] & 0x80 == 0 {
                 return Ok(number);
             }
         }
-        Err(broken("a number of the list has no end"))
+        Err(invalid_data("a varint in the list is too long"))
     }
 }
 
-fn broken(what: &str) -> io::Error {
+fn invalid_data(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
@@ -150,7 +152,7 @@ mod tests {
             .collect()
     }
 
-    /// A list as an API server writes it, with fields of no use here around everything.
+    /// A list as the API server writes it, with unknown fields at every level.
     fn list(objects: &[Object]) -> Vec<u8> {
         let mut nodes = Vec::new();
         let metadata = ListMetadata {
@@ -169,7 +171,7 @@ mod tests {
         bytes
     }
 
-    fn read_all(bytes: &[u8]) -> Result<(String, Vec<Object>), Failure> {
+    fn read_all(bytes: &[u8]) -> Result<(String, Vec<Object>), Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn protobuf_says_what_json_says() {
+    fn protobuf_and_json_decode_to_the_same_objects() {
         let objects = objects();
         let (version, read) = read_all(&list(&objects)).expect("a list");
         assert_eq!(version, "9");
@@ -196,29 +198,29 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_breaks_off_is_none() {
+    fn a_truncated_list_is_an_error() {
         let bytes = list(&objects());
-        // Behind `raw` there is nothing that is waited for.
+        // After `raw`, nothing more is needed.
         for end in 0..bytes.len() - 2 {
             assert!(read_all(&bytes[..end]).is_err(), "{end} bytes");
         }
     }
 
     #[test]
-    fn a_no_is_read_in_protobuf() {
+    fn a_status_in_protobuf_is_decoded() {
         let mut status = Vec::new();
-        field(2, b"Failure", &mut status);
+        field(2, b"Error", &mut status);
         field(3, b"nodes is forbidden", &mut status);
         let mut bytes = MAGIC.to_vec();
         field(1, b"", &mut bytes);
         field(2, &status, &mut bytes);
-        let said = super::super::object::refusal(&bytes);
+        let said = super::super::object::status_message(&bytes);
         assert_eq!(said.as_deref(), Some("nodes is forbidden"));
-        assert_eq!(super::super::object::refusal(b"{}"), None);
+        assert_eq!(super::super::object::status_message(b"{}"), None);
     }
 
     #[test]
-    fn what_nobody_can_read_keeps_no_other_away() {
+    fn a_node_that_cannot_be_decoded_is_skipped() {
         let mut nodes = Vec::new();
         field(2, &[0xff], &mut nodes);
         field(2, &objects()[0].encode_to_vec(), &mut nodes);
@@ -229,10 +231,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_said() {
+    fn an_invalid_list_is_an_error() {
         for (bytes, word) in [
             (b"{\"kind\": \"NodeList\"}".to_vec(), "not in protobuf"),
-            ([&MAGIC[..], b"\x08\x01"].concat(), "unknown kind"),
+            ([&MAGIC[..], b"\x08\x01"].concat(), "unknown wire type"),
             (
                 [&MAGIC[..], b"\x0a\xff\xff\xff\xff\x7f"].concat(),
                 "too long",

@@ -1,7 +1,7 @@
-//! A Node object as the API server tells it, in JSON and in protobuf. What is of no use here, images,
-//! labels and managed fields for most, is read over.
+//! The parts of a Node object that the agent uses, decoded from JSON or protobuf. Everything else,
+//! mostly images, labels and managed fields, is skipped.
 //!
-//! The numbers are those of `k8s.io/api/core/v1/generated.proto`.
+//! The field numbers come from `k8s.io/api/core/v1/generated.proto`.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use prost::Message;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-/// A Node.
+/// A Node object.
 #[derive(Clone, PartialEq, Message, Deserialize)]
 pub(super) struct Object {
     #[prost(message, optional, tag = "1")]
@@ -38,10 +38,10 @@ pub(super) struct Metadata {
     pub(super) annotations: HashMap<String, String>,
 }
 
-/// A moment.
+/// A timestamp.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(super) struct Time {
-    /// Since 1970.
+    /// Seconds since 1970.
     #[prost(int64, tag = "1")]
     pub(super) seconds: i64,
 }
@@ -75,7 +75,7 @@ pub(super) struct Address {
     pub(super) address: String,
 }
 
-/// What a Node's status says of one question.
+/// A condition in a Node's status.
 #[derive(Clone, PartialEq, Eq, Message, Deserialize)]
 #[serde(default)]
 pub(super) struct Condition {
@@ -89,38 +89,38 @@ pub(super) struct Condition {
     pub(super) message: String,
 }
 
-/// What is said of a list as a whole.
+/// Metadata of a list.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ListMetadata {
     #[prost(string, tag = "2")]
     pub(super) resource_version: String,
 }
 
-/// What an API server says instead of doing what was asked for.
+/// A `Status` object, which the API server returns instead of the requested object.
 #[derive(Clone, PartialEq, Message)]
-struct Refusal {
+struct StatusMessage {
     #[prost(string, tag = "3")]
     message: String,
 }
 
-/// What everything in protobuf is wrapped in.
+/// Envelope of every object in protobuf (`runtime.Unknown`).
 #[derive(Clone, PartialEq, Message)]
 struct Unknown {
     #[prost(bytes = "vec", tag = "2")]
     raw: Vec<u8>,
 }
 
-/// What everything in protobuf begins with.
+/// First bytes of every object in protobuf.
 pub(super) const MAGIC: [u8; 4] = *b"k8s\0";
 
-/// The words of a `Status` in protobuf; nothing where it is none.
-pub(super) fn refusal(bytes: &[u8]) -> Option<String> {
+/// Returns the message of a `Status` in protobuf; `None` if `bytes` are not in protobuf.
+pub(super) fn status_message(bytes: &[u8]) -> Option<String> {
     let unknown = Unknown::decode(bytes.strip_prefix(&MAGIC)?).ok()?;
-    Some(Refusal::decode(&unknown.raw[..]).ok()?.message)
+    Some(StatusMessage::decode(&unknown.raw[..]).ok()?.message)
 }
 
 impl Object {
-    /// How far one knows who knows this.
+    /// Returns the `resourceVersion` of the object.
     pub(super) fn version(&self) -> &str {
         let metadata = self.metadata.as_ref();
         metadata.map_or("", |metadata| &metadata.resource_version)
@@ -128,7 +128,7 @@ impl Object {
 }
 
 impl<'de> Deserialize<'de> for Time {
-    /// By RFC 3339, as JSON has it.
+    /// Parses a time as JSON has it, in RFC 3339.
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         let time = humantime::parse_rfc3339(&text).map_err(D::Error::custom)?;

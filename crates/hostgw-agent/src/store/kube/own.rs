@@ -1,4 +1,4 @@
-//! What this node's own Node object grants it, and what is to be written there. Pure.
+//! Decides what this node gets from its own Node object, and what to write there. Pure.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,101 +6,117 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::format::{BACKEND, Node, Prefix, name};
-use crate::lease::{Addresses, Hop, Lease};
-use crate::net_conf::NetConf;
+use super::error::Error;
+use super::format::{HOST_GW, Node, Prefix, name};
+use crate::network::{Addresses, Hop, Lease, NetConf, SubnetPool};
+use crate::store::NetworkStatus;
 
-/// Why this node has no network, or that it has one.
-pub(crate) type Verdict = Result<(), String>;
-
-/// What the API server takes as a condition's message; what is longer says nothing more.
-const LONGEST: usize = 1000;
+/// The length in bytes that the API server accepts for a condition's message.
+const MAX_MESSAGE: usize = 1000;
 
 impl Node {
-    /// This node's own lease, by its podCIDRs and by the addresses of its interface, and what is wrong
-    /// with one family that leaves the other its network. Errors name both what the Node says and what
-    /// the network's configuration, from `file`, says.
-    pub(crate) fn own_lease(
+    /// This node's own lease, from its podCIDRs and the addresses of its uplink, and why it lacks a
+    /// family. Fails if it lacks all. Errors name what the Node says, and what the network's
+    /// configuration in `file` says.
+    pub(super) fn own_lease(
         &self,
         network: &NetConf,
         file: &str,
         addresses: Addresses,
-    ) -> Result<(Lease, Vec<String>), String> {
-        let name = &self.name;
-        let cidrs = self.pod_cidrs.join(", ");
-        if self.pod_cidrs.is_empty() {
-            return Err(format!(
-                "Node {name} has no podCIDR yet: the control plane assigns it (kube-controller-manager --allocate-node-cidrs, kubeadm --pod-network-cidr)"
-            ));
-        }
-        if self.pod_cidrs.len() > 2 {
-            return Err(format!("Node {name} has more than two podCIDRs: {cidrs}"));
-        }
-        let mut subnets = Vec::new();
-        for cidr in &self.pod_cidrs {
-            let subnet = subnet_env::cidr(cidr).ok_or_else(|| {
-                format!("podCIDR {cidr:?} of Node {name} is not such as 10.10.1.0/24")
-            })?;
-            subnets.push(subnet);
-        }
+    ) -> Result<(Lease, Vec<Error>), Error> {
+        let subnets = self.own_subnets()?;
         let mut hops = Vec::new();
         let mut missing = Vec::new();
-        for space in network.spaces() {
-            let whole = space.network;
-            match self.own_hop(&subnets, whole, file, addresses) {
+        for pool in network.pools() {
+            match self.hop_of_family(&subnets, pool, file, addresses) {
                 Ok(hop) => hops.push(hop),
-                Err(reason) => missing.push(reason),
+                Err(error) => missing.push(error),
             }
         }
         if hops.is_empty() {
-            return Err(missing.join("; "));
+            return Err(Error::NoFamily(missing));
         }
         let lease = Lease {
-            node: name.clone(),
+            node: self.name.clone(),
             hops,
-            flaw: None,
+            invalid_reason: None,
         };
         Ok((lease, missing))
     }
 
-    /// The same of one family.
-    fn own_hop(
+    /// The podCIDRs, one or two.
+    fn own_subnets(&self) -> Result<Vec<IpNetwork>, Error> {
+        let node = || self.name.clone();
+        if self.pod_cidrs.is_empty() {
+            return Err(Error::NoPodCidr(node()));
+        }
+        if self.pod_cidrs.len() > 2 {
+            let cidrs = self.pod_cidrs.join(", ");
+            return Err(Error::TooManyPodCidrs {
+                node: node(),
+                cidrs,
+            });
+        }
+        let parse = |cidr: &String| {
+            subnet::parse(cidr).ok_or_else(|| Error::InvalidPodCidr {
+                node: node(),
+                cidr: cidr.clone(),
+            })
+        };
+        self.pod_cidrs.iter().map(parse).collect()
+    }
+
+    /// The subnet of one family, with this node's address.
+    fn hop_of_family(
         &self,
         subnets: &[IpNetwork],
-        whole: IpNetwork,
+        pool: SubnetPool,
         file: &str,
         addresses: Addresses,
-    ) -> Result<Hop, String> {
-        let name = &self.name;
-        let (family, key, via) = if whole.is_ipv4() {
+    ) -> Result<Hop, Error> {
+        let network = pool.network;
+        let (family, key, via) = if network.is_ipv4() {
             ("IPv4", "Network", addresses.ipv4.map(IpAddr::V4))
         } else {
             ("IPv6", "IPv6Network", addresses.ipv6.map(IpAddr::V6))
         };
-        let mut its = subnets.iter();
-        let subnet = its.find(|subnet| subnet.is_ipv4() == whole.is_ipv4());
-        let subnet = *subnet.ok_or_else(|| {
-            let cidrs = self.pod_cidrs.join(", ");
-            format!("Node {name} has no {family} podCIDR ({cidrs}), but {key} in {file} is {whole}")
-        })?;
-        if !whole.contains(subnet.ip()) || whole.prefix() > subnet.prefix() {
-            return Err(format!(
-                "podCIDR {subnet} of Node {name} is not within {key} {whole} in {file}"
-            ));
+        let (node, file) = (self.name.clone(), file.to_owned());
+        let is_of_family = |subnet: &&IpNetwork| subnet.is_ipv4() == network.is_ipv4();
+        let Some(subnet) = subnets.iter().copied().find(|subnet| is_of_family(&subnet)) else {
+            return Err(Error::NoPodCidrOfFamily {
+                node,
+                family,
+                cidrs: self.pod_cidrs.join(", "),
+                key,
+                file,
+                network,
+            });
+        };
+        if !network.contains(subnet.ip()) || network.prefix() > subnet.prefix() {
+            return Err(Error::PodCidrOutside {
+                node,
+                cidr: subnet,
+                key,
+                file,
+                network,
+            });
         }
-        let via = via.ok_or_else(|| {
-            format!("the interface to the other nodes has no {family} address, but {key} in {file} is {whole}")
+        let via = via.ok_or(Error::NoAddressOfFamily {
+            family,
+            key,
+            file,
+            network,
         })?;
         Ok(Hop { subnet, via })
     }
 
-    /// The annotations that are to be changed for others to find this node at `addresses`; nothing
-    /// for one that is to go. An administrator's overwrites count.
-    pub(super) fn announcement(
+    /// The annotations to change so that other nodes find this one at `addresses`; `None` for one to
+    /// delete. An administrator's overwrites count.
+    pub(super) fn annotation_changes(
         &self,
         prefix: &Prefix,
         addresses: Addresses,
-    ) -> Result<BTreeMap<String, Option<String>>, String> {
+    ) -> Result<BTreeMap<String, Option<String>>, Error> {
         let ipv4 = self
             .address::<Ipv4Addr>(name::OVERWRITE)?
             .or(addresses.ipv4);
@@ -108,12 +124,12 @@ impl Node {
             .address::<Ipv6Addr>(name::OVERWRITE_V6)?
             .or(addresses.ipv6);
         let text = |text: &str| Some(text.to_owned());
-        // As flannel says that there is none.
+        // flannel writes 0.0.0.0 for no address.
         let ipv4 = ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).to_string();
         let data_v6 = ipv6.map(|_| "null".to_owned());
         let wanted = [
             (name::MANAGED, text("true")),
-            (name::BACKEND_TYPE, text(BACKEND)),
+            (name::BACKEND_TYPE, text(HOST_GW)),
             (name::BACKEND_DATA, text("null")),
             (name::PUBLIC_IP, Some(ipv4)),
             (name::BACKEND_V6_DATA, data_v6),
@@ -126,23 +142,23 @@ impl Node {
             .collect())
     }
 
-    /// The condition that is to be written for the Node to say so; nothing where it does. `now` is
-    /// in RFC 3339.
-    pub(super) fn condition(&self, verdict: &Verdict, now: &str) -> Option<Value> {
-        let (status, reason, message) = match verdict {
-            Ok(()) => (
+    /// The condition to write for this status; `None` if the Node has it already. `now` is in RFC
+    /// 3339.
+    pub(super) fn condition(&self, network_status: &NetworkStatus, now: &str) -> Option<Value> {
+        let (status, reason, message) = match network_status {
+            NetworkStatus::Ready => (
                 "False",
                 "HostgwIsUp",
                 "hostgw-agent routes for this node's pods".to_owned(),
             ),
-            Err(trouble) => ("True", "HostgwIsDown", shorten(trouble)),
+            NetworkStatus::NotReady(problem) => ("True", "HostgwIsDown", truncate(problem)),
         };
-        let present = self.unavailable.as_ref();
+        let present = self.network_unavailable.as_ref();
         let says = |text: &str| present.is_some_and(|present| present.status == text);
-        let is_so = |reason: &str, message: &str| {
+        let has_text = |reason: &str, message: &str| {
             present.is_some_and(|present| present.reason == reason && present.message == message)
         };
-        if says(status) && is_so(reason, &message) {
+        if says(status) && has_text(reason, &message) {
             return None;
         }
         let mut condition = json!({
@@ -158,15 +174,15 @@ impl Node {
         Some(condition)
     }
 
-    /// An event about the Node, to be seen where people look first.
-    pub(super) fn event(&self, verdict: &Verdict, now: &str) -> Value {
-        let (kind, reason, message) = match verdict {
-            Ok(()) => (
+    /// An event about the Node with this status. `now` is in RFC 3339.
+    pub(super) fn event(&self, network_status: &NetworkStatus, now: &str) -> Value {
+        let (kind, reason, message) = match network_status {
+            NetworkStatus::Ready => (
                 "Normal",
                 "NetworkReady",
-                "pods of this node have their network".to_owned(),
+                "the pod network of this node is ready".to_owned(),
             ),
-            Err(trouble) => ("Warning", "NetworkNotReady", shorten(trouble)),
+            NetworkStatus::NotReady(problem) => ("Warning", "NetworkNotReady", truncate(problem)),
         };
         json!({
             "apiVersion": "v1",
@@ -186,12 +202,14 @@ impl Node {
     }
 }
 
-/// So much of a text as the API server takes.
-fn shorten(text: &str) -> String {
-    if text.len() <= LONGEST {
+/// A text, cut to the length that the API server accepts.
+fn truncate(text: &str) -> String {
+    if text.len() <= MAX_MESSAGE {
         return text.to_owned();
     }
-    let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at));
+    let end = (0..=MAX_MESSAGE)
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
     format!("{}…", &text[..end.unwrap_or_default()])
 }
 
@@ -230,7 +248,7 @@ mod tests {
         let (lease, missing) = node
             .own_lease(&dual(), FILE, addresses())
             .expect("it has both");
-        assert_eq!(missing, Vec::<String>::new());
+        assert_eq!(missing, []);
         let hops: Vec<_> = lease
             .hops
             .iter()
@@ -246,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_a_node_from_having_one_names_both_sides() {
+    fn errors_name_the_node_and_the_configuration() {
         let none = Addresses::default();
         for (cidrs, addresses, words) in [
             (
@@ -282,7 +300,7 @@ mod tests {
             ),
         ] {
             let reason = with_cidrs(cidrs).own_lease(&dual(), FILE, addresses);
-            let reason = reason.expect_err("there is something wrong");
+            let reason = reason.expect_err("there is something wrong").to_string();
             for word in words {
                 assert!(reason.contains(word), "{reason:?} has {word:?}");
             }
@@ -290,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_family_lacks_takes_nothing_from_the_other() {
+    fn a_missing_family_does_not_affect_the_other() {
         let one = |is_ipv4: bool| Addresses {
             ipv4: addresses().ipv4.filter(|_| is_ipv4),
             ipv6: addresses().ipv6.filter(|_| !is_ipv4),
@@ -332,19 +350,19 @@ mod tests {
             let subnets: Vec<_> = lease.subnets().map(|subnet| subnet.to_string()).collect();
             assert_eq!(subnets, [hop]);
             assert!(
-                missing.len() == 1 && missing[0].contains(words),
+                missing.len() == 1 && missing[0].to_string().contains(words),
                 "{missing:?}"
             );
         }
     }
 
     #[test]
-    fn annotations_are_flannels_and_only_differences_are_written() {
+    fn only_annotations_that_differ_from_flannels_are_written() {
         let prefix = prefix();
         let key = |name: &str| prefix.key(name);
         let empty = with_cidrs(&["10.10.1.0/24"]);
         let changes = empty
-            .announcement(&prefix, addresses())
+            .annotation_changes(&prefix, addresses())
             .expect("no overwrites");
         let wanted = [
             ("backend-data", "null"),
@@ -361,15 +379,15 @@ mod tests {
         assert_eq!(changes, wanted);
         let annotations: BTreeMap<_, _> = wanted.into_iter().collect();
         let annotated = node(json!({"metadata": {"name": "worker1", "annotations": annotations}}));
-        let changes = annotated.announcement(&prefix, addresses());
+        let changes = annotated.annotation_changes(&prefix, addresses());
         assert_eq!(changes, Ok(BTreeMap::new()));
-        // One family goes, and the other changes.
+        // One family is removed, and the other changes.
         let ipv4 = Addresses {
             ipv4: "192.168.2.20".parse().ok(),
             ipv6: None,
         };
         let changes = annotated
-            .announcement(&prefix, ipv4)
+            .annotation_changes(&prefix, ipv4)
             .expect("no overwrites");
         let expected = [
             (key("backend-v6-data"), None),
@@ -380,13 +398,13 @@ mod tests {
     }
 
     #[test]
-    fn an_administrator_overwrites_what_others_are_told() {
+    fn an_overwrite_replaces_the_announced_address() {
         let prefix = prefix();
         let overwritten = |value: &str| {
             node(json!({"metadata": {"name": "worker1", "annotations":
                 {prefix.key("public-ip-overwrite"): value}}}))
         };
-        let changes = overwritten("203.0.113.7").announcement(&prefix, addresses());
+        let changes = overwritten("203.0.113.7").annotation_changes(&prefix, addresses());
         let changes = changes.expect("it is an address");
         assert_eq!(
             changes[&prefix.key("public-ip")],
@@ -398,29 +416,33 @@ mod tests {
             prefix.key("node-public-ipv6"): "fd00:192:168:2::20",
         }}}));
         let changes = both
-            .announcement(&prefix, addresses())
+            .annotation_changes(&prefix, addresses())
             .expect("it is an address");
         assert_eq!(
             changes[&prefix.key("public-ipv6")],
             Some("2001:db8::7".to_owned())
         );
-        let asked: Vec<_> = both
-            .asked()
+        let requested: Vec<_> = both
+            .requested_addresses()
             .into_iter()
             .flatten()
             .map(|ip| ip.to_string())
             .collect();
-        assert_eq!(asked, ["192.168.2.20", "fd00:192:168:2::20"]);
-        let reason = overwritten("nat").announcement(&prefix, addresses());
-        let reason = reason.expect_err("it is none");
+        assert_eq!(requested, ["192.168.2.20", "fd00:192:168:2::20"]);
+        let reason = overwritten("nat").annotation_changes(&prefix, addresses());
+        let reason = reason.expect_err("it is none").to_string();
         assert!(
             reason.contains("public-ip-overwrite") && reason.contains("\"nat\""),
             "{reason}"
         );
     }
 
+    fn not_ready(reason: &str) -> NetworkStatus {
+        NetworkStatus::NotReady(reason.to_owned())
+    }
+
     #[test]
-    fn a_condition_is_written_where_it_differs() {
+    fn a_condition_is_written_only_if_it_differs() {
         let with = |status: &str, reason: &str, message: &str| {
             node(
                 json!({"metadata": {"name": "worker1"}, "status": {"conditions": [
@@ -430,7 +452,7 @@ mod tests {
         };
         let now = "2026-01-01T00:00:00Z";
         let missing = with_cidrs(&[])
-            .condition(&Ok(()), now)
+            .condition(&NetworkStatus::Ready, now)
             .expect("it is missing");
         assert_eq!(missing["status"], "False");
         assert_eq!(missing["lastTransitionTime"], now);
@@ -439,19 +461,21 @@ mod tests {
             "HostgwIsUp",
             "hostgw-agent routes for this node's pods",
         );
-        assert_eq!(up.condition(&Ok(()), now), None);
-        // Who said so before does not matter, but it is said by us.
+        assert_eq!(up.condition(&NetworkStatus::Ready, now), None);
+        // The status stays the same, but reason and message must be ours.
         let flannels = with("False", "FlannelIsUp", "Flannel is running on this node");
-        let ours = flannels.condition(&Ok(()), now).expect("it is flannel's");
+        let ours = flannels
+            .condition(&NetworkStatus::Ready, now)
+            .expect("it is flannel's");
         assert_eq!(ours.get("lastTransitionTime"), None);
-        let down = up.condition(&Err("interface enp0s5 is down".to_owned()), now);
+        let down = up.condition(&not_ready("interface enp0s5 is down"), now);
         let down = down.expect("it is another");
         assert_eq!(
             (&down["status"], &down["message"]),
             (&json!("True"), &json!("interface enp0s5 is down"))
         );
         let long = "ü".repeat(2000);
-        let down = up.condition(&Err(long), now).expect("it is another");
+        let down = up.condition(&not_ready(&long), now).expect("it is another");
         assert!(
             down["message"]
                 .as_str()

@@ -1,47 +1,46 @@
-//! Which proxy leads to the API server, by the rules of Go's programs (`golang.org/x/net/http/httpproxy`):
-//! what serves kubectl and flanneld serves here.
+//! Which proxy to use for the API server, by the rules of Go programs
+//! (`golang.org/x/net/http/httpproxy`), so that the settings of kubectl and flanneld work here, too.
 
 use std::net::IpAddr;
 
 use http::Uri;
 use ipnetwork::IpNetwork;
 
-/// The proxy to `server`: `fixed` where the kubeconfig file names one, whatever the environment says; else
-/// `HTTPS_PROXY` or `HTTP_PROXY`, unless `NO_PROXY` excepts the server. `env` gives variables.
-pub(super) fn to(
+use super::error::Error;
+
+/// The proxy for `server`: `proxy_url`, which is the kubeconfig file's, comes first; then the variables
+/// `HTTPS_PROXY` or `HTTP_PROXY`, unless `NO_PROXY` excepts the server. `env` reads a variable.
+pub(super) fn for_server(
     server: &Uri,
-    fixed: Option<&str>,
+    proxy_url: Option<&str>,
     env: impl Fn(&str) -> Option<String>,
-) -> Result<Option<Uri>, String> {
-    if let Some(text) = fixed.filter(|text| !text.is_empty()) {
-        return parse(text)
-            .map(Some)
-            .map_err(|reason| format!("proxy-url: {reason}"));
+) -> Result<Option<Uri>, Error> {
+    let invalid = |setting| move |reason| Error::Proxy { setting, reason };
+    if let Some(text) = proxy_url.filter(|text| !text.is_empty()) {
+        return parse(text).map(Some).map_err(invalid("proxy-url"));
     }
-    let said = |names: [&'static str; 2]| {
-        let mut said = names
+    let first_set = |names: [&'static str; 2]| {
+        let mut set = names
             .into_iter()
             .filter_map(|name| Some((name, env(name)?)));
-        said.find(|(_, value)| !value.is_empty())
+        set.find(|(_, value)| !value.is_empty())
     };
     let names = if server.scheme_str() == Some("http") {
         ["HTTP_PROXY", "http_proxy"]
     } else {
         ["HTTPS_PROXY", "https_proxy"]
     };
-    let Some((name, text)) = said(names) else {
+    let Some((name, text)) = first_set(names) else {
         return Ok(None);
     };
-    let excepted = said(["NO_PROXY", "no_proxy"]).map(|(_, value)| value);
-    if is_excepted(server, &excepted.unwrap_or_default()) {
+    let no_proxy = first_set(["NO_PROXY", "no_proxy"]).map(|(_, value)| value);
+    if is_excluded(server, &no_proxy.unwrap_or_default()) {
         return Ok(None);
     }
-    parse(&text)
-        .map(Some)
-        .map_err(|reason| format!("{name}: {reason}"))
+    parse(&text).map(Some).map_err(invalid(name))
 }
 
-/// A proxy without a scheme is one of HTTP. Errors do not show its password.
+/// Parses the URL of a proxy; the default scheme is `http`. Errors do not show the password.
 fn parse(text: &str) -> Result<Uri, String> {
     let has_scheme = text.contains("://");
     let whole = if has_scheme {
@@ -61,13 +60,13 @@ fn parse(text: &str) -> Result<Uri, String> {
             Ok(uri)
         }
         _ => Err(format!(
-            "{shown:?} is not a proxy such as http://proxy.example:3128; http, https and socks5 are known"
+            "{shown:?} is not a proxy such as http://proxy.example:3128; the supported schemes are http, https and socks5"
         )),
     }
 }
 
-/// Whether a server is reached without a proxy: this machine itself, and what the list names.
-fn is_excepted(server: &Uri, list: &str) -> bool {
+/// Returns true if a server must be reached directly: it is this machine, or `list` excludes it.
+fn is_excluded(server: &Uri, list: &str) -> bool {
     let host = server.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let address = host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
@@ -97,7 +96,7 @@ fn is_excepted(server: &Uri, list: &str) -> bool {
             if let Ok(ip) = name.parse::<IpAddr>() {
                 return address == Some(ip.to_canonical());
             }
-            // A name is its domain, too; with a dot in front, that alone.
+            // A name also matches its subdomains; with a leading dot, it matches only these.
             let name = name
                 .strip_prefix('*')
                 .filter(|rest| rest.starts_with('.'))
@@ -117,17 +116,17 @@ fn network(entry: &str) -> Option<IpNetwork> {
     IpNetwork::new(address, prefix).ok()
 }
 
-/// An entry of a list, and its port.
+/// Splits an entry of the list into host and port.
 fn with_port(entry: &str) -> (&str, Option<u16>) {
     if let Some(rest) = entry.strip_prefix('[') {
-        // Without a port, Go takes no brackets.
+        // Go accepts brackets only together with a port.
         return match rest.split_once("]:") {
             Some((address, port)) => (address, port.parse().ok()),
             None => (entry, None),
         };
     }
     match entry.rsplit_once(':') {
-        // An IPv6 address has more colons than one.
+        // More than one colon: an IPv6 address without a port.
         Some((name, port)) if !name.contains(':') => (name, port.parse().ok()),
         _ => (entry, None),
     }
@@ -144,11 +143,12 @@ mod tests {
             env.find(|(other, _)| *other == name)
                 .map(|(_, value)| (*value).to_owned())
         };
-        to(&server, None, get).map(|uri| uri.map_or("none".to_owned(), |uri| uri.to_string()))
+        let uri = for_server(&server, None, get).map_err(|error| error.to_string())?;
+        Ok(uri.map_or("none".to_owned(), |uri| uri.to_string()))
     }
 
     #[test]
-    fn the_environment_is_read_as_by_go() {
+    fn environment_variables_are_read_as_in_go() {
         for (server, env, said) in [
             (
                 "https://10.0.0.1:6443",
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn no_proxy_excepts_what_go_excepts() {
+    fn no_proxy_excludes_the_same_servers_as_in_go() {
         for (server, list, is_direct) in [
             ("https://10.0.0.1:6443", "10.0.0.1", true),
             ("https://10.0.0.1:6443", "10.0.0.1:6443", true),
@@ -237,15 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_proxy_counts_whatever_the_environment_says() {
+    fn a_fixed_proxy_overrides_the_environment() {
         let server = "https://127.0.0.1:6443".parse().expect("a URL");
         let env = |name: &str| (name == "NO_PROXY").then(|| "*".to_owned());
-        let proxy = to(&server, Some("socks5://p:1080"), env).expect("a proxy");
+        let proxy = for_server(&server, Some("socks5://p:1080"), env).expect("a proxy");
         assert_eq!(
             proxy.map(|uri| uri.to_string()).as_deref(),
             Some("socks5://p:1080/")
         );
-        let error = to(&server, Some("socks4://p:1080"), env).expect_err("unknown");
+        let error = for_server(&server, Some("socks4://p:1080"), env);
+        let error = error.expect_err("unknown").to_string();
         assert!(error.starts_with("proxy-url: "), "{error}");
     }
 }

@@ -1,0 +1,73 @@
+//! Logs an event that repeats a few times, and then only counts it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+/// How many lines of one kind are logged within [`WINDOW`].
+const BURST: u32 = 5;
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Counts the lines of each kind. Events that each deserve a line of their own are kinds of their
+/// own.
+#[derive(Default)]
+pub(crate) struct LogLimiter(BTreeMap<String, Window>);
+
+struct Window {
+    start: Instant,
+    count: u32,
+}
+
+impl LogLimiter {
+    /// Logs a warning, unless this kind was logged too often.
+    pub(crate) fn warn(&mut self, kind: &str, text: &str) {
+        if self.allows(kind) {
+            warn!("{text}");
+        }
+    }
+
+    /// Logs an error, unless this kind was logged too often.
+    pub(crate) fn error(&mut self, kind: &str, text: &str) {
+        if self.allows(kind) {
+            error!("{text}");
+        }
+    }
+
+    /// Logs a line of information, unless this kind was logged too often.
+    pub(crate) fn info(&mut self, kind: &str, text: &str) {
+        if self.allows(kind) {
+            info!("{text}");
+        }
+    }
+
+    fn allows(&mut self, kind: &str) -> bool {
+        self.close_windows(|other| other == kind);
+        let window = self.0.entry(kind.to_owned()).or_insert_with(|| Window {
+            start: Instant::now(),
+            count: 0,
+        });
+        window.count += 1;
+        window.count <= BURST
+    }
+
+    /// Logs how many lines were left out, for each kind whose window is over.
+    pub(crate) fn summarize(&mut self) {
+        self.close_windows(|_| true);
+    }
+
+    fn close_windows(&mut self, selects: impl Fn(&str) -> bool) {
+        self.0.retain(|kind, window| {
+            if window.start.elapsed() < WINDOW || !selects(kind) {
+                return true;
+            }
+            let suppressed = window.count.saturating_sub(BURST);
+            if suppressed > 0 {
+                let seconds = window.start.elapsed().as_secs();
+                warn!("{kind}: {suppressed} more in the last {seconds} s, not logged one by one");
+            }
+            false
+        });
+    }
+}

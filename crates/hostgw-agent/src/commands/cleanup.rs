@@ -1,0 +1,183 @@
+//! `hostgw-agent cleanup`: removes what the agent set up, and with `--flannel` what flannel did.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use kernel::nftables::{self, Family};
+use kernel::{Protocol, Route, RouteChange, Rtnl};
+use subnet_env::SubnetEnv;
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::firewall;
+use crate::observe::is_running;
+use crate::routes::plan::is_flannel_route;
+
+/// Options of the cleanup.
+pub(crate) struct Cleanup {
+    /// Also flannel's tables, chains and routes.
+    pub(crate) flannel: bool,
+    /// Only list it.
+    pub(crate) dry_run: bool,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) state_file: PathBuf,
+    pub(crate) socket: PathBuf,
+}
+
+/// One object to remove.
+enum Part {
+    Route(Route),
+    NextHops(Vec<u32>),
+    Table,
+    ForwardRules(usize),
+    IptablesChains(usize),
+    Flannel(firewall::Leftover),
+    File(PathBuf),
+}
+
+/// The objects that were found, and errors of the search.
+#[derive(Default)]
+struct Found {
+    parts: Vec<Part>,
+    failures: Vec<String>,
+}
+
+impl Cleanup {
+    /// Removes everything. Returns a line for each part that was removed, or would be.
+    pub(crate) async fn run(&self) -> Result<String> {
+        if !self.dry_run && is_running(&self.socket).await {
+            return Err(Error::StopAgentFirst {
+                socket: self.socket.clone(),
+                consequence: "restore everything",
+            });
+        }
+        let kernel = Rtnl::connect()?;
+        let Found {
+            parts,
+            mut failures,
+        } = self.find(&kernel);
+        let mut lines = Vec::new();
+        for part in parts {
+            if self.dry_run {
+                lines.push(format!("would remove {part}\n"));
+                continue;
+            }
+            match part.remove(&kernel) {
+                Ok(()) => lines.push(format!("removed {part}\n")),
+                Err(error) => failures.push(format!("remove {part}: {}", error.text())),
+            }
+        }
+        if !failures.is_empty() {
+            return Err(Error::Incomplete {
+                done: lines.concat(),
+                failed: failures.join("\n"),
+            });
+        }
+        if lines.is_empty() {
+            lines.push("nothing to remove\n".to_owned());
+        }
+        Ok(lines.concat())
+    }
+
+    /// Finds the parts. Routes come before the files that name their network.
+    fn find(&self, kernel: &Rtnl) -> Found {
+        let mut found = Found::default();
+        let file = SubnetEnv::read(&self.subnet_file).ok();
+        let networks: Vec<_> = file.iter().flat_map(networks).collect();
+        let is_part = |route: &Route| {
+            let is_ours = route.protocol == Protocol::HOSTGW;
+            is_ours || self.flannel && is_flannel_route(route, &networks)
+        };
+        found.add(kernel.routes(), |routes| {
+            routes
+                .into_iter()
+                .filter(is_part)
+                .map(Part::Route)
+                .collect()
+        });
+        if kernel::has_nexthop_objects() {
+            found.add(kernel.nexthops(Protocol::HOSTGW), |ids| {
+                part_if(!ids.is_empty(), Part::NextHops(ids))
+            });
+        }
+        found.add(
+            nftables::has_table(Family::Inet, firewall::TABLE),
+            |exists| part_if(exists, Part::Table),
+        );
+        found.add(firewall::remove_forward(true), |count| {
+            part_if(count > 0, Part::ForwardRules(count))
+        });
+        found.add(firewall::remove_iptables(true), |count| {
+            part_if(count > 0, Part::IptablesChains(count))
+        });
+        if self.flannel {
+            found.add(firewall::flannel_leftovers(), |leftovers| {
+                leftovers.into_iter().map(Part::Flannel).collect()
+            });
+        }
+        for path in [&self.subnet_file, &self.state_file, &self.socket] {
+            let exists = path
+                .try_exists()
+                .map_err(|source| files::Error::io("look for", path, source));
+            found.add(exists, |exists| part_if(exists, Part::File(path.clone())));
+        }
+        found
+    }
+}
+
+impl Found {
+    fn add<T, E: Into<Error>>(&mut self, looked: Result<T, E>, parts: impl Fn(T) -> Vec<Part>) {
+        match looked {
+            Ok(value) => self.parts.extend(parts(value)),
+            Err(error) => self.failures.push(error.into().text()),
+        }
+    }
+}
+
+/// The part, if it exists.
+fn part_if(exists: bool, part: Part) -> Vec<Part> {
+    if exists { vec![part] } else { Vec::new() }
+}
+
+/// The cluster's networks in a subnet file.
+fn networks(file: &SubnetEnv) -> impl Iterator<Item = IpNetwork> {
+    let ipv4 = file.network.iter().copied().map(IpNetwork::V4);
+    ipv4.chain(file.ipv6_network.iter().copied().map(IpNetwork::V6))
+}
+
+impl Part {
+    fn remove(&self, kernel: &Rtnl) -> Result<()> {
+        match self {
+            Self::Route(route) => {
+                let changes = [RouteChange::Delete(route.clone())];
+                for outcome in kernel.change_routes(&changes)? {
+                    outcome?;
+                }
+            }
+            Self::NextHops(ids) => kernel.delete_nexthops(ids)?,
+            Self::Table => firewall::delete_table()?,
+            Self::ForwardRules(_) => drop(firewall::remove_forward(false)?),
+            Self::IptablesChains(_) => drop(firewall::remove_iptables(false)?),
+            Self::Flannel(leftover) => leftover.remove()?,
+            Self::File(path) => files::remove(path)?,
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::NextHops(ids) => write!(f, "{} next hop(s) of ours", ids.len()),
+            Self::Table => write!(f, "nf_tables table inet {}", firewall::TABLE),
+            Self::ForwardRules(count) => {
+                write!(f, "{count} rule(s) of ours in iptables' FORWARD chains")
+            }
+            Self::IptablesChains(count) => write!(f, "{count} iptables chain(s) of ours"),
+            Self::Flannel(leftover) => write!(f, "flannel's {leftover}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

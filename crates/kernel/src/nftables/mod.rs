@@ -1,0 +1,42 @@
+//! `nf_tables` over netlink, without any external program.
+//!
+//! [`Transaction`] changes whole tables, or single rules in tables of other programs; [`Rule`] builds
+//! a rule. [`chain`], [`rules`] and others read what is there. [`forward_chains`] finds the chains
+//! that decide about forwarded packets, and [`BaseChain::evaluate`] what they decide.
+//!
+//! The messages are encoded and decoded here by hand: the available crates need a C library or the
+//! `nft` program, have another licence, or lack the expressions that are needed here (masquerade,
+//! counters, connection states, ranges, extensions of `iptables`). Source: the kernel's
+//! `linux/netfilter/nf_tables.h`, by whose names `uapi` has its numbers.
+
+mod base_chain;
+mod evaluate;
+mod expression;
+mod listing;
+mod message;
+mod packet;
+mod rule;
+mod set;
+mod transaction;
+mod uapi;
+
+pub use base_chain::{BaseChain, forward_chains};
+pub use evaluate::{ChainDecision, MatchMode};
+pub use listing::{ListedChain, ListedRule, chain, chains, dump_chains, has_table, rules};
+pub use message::Family;
+pub use packet::Packet;
+pub use rule::Rule;
+pub use transaction::{Attempt, Chain, Hook, Transaction};
+
+use crate::Error;
+use message::{ACK, GET_GENERATION, message, request};
+
+/// Returns an error if the kernel does not support `nf_tables`.
+pub fn is_available() -> Result<(), Error> {
+    let doing = "access nf_tables";
+    let answer = request(&message(GET_GENERATION, ACK, &[0; 4]));
+    match answer.map_err(|error| Error::new(doing, error))?.error {
+        None => Ok(()),
+        Some(errno) => Err(Error::new(doing, errno)),
+    }
+}
