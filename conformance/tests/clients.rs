@@ -168,10 +168,10 @@ fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
             format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 3 {address} | tail -1")
         };
         wait_for("the web server answers", || {
-            let said = containerd.in_sandbox(&one, &fetch("10.10.1.3 80")).stdout;
-            said.contains("hello-from-two")
+            let answer = containerd.in_sandbox(&one, &fetch("10.10.1.3 80")).stdout;
+            answer.contains("hello-from-two")
         });
-        for (from, said) in [
+        for (from, answer) in [
             ("outside", outside.sh(&fetch("192.168.2.16 8080"))),
             ("node", node.sh(&fetch("192.168.2.16 8080"))),
             (
@@ -180,8 +180,8 @@ fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
             ),
         ] {
             assert!(
-                said.stdout.contains("hello-from-two"),
-                "{kind}: from {from}: {said:?}"
+                answer.stdout.contains("hello-from-two"),
+                "{kind}: from {from}: {answer:?}"
             );
         }
         containerd.remove(&one);
@@ -310,8 +310,8 @@ fn cri_os_library_sends_version_check_status_and_gc() {
         let (a, _b) = (node.pod("a"), node.pod("b"));
         for pod in ["a", "b"] {
             let args = format!("shop {pod} id-{pod} /run/netns/{pod}");
-            let said = run("ocicnitool", &format!("add {args}")).ok();
-            assert!(said.contains("IP: 10.10.1."), "{said}");
+            let answer = run("ocicnitool", &format!("add {args}")).ok();
+            assert!(answer.contains("IP: 10.10.1."), "{answer}");
             run("ocicnitool", &format!("status {args}")).ok();
         }
         assert!(a.pings("10.10.1.3"));

@@ -140,10 +140,10 @@ fn a_hanging_server_delays_the_start_by_less_than_nine_seconds() {
             .for_each(|member| member.freeze(false));
     }
     // `release` also tries the next endpoint.
-    let said = worker1
+    let message = worker1
         .sh("/mnt/bin/hostgw-agent release --etcd-endpoints=http://192.168.2.99:2379,http://192.168.2.22:2379")
         .ok();
-    assert_eq!(said, "released lease 10.10.1.0-24\n");
+    assert_eq!(message, "released lease 10.10.1.0-24\n");
 }
 
 #[test]

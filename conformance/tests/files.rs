@@ -63,9 +63,9 @@ fn install_replaces_a_plugin_in_use_atomically() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let said = install();
+    let message = install();
     let plugin = format!("{destination}/opt/cni/bin/cni-hostgw");
-    assert!(said.contains(&plugin), "{said}");
+    assert!(message.contains(&plugin), "{message}");
     let mut old = File::open(&plugin).expect("the plugin has been installed");
     let inode = old.metadata().expect("readable").ino();
     install();
@@ -125,7 +125,7 @@ fn subnet_env_writes_and_shows_the_file() {
             .ok(),
         "10.10.1.1/24\n"
     );
-    for (args, said) in [
+    for (args, message) in [
         (
             "write --network 10.10.0.0/16 --subnet 10.11.1.0/24",
             "subnet 10.11.1.0/24 is not in any of the networks",
@@ -157,7 +157,7 @@ fn subnet_env_writes_and_shows_the_file() {
     ] {
         let output = run(args);
         assert!(
-            !output.success && output.stderr.contains(said),
+            !output.success && output.stderr.contains(message),
             "{args}: {}",
             output.stderr
         );

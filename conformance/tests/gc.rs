@@ -185,8 +185,8 @@ fn gc_continues_after_a_failure_and_reports_every_failure() {
         text.starts_with("GC could not remove 2 resource(s)"),
         "{text}"
     );
-    let said = "reservation in /var/lib/cni/networks/cbr0";
-    assert_eq!(text.matches(said).count(), 2, "{text}");
+    let message = "reservation in /var/lib/cni/networks/cbr0";
+    assert_eq!(text.matches(message).count(), 2, "{text}");
     let left = resources(&node);
     assert!(
         !left.contains(&"10.10.1.3".to_owned()) && !left.contains(&"torn".to_owned()),

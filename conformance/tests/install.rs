@@ -105,9 +105,9 @@ fn uninstall_restores_the_previous_state() {
         refused.stderr
     );
     assert!(running_agent.stop());
-    let said = run(&node, "uninstall").ok();
+    let message = run(&node, "uninstall").ok();
     assert_eq!(
-        said,
+        message,
         "removed /run/net.d/10-cni-hostgw.conflist\nrestored /run/opt/cni-hostgw\n"
     );
     assert!(read(&node, "/run/opt/cni-hostgw").starts_with("#!/bin/sh\necho old"));
@@ -224,10 +224,10 @@ fn an_agent_reinstalls_removed_files_and_follows_changes_of_its_list() {
     assert!(running_agent.stop());
     // A file that someone changed after the installation is left alone.
     node.sh(&format!("echo >>{path}")).ok();
-    let said = run(&node, "uninstall").ok();
+    let message = run(&node, "uninstall").ok();
     assert!(
-        said.contains(&format!("left {path}: someone changed it since")),
-        "{said}"
+        message.contains(&format!("left {path}: someone changed it since")),
+        "{message}"
     );
     // The changed list still needs the plugin, so the plugin stays, too. Once the list is removed,
     // `uninstall` removes the plugin.

@@ -272,15 +272,15 @@ fn the_agent_notifies_systemd_only_when_it_is_ready() {
         .set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a timeout");
     let wait_for_message = |expected: &str| {
-        let mut said = String::new();
-        while !said.contains(expected) {
+        let mut message = String::new();
+        while !message.contains(expected) {
             let mut buffer = [0; 4096];
             let length = listener
                 .recv(&mut buffer)
                 .unwrap_or_else(|error| panic!("{expected:?}: {error}"));
-            said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            message = String::from_utf8_lossy(&buffer[..length]).into_owned();
         }
-        said
+        message
     };
     lab.install(
         &conformance::dist().join("hostgw-agent"),
@@ -296,14 +296,14 @@ fn the_agent_notifies_systemd_only_when_it_is_ready() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("starts");
-    let said = wait_for_message("STATUS=read /mnt/cluster.json: No such file");
-    assert!(!said.contains("READY=1"), "{said}");
+    let message = wait_for_message("STATUS=read /mnt/cluster.json: No such file");
+    assert!(!message.contains("READY=1"), "{message}");
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let said = wait_for_message("READY=1");
+    let message = wait_for_message("READY=1");
     assert!(
-        said.contains("STATUS=this node has its subnet and its routes")
-            && said.contains("WATCHDOG=1"),
-        "{said}"
+        message.contains("STATUS=this node has its subnet and its routes")
+            && message.contains("WATCHDOG=1"),
+        "{message}"
     );
     worker1.sh(&format!("kill {}", child.id())).ok();
     wait_for_message("STOPPING=1");
@@ -356,20 +356,20 @@ fn check_validates_cluster_files_and_network_configurations() {
         "cd /mnt && bin/hostgw-agent check cluster.json cluster-dual-stack.json net-conf.json \
          10-cni-hostgw.conflist 20-bridge.conflist",
     );
-    let said = good.ok();
-    assert_eq!(said.lines().count(), 5, "{said}");
+    let message = good.ok();
+    assert_eq!(message.lines().count(), 5, "{message}");
     assert!(
-        said.contains("cluster.json: a cluster of 3 node(s) in 10.10.0.0/16\n"),
-        "{said}"
+        message.contains("cluster.json: a cluster of 3 node(s) in 10.10.0.0/16\n"),
+        "{message}"
     );
     let bad =
         node.sh("cd /mnt && bin/hostgw-agent check bad.json cluster.json bad.conflist missing");
     assert!(!bad.success && bad.stdout.is_empty());
-    for said in [
+    for message in [
         "bad.json: SubnetLen is 31, and must be from 18 (the prefix length of Network plus 2) to 30",
         "bad.conflist: plugins[0].",
         "missing: No such file or directory",
     ] {
-        assert!(bad.stderr.contains(said), "{}", bad.stderr);
+        assert!(bad.stderr.contains(message), "{}", bad.stderr);
     }
 }

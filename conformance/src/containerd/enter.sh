@@ -1,10 +1,7 @@
 # enter.sh NAME COMMAND...: runs COMMAND in new cgroups below the current ones, at the root of a
-# cgroup
-# namespace. Mounts every hierarchy again, whether it was mounted or not. /run/cgroups lists the
-# cgroups to
-# remove. The mounts are not below /run, which the inner mount namespace shares: kubelet uses the
-# first
-# mount of a hierarchy that it finds.
+# cgroup namespace. Mounts every hierarchy again, whether it was mounted or not. /run/cgroups
+# lists the cgroups to remove. The mounts are not below /run, which the inner mount namespace
+# shares: kubelet uses the first mount of a hierarchy that it finds.
 name=$1; shift
 # If the only hierarchy is cgroup version 2, it is used as it is.
 grep -qv '^0::' /proc/self/cgroup || { touch /run/cgroups; exec "$@"; }

@@ -1,6 +1,5 @@
-# Runs as the first process of a PID namespace. Starts containerd, and kubelet once kubelet.hold is
-# removed,
-# and restarts each of them when it is killed.
+# Runs as the first process of a PID namespace. Starts containerd, and kubelet once kubelet.hold
+# is removed, and restarts each of them when it is killed.
 mount -t proc proc /proc
 . /run/cgroups.sh
 # kubelet reads the kernel log for processes killed for lack of memory. Hide the log: it also

@@ -1,6 +1,6 @@
-# Creates the keys and certificates of a cluster in the folder $1, for an API server at the address
-# $2:
-# the CA, the server's certificate, and the key pair that signs service account tokens.
+# Creates the keys and certificates of a cluster in the folder $1, for an API server at the
+# address $2: the CA, the server's certificate, and the key pair that signs service account
+# tokens.
 set -e
 mkdir -p "$1" && cd "$1"
 key='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'

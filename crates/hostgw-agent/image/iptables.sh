@@ -1,5 +1,5 @@
-# The old iptables of Debian with what it needs to run, in the folder $1: by mmdebstrap, from where this
-# machine has its packages. No shell, no package manager.
+# Installs Debian's legacy iptables, with what it needs to run, in the folder $1. mmdebstrap takes the
+# packages from where this machine gets its own. No shell, no package manager.
 set -ef
 rm -rf "$1"
 keep='/usr/sbin/xtables-*-multi /usr/sbin/ip*tables-legacy* /usr/sbin/ip*tables-nft* /usr/lib/*/xtables/*
@@ -14,11 +14,12 @@ set +f
 apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' | sort -u |
   mmdebstrap --quiet --mode=root --format=directory --variant=extract --include=iptables "$@" \
     "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$folder" -
-# Its scripts do not run, which would link the plain names. They are tried where there is no nf_tables.
+# The package's scripts, which link the plain names, do not run. The agent uses these names if the
+# kernel has no nf_tables.
 for program in iptables ip6tables; do
   for what in '' -save -restore; do ln -s $program-legacy$what "$folder/usr/sbin/$program$what"; done
 done
-# What mmdebstrap leaves says where it ran.
+# Removes files of mmdebstrap that describe the build machine.
 for path in "$folder"/* "$folder"/etc/*; do
   case ${path#"$folder"/} in
     lib | lib64 | usr | etc | etc/protocols | etc/services | etc/ethertypes) ;;

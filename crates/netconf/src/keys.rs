@@ -179,11 +179,11 @@ fn runtime_dns<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Dns>, D::Err
         searches: Vec<String>,
         options: Vec<String>,
     }
-    let said = Capability::deserialize(from)?;
+    let message = Capability::deserialize(from)?;
     let dns = Dns {
-        nameservers: said.servers,
-        search: said.searches,
-        options: said.options,
+        nameservers: message.servers,
+        search: message.searches,
+        options: message.options,
         domain: None,
     };
     Ok((dns != Dns::default()).then_some(dns))

@@ -81,7 +81,7 @@ fn dns_args_and_runtime_config_under_delegate_are_used() {
 
 #[test]
 fn impossible_values_and_combinations_are_rejected() {
-    for (text, said) in [
+    for (text, message) in [
         (
             r#"{"hairpinMode": true, "promiscMode": true}"#,
             "cannot set hairpin mode",
@@ -98,7 +98,7 @@ fn impossible_values_and_combinations_are_rejected() {
         ),
     ] {
         let error = parse(text).expect("typed").validate().expect_err(text);
-        assert!(error.msg.starts_with(said), "{text}: {}", error.msg);
+        assert!(error.msg.starts_with(message), "{text}: {}", error.msg);
         assert_eq!(error.code, Code::INVALID_CONFIG);
     }
     let ipv6 = r#"{"mtu": 0, "ipam": {"routes": [{"dst": "1100:200::1/24"}]}}"#;

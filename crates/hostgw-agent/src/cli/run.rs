@@ -110,7 +110,7 @@ struct FirewallFlags {
     /// Accept packets that are forwarded from and to pods.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = parse_bool)]
     iptables_forward_rules: bool,
-    /// How often rules of the old iptables are compared, which cause no event; at least 1. All other
+    /// How often rules of legacy iptables are compared, which cause no event; at least 1. All other
     /// rules are watched.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = number)]
     iptables_resync: i64,

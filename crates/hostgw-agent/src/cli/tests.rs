@@ -202,7 +202,7 @@ fn the_last_of_several_values_counts() {
 
 #[test]
 fn endpoints_and_prefixes_are_parsed_as_in_flanneld() {
-    for (text, is_tls, said) in [
+    for (text, is_tls, message) in [
         ("192.168.2.17:2379", false, "http://192.168.2.17:2379"),
         ("192.168.2.17:2379", true, "https://192.168.2.17:2379"),
         ("http://a:1,b:1", true, "http://a:1 http://b:1"),
@@ -213,7 +213,7 @@ fn endpoints_and_prefixes_are_parsed_as_in_flanneld() {
         ("[fd00::1]:2379", false, "http://[fd00::1]:2379"),
     ] {
         let all = endpoints(text, is_tls).map(|all| all.join(" "));
-        assert_eq!(all.as_deref(), Ok(said), "{text}");
+        assert_eq!(all.as_deref(), Ok(message), "{text}");
     }
     for text in [
         "",
@@ -262,7 +262,7 @@ fn flags_of_another_store_are_ignored() {
     // Unsupported flags are ignored in the environment, where they may be for another program.
     let env = [("FLANNELD_SUBNET_DIR", "/x"), ("FLANNELD_VMODULE", "a=1")];
     assert!(parse(&[], &env).is_ok());
-    for (flags, said) in [
+    for (flags, message) in [
         (
             &["--etcd-certfile=/x"][..],
             "--etcd-certfile is given without --etcd-keyfile",
@@ -282,13 +282,13 @@ fn flags_of_another_store_are_ignored() {
     ] {
         let flags = [&["--etcd-endpoints=http://a:1"], flags].concat();
         let error = parse(&flags, &[]).err().unwrap_or_default();
-        assert!(error.starts_with(said), "{error}");
+        assert!(error.starts_with(message), "{error}");
     }
 }
 
 #[test]
 fn unsupported_flags_are_refused_with_a_reason() {
-    for (flag, said) in [
+    for (flag, message) in [
         ("--kube-annotation-prefix=com", "error: invalid value 'com'"),
         ("--subnet-dir=/x", "--subnet-dir: one agent"),
         ("--vmodule=a=1", "--vmodule: the log"),
@@ -316,7 +316,7 @@ fn unsupported_flags_are_refused_with_a_reason() {
         ("--firewall=pf", "error: invalid value 'pf'"),
     ] {
         let error = parse(&[flag], &[]).err().expect(flag);
-        assert!(error.starts_with(said), "{error}");
+        assert!(error.starts_with(message), "{error}");
     }
     // Flags for etcd are not silently ignored.
     for flag in ["--etcd-prefix=/x", "--etcd-cafile=/x", "--etcd-username=x"] {

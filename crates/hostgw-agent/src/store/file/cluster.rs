@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(parse(ipv6).as_deref(), Ok("fd00:0:0:1::/64"));
         let both = parse(&format!("{ipv4}, {ipv6}"));
         assert_eq!(both.as_deref(), Ok("10.10.1.0/24 fd00:0:0:1::/64"));
-        for (node, said) in [
+        for (node, message) in [
             (
                 format!(r#"{ipv4}, "publicIPv6": "fd01::16""#),
                 "nodes[0].ipv6Subnet: is missing",
@@ -336,7 +336,7 @@ mod tests {
                 "nodes[0].publicIP: is missing",
             ),
         ] {
-            assert_eq!(parse(&node), Err(said.to_owned()));
+            assert_eq!(parse(&node), Err(message.to_owned()));
         }
     }
 
@@ -345,7 +345,7 @@ mod tests {
         let node = |name: &str, ip: &str, subnet: &str| {
             format!(r#"{WORKER1}, {{"name": "{name}", "publicIP": "{ip}", "subnet": "{subnet}"}}"#)
         };
-        for (nodes, said) in [
+        for (nodes, message) in [
             (
                 node("worker1", "192.168.2.15", "10.10.2.0/24"),
                 "nodes[1]: name worker1 is already used by nodes[0]",
@@ -396,7 +396,7 @@ mod tests {
             ),
         ] {
             let error = cluster(&nodes).expect_err(&nodes);
-            assert!(error.starts_with(said), "{error}");
+            assert!(error.starts_with(message), "{error}");
         }
         assert!(read_text("{} {}").is_err());
     }

@@ -181,14 +181,18 @@ pub(super) async fn ask(
     let after = after.and_then(|value| value.to_str().ok()?.parse().ok());
     let after = after.unwrap_or_default();
     // An error is encoded in the format that the request accepts.
-    let said = object::status_message(&text).unwrap_or_else(|| {
+    let reason = object::status_message(&text).unwrap_or_else(|| {
         serde_json::from_slice::<Status>(&text)
             .map(|status| status.message)
             .unwrap_or_default()
     });
     let text = String::from_utf8_lossy(&text);
-    let said = if said.is_empty() { text.trim() } else { &said };
-    Err(Error::from_status(code, said, after))
+    let reason = if reason.is_empty() {
+        text.trim()
+    } else {
+        &reason
+    };
+    Err(Error::from_status(code, reason, after))
 }
 
 /// Sends a request and decodes the complete JSON response.

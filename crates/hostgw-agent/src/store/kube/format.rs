@@ -114,10 +114,10 @@ impl Object {
             self.status.unwrap_or_default(),
         );
         let annotations = &mut metadata.annotations;
-        let mut said = name::ALL
+        let mut message = name::ALL
             .into_iter()
             .filter_map(|name| Some((name, annotations.remove(&prefix.key(name))?)));
-        let annotations = said.by_ref().collect();
+        let annotations = message.by_ref().collect();
         let mut internal = Addresses::default();
         let addresses = status.addresses.iter();
         for address in addresses.filter(|address| address.r#type == "InternalIP") {
@@ -211,9 +211,9 @@ impl Node {
     /// is reached by its `InternalIP` if `uses_internal_ip` is true.
     pub(super) fn lease(&self, prefix: &Prefix, uses_internal_ip: bool) -> Lease {
         let is_managed = self.says(name::MANAGED) == Some("true");
-        let said = self.public_addresses();
-        let via = match &said {
-            Ok(said) if is_managed => *said,
+        let message = self.public_addresses();
+        let via = match &message {
+            Ok(message) if is_managed => *message,
             _ if !is_managed && uses_internal_ip => self.internal,
             _ => Addresses::default(),
         };
@@ -229,7 +229,7 @@ impl Node {
         let invalid_reason = if !is_managed && !uses_internal_ip {
             let key = prefix.key(name::MANAGED);
             Some(format!("its Node has no annotation {key}: \"true\""))
-        } else if let Err(reason) = said {
+        } else if let Err(reason) = message {
             Some(reason.to_string())
         } else if is_managed && self.says(name::BACKEND_TYPE) != Some(HOST_GW) {
             let other = self.says(name::BACKEND_TYPE).unwrap_or_default();
@@ -385,10 +385,10 @@ pub(super) mod tests {
             ),
         ] {
             let lease = annotated(&annotations, &cidrs).lease(&prefix(), false);
-            let said = lease.invalid_reason.expect("there is something wrong");
+            let message = lease.invalid_reason.expect("there is something wrong");
             assert!(
-                said.contains(invalid_reason),
-                "{said:?} has {invalid_reason:?}"
+                message.contains(invalid_reason),
+                "{message:?} has {invalid_reason:?}"
             );
         }
     }

@@ -214,8 +214,8 @@ mod tests {
         let mut bytes = MAGIC.to_vec();
         field(1, b"", &mut bytes);
         field(2, &status, &mut bytes);
-        let said = super::super::object::status_message(&bytes);
-        assert_eq!(said.as_deref(), Some("nodes is forbidden"));
+        let message = super::super::object::status_message(&bytes);
+        assert_eq!(message.as_deref(), Some("nodes is forbidden"));
         assert_eq!(super::super::object::status_message(b"{}"), None);
     }
 

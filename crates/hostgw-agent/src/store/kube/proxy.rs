@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn environment_variables_are_read_as_in_go() {
-        for (server, env, said) in [
+        for (server, env, message) in [
             (
                 "https://10.0.0.1:6443",
                 &[("HTTPS_PROXY", "http://p:3128")][..],
@@ -180,7 +180,11 @@ mod tests {
             ("https://127.0.0.9:6443", &[("HTTPS_PROXY", "p:1")], "none"),
             ("https://[::1]:6443", &[("HTTPS_PROXY", "p:1")], "none"),
         ] {
-            assert_eq!(proxy(server, env).as_deref(), Ok(said), "{server} {env:?}");
+            assert_eq!(
+                proxy(server, env).as_deref(),
+                Ok(message),
+                "{server} {env:?}"
+            );
         }
         let error = proxy(
             "https://10.0.0.1",
@@ -231,8 +235,8 @@ mod tests {
             ("https://api.example.com:6443", "", false),
         ] {
             let env = [("HTTPS_PROXY", "p:1"), ("NO_PROXY", list)];
-            let said = proxy(server, &env).expect("a proxy");
-            assert_eq!(said == "none", is_direct, "{server} {list:?}");
+            let message = proxy(server, &env).expect("a proxy");
+            assert_eq!(message == "none", is_direct, "{server} {list:?}");
         }
     }
 
