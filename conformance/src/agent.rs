@@ -65,12 +65,12 @@ impl Agent {
     ///
     /// # Panics
     ///
-    /// If it does not within fifteen seconds; the message includes the log.
+    /// If it does not within twenty seconds; the message includes the log.
     pub fn wait_for_log(&self, text: &str) {
-        let found = poll(Duration::from_secs(15), || self.log().contains(text));
+        let found = poll(Duration::from_secs(20), || self.log().contains(text));
         assert!(
             found.is_some(),
-            "not within 15 seconds: {text:?} in the agent's log:\n{}",
+            "not within 20 seconds: {text:?} in the agent's log:\n{}",
             self.log()
         );
     }

@@ -147,7 +147,7 @@ fn a_bridge_whose_pods_use_another_subnet_fails_the_add_and_names_the_pods() {
     let named = Attachment::of(&node.pod("a"))
         .with_args("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1");
     ours.call(&node, "ADD", &named, &conf("cni-hostgw")).ok();
-    ours.add(&node.pod("b"), &conf("cni-hostgw")).ok();
+    ours.add(&node.pod("second"), &conf("cni-hostgw")).ok();
     let mut other = conf("cni-hostgw");
     other["ipam"]["ranges"] = json!([[{"subnet": "10.10.7.0/24"}]]);
     let pod = node.pod("c");
@@ -158,7 +158,7 @@ fn a_bridge_whose_pods_use_another_subnet_fails_the_add_and_names_the_pods() {
     for expected_text in [
         r#""cni0" already has an IP address different from 10.10.7.1/24: 10.10.1.1/24"#,
         "shop/web-1",
-        "b",
+        "second",
         "drain the node",
         "restore subnet 10.10.1.0/24",
     ] {

@@ -151,8 +151,8 @@ fn unsupported_capabilities_are_rejected_only_if_declared_for_our_plugin() {
         let (code, text) = plugin.add(&pod, &conf).error();
         assert_eq!(code, 2, "{text}");
         assert!(
-            text.starts_with(&format!("runtimeConfig.{capability}: ")) && text.contains("1000")
-                || text.contains("8080"),
+            text.starts_with(&format!("runtimeConfig.{capability}: "))
+                && (text.contains("1000") || text.contains("8080")),
             "key and value: {text}"
         );
         // Accepted: the capability is declared but not used by this pod, or it is declared for

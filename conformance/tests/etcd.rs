@@ -361,9 +361,12 @@ fn a_lease_is_renewed_and_reacquired_after_it_expired_or_was_deleted() {
     assert_eq!(own(worker1), key);
     assert!(!etcd.get(&path).is_empty(), "the same subnet");
     // The key is deleted while the agent is running.
-    etcd.ctl(&format!("del /coreos.com/network/{path}")).ok();
-    agent.wait_for_log(&format!("lease {key} was gone; acquired it again"));
+    let line = format!("lease {key} was gone; acquired it again");
+    let count = || agent.log().matches(&line).count();
+    let before = count();
+    etcd.ctl(&format!("del {PREFIX}/{path}")).ok();
     wait_for("the lease is back", || !etcd.get(&path).is_empty());
+    wait_for("it is logged", || count() == before + 1);
 }
 
 #[test]

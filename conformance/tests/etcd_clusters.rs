@@ -234,7 +234,11 @@ fn the_nodes_key_stays_its_own_after_a_restore_or_a_manual_rewrite() {
     }
     assert_eq!(self::key(worker1), key);
     // Without an etcd lease the key is a reservation, and stays one.
-    assert!(!etcd.entry(&format!("subnets/{key}"))["lease"].is_i64());
+    let entry = etcd.entry(&format!("subnets/{key}"));
+    assert!(
+        entry["mod_revision"].is_i64() && entry["lease"].is_null(),
+        "{entry}"
+    );
     assert!(agent.stop());
 }
 
@@ -313,6 +317,9 @@ fn a_missing_address_in_one_family_does_not_affect_the_other_family() {
     wait_for("the file", || file().contains("FLANNEL_IPV6_SUBNET="));
     assert_eq!(etcd.leases().len(), 1);
     let both = key(&node);
+    wait_for("the warning is gone", || {
+        !status(&node)["warnings"].to_string().contains(warning) && is_ready(&node)
+    });
     // The IPv6 address is removed: the lease and the network stay unchanged.
     node.sh("ip addr del fd00:192:168:2::16/64 dev enp0s5").ok();
     wait_for("the warning is in the status", || {

@@ -314,6 +314,7 @@ fn gc_does_not_mistake_an_error_for_an_empty_store() {
     let request = with_valid(&conf, "cni.dev/valid-attachments", &["a", "b", "c"]);
     // Each access to the store fails once: each of these system calls returns a disk error.
     for call in ["statx", "openat", "getdents64", "flock", "read"] {
+        let mut failures = 0;
         for nth in 1..40 {
             let inject = format!("inject={call}:error=EIO:when={nth}");
             let mut command = node.command("strace");
@@ -321,8 +322,9 @@ fn gc_does_not_mistake_an_error_for_an_empty_store() {
             command.arg(&plugin.0);
             let request =
                 plugin.start_with_command(&mut command, "GC", &Attachment::named(""), &request);
-            request.end();
+            failures += usize::from(request.wait().json["code"].is_u64());
         }
+        assert!(failures > 0, "no {call} of GC failed");
     }
     let rules = node.sh("nft list ruleset").ok();
     assert!(rules.contains("masquerade-10.10.1.0-24"), "{rules}");
@@ -348,19 +350,22 @@ fn gc_removes_the_host_veth_of_a_killed_add() {
         let pod = node.pod(name);
         // ADD is killed at each of its requests to the kernel, also between the creation of the
         // veth pair and the setting of its alias.
+        let mut left = 0;
         for nth in 1..16 {
             let inject = format!("inject=sendto:signal=KILL:when={nth}");
             let mut command = node.command("strace");
             command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
             command.arg(&plugin.0);
-            plugin
-                .start_with_command(&mut command, "ADD", &Attachment::of(&pod), &conf)
-                .end();
+            let add = plugin.start_with_command(&mut command, "ADD", &Attachment::of(&pod), &conf);
+            let is_killed = !add.wait().success;
+            assert!(nth > 1 || is_killed, "the first request kills the ADD");
+            left += usize::from(is_killed && !node.ports().is_empty());
             let request = with_valid(&conf, "cni.dev/valid-attachments", &[]);
             plugin
                 .call(&node, "GC", &Attachment::named(""), &request)
                 .ok();
             assert!(node.ports().is_empty(), "{name}, request {nth}");
         }
+        assert!(left > 0, "{name}: no killed ADD left a veth");
     }
 }

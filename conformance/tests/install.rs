@@ -2,7 +2,9 @@
 //! uninstalled.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Stdio;
 
 use conformance::reference_picture::CNI_CONF;
 use conformance::{Agent, Attachment, Chain, Lab, Node, Output, dist, wait_for};
@@ -51,7 +53,15 @@ fn uninstall_restores_the_previous_state() {
     );
     node.sh("chmod 755 /run/opt/cni-hostgw").ok();
     node.write("/run/net.d/05-other.conf", "{}");
-    let old = node.command("/run/opt/cni-hostgw").output();
+    let mut command = node.command("/run/opt/cni-hostgw");
+    let mut old = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it is a script");
+    let stdout = old.stdout.take().expect("the stream is piped");
+    let mut lines = BufReader::new(stdout).lines();
+    let mut line = || lines.next().expect("a line").expect("text");
+    assert_eq!(line(), "old", "the plugin is running now");
 
     let before = run(&node, &format!("install {DIRECTORY_FLAGS} --wait=300ms"));
     assert!(!before.success);
@@ -75,8 +85,8 @@ fn uninstall_restores_the_previous_state() {
             .len()
     );
     assert_eq!(installed.permissions().mode() & 0o777, 0o755);
-    let old = old.expect("it was started").stdout;
-    assert_eq!(String::from_utf8_lossy(&old), "old\nstill\n");
+    assert_eq!(line(), "still");
+    assert!(old.wait().expect("it ends").success());
 
     let running_agent = agent(&node, &[]);
     let done = run(&node, &format!("install {DIRECTORY_FLAGS}"));

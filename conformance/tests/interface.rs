@@ -64,6 +64,7 @@ fn the_interface_is_chosen_in_flannels_order() {
         ] {
             etcd.ctl("del /coreos.com/network/subnets/10.10.1.0-24")
                 .ok();
+            node.sh("ip route flush proto 104").ok();
             let agent = start(node, etcd, args);
             wait_for(&format!("{args:?}: {}", agent.log()), || {
                 public(etcd) == address
@@ -194,7 +195,7 @@ fn because(node: &Node<'_>) -> String {
 fn delete_all_state(node: &Node<'_>, etcd: &Etcd<'_>) {
     etcd.ctl("del --prefix /coreos.com/network/subnets/10.10.1.0-24")
         .ok();
-    node.sh("rm -rf /run/hostgw-agent.log /var/lib/hostgw /run/flannel")
+    node.sh("rm -rf /run/hostgw-agent.log /var/lib/hostgw /run/flannel; ip route flush proto 104")
         .ok();
 }
 
@@ -272,10 +273,13 @@ fn the_announced_address_does_not_depend_on_the_kernels_order_of_addresses() {
         std::thread::sleep(std::time::Duration::from_millis(700));
         assert_eq!(public(etcd), "192.168.2.16", "{}", agent.log());
         assert!(agent.stop());
+        // Without an agent, there is no status.
         let agent = start(node, etcd, &[]);
-        wait_for("the route", || {
-            has_route(node, "10.10.2.0/24 via 192.168.2.15 dev enp0s5")
+        wait_for("readiness", || {
+            let status = status(node);
+            status["ready"] == true && status["store"]["reached"] == true
         });
+        assert_eq!(status(node)["node"]["publicIP"], "192.168.2.16");
         assert_eq!(public(etcd), "192.168.2.16");
         assert!(agent.stop());
         // Without saved state, a virtual address (/32) is the last choice, as are a link-local or
@@ -364,7 +368,7 @@ fn in_ipv6_the_announced_address_also_stays_when_others_are_added() {
              ip -6 route replace fd00:192:168:2::/64 dev enp0s5; ip -6 route replace default via fd00:192:168:2::1 dev enp0s5")
         .ok();
     let agent = start(&node, &etcd, &["--iface=enp0s5"]);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    agent.wait_for_log("the interface has no IPv6 address, and the network needs one");
     assert_eq!(etcd.leases(), [], "{}", agent.log());
 }
 
@@ -401,9 +405,9 @@ fn lo_is_never_chosen_as_the_interface() {
                 "the lease has the address of the default route's interface",
                 || public(etcd) == "192.168.2.16",
             );
-            let file = fs::read_to_string(node.path("/run/flannel/subnet.env"));
             wait_for("its MTU", || {
-                file.as_ref().is_ok_and(|file| file.contains("MTU=1500"))
+                let file = fs::read_to_string(node.path("/run/flannel/subnet.env"));
+                file.is_ok_and(|file| file.contains("MTU=1500"))
             });
             assert!(
                 status(node)["warnings"].to_string().contains("lo is not"),
@@ -449,7 +453,7 @@ fn count_lost_pings(lab: &Lab, node: &Node<'_>, doing: &str) -> usize {
     let neighbour = lab.node("neighbour", &["192.168.2.15/24"]);
     neighbour.sh("ip addr add 10.10.2.1/24 dev lo").ok();
     node.sh("ip addr add 10.10.1.1/24 dev lo").ok();
-    let ping = "busybox ping -A -c 60 -W 1 -I 10.10.1.1 10.10.2.1 >/run/ping.log 2>&1 &";
+    let ping = "busybox ping -i 0.05 -c 60 -W 1 -I 10.10.1.1 10.10.2.1 >/run/ping.log 2>&1 &";
     neighbour
         .sh("ip route add 10.10.1.0/24 via 192.168.2.16")
         .ok();

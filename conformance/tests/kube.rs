@@ -331,8 +331,8 @@ fn an_unreachable_api_server_does_not_affect_running_nodes() {
         wait_for_route(node, "10.10.3.0/24", Some("192.168.2.14"));
         wait_for_route(node, "10.10.2.0/24", None);
     }
-    agents[0].wait_for_log("reading everything again");
-    agent.wait_for_log("the store is reachable again");
+    agents[0].wait_for_log("listing all Nodes");
+    agent.wait_for_log("the store can be reached again");
 
     notices_a_hanging_server(&kube, worker);
     drop(agent);

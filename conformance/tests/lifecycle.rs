@@ -1,6 +1,8 @@
 //! ADD and DEL: repeated, late, concurrent and failed requests, and what they leave behind.
 
-use conformance::{Attachment, Lab, Node, Plugin, Reply, Server};
+use std::time::Duration;
+
+use conformance::{Attachment, Lab, Node, Output, Plugin, Reply, Server};
 use serde_json::{Value, json};
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
@@ -635,13 +637,19 @@ fn interface_names_with_a_percent_sign_are_rejected() {
 }
 
 /// Runs a request in a shell, with its standard output redirected by `redirection`.
-fn run_in_shell(node: &Node<'_>, verb: &str, name: &str, conf: &Value, redirection: &str) -> bool {
+fn run_in_shell(
+    node: &Node<'_>,
+    verb: &str,
+    name: &str,
+    conf: &Value,
+    redirection: &str,
+) -> Output {
     node.write("/run/request", conf.to_string());
     let run = format!(
         "CNI_COMMAND={verb} CNI_CONTAINERID={name} CNI_NETNS=/run/netns/{name} CNI_IFNAME=eth0 \
          CNI_PATH=/mnt/bin /mnt/bin/cni-hostgw < /run/request {redirection}"
     );
-    node.sh(&run).success
+    node.sh(&run)
 }
 
 #[test]
@@ -664,13 +672,17 @@ fn an_add_whose_result_cannot_be_written_leaves_nothing() {
             .collect()
     };
     let before = seen();
-    assert!(!run_in_shell(&node, "ADD", "a", &conf, ">/dev/full"));
+    let has_failed_at_the_end = || {
+        let output = run_in_shell(&node, "ADD", "a", &conf, ">/dev/full");
+        !output.success && output.stderr.contains("failed to write the answer")
+    };
+    assert!(has_failed_at_the_end());
     assert_eq!(seen(), before);
     plugin.del(&a, &conf).ok();
     assert_eq!(seen(), before);
     // The failed first ADD of a network leaves no firewall rules either.
     plugin.del(&b, &conf).ok();
-    assert!(!run_in_shell(&node, "ADD", "a", &conf, ">/dev/full"));
+    assert!(has_failed_at_the_end());
     assert_eq!(node.sh("nft list ruleset").ok(), "");
     assert!(node.ports().is_empty());
 }
@@ -715,7 +727,7 @@ fn an_add_waits_for_the_lock_even_if_it_cannot_start_a_thread() {
     let node = node(&lab);
     let plugin = Plugin::ours(&lab);
     let pod = node.pod("a");
-    let holder = Server::program(&node, "flock", "/var/lib/cni/hostgw.lock busybox sleep 1");
+    let holder = Server::program(&node, "flock", "/var/lib/cni/hostgw.lock busybox sleep 2");
     conformance::wait_for("the lock is held", || {
         !node.sh("flock -n /var/lib/cni/hostgw.lock true").success
     });
@@ -729,8 +741,10 @@ fn an_add_waits_for_the_lock_even_if_it_cannot_start_a_thread() {
     ]);
     command.arg(&plugin.0);
     let conf = bridge_form("cni-hostgw");
+    let begin = std::time::Instant::now();
     let add = plugin.start_with_command(&mut command, "ADD", &Attachment::of(&pod), &conf);
     add.wait().ok();
+    assert!(begin.elapsed() > Duration::from_secs(1), "it waited");
     drop(holder);
 }
 
@@ -785,6 +799,7 @@ fn del_of_a_reference_plugins_pod_does_not_mistake_an_error_for_a_deleted_namesp
     let pod = node.pod("a");
     reference.add(&pod, &bridge_form("bridge")).ok();
     let conf = bridge_form("cni-hostgw");
+    let (mut failed, mut removed) = (0, 0);
     for call in ["openat", "fstatfs", "setns", "socket"] {
         for error in ["EMFILE", "EIO", "ENOBUFS", "EPERM", "ENOMEM"] {
             for nth in 1..6 {
@@ -792,13 +807,15 @@ fn del_of_a_reference_plugins_pod_does_not_mistake_an_error_for_a_deleted_namesp
                 let mut command = node.command("strace");
                 command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
                 command.arg(&ours.0);
-                ours.start_with_command(&mut command, "DEL", &Attachment::of(&pod), &conf)
-                    .end();
+                let del =
+                    ours.start_with_command(&mut command, "DEL", &Attachment::of(&pod), &conf);
+                failed += usize::from(del.wait().json["code"].is_u64());
                 let is_held = node.path("/var/lib/cni/networks/cbr0/10.10.1.2").exists();
                 let pod_has_address = pod.sh("ip -o addr").ok().contains("10.10.1.2");
                 // The link is deleted before the reservation, so that no pod gets an address that
                 // is still in use.
                 assert!(is_held || !pod_has_address, "{inject}");
+                removed += usize::from(!is_held);
                 if !is_held || !pod_has_address {
                     ours.del(&pod, &conf).ok();
                     reference.add(&pod, &bridge_form("bridge")).ok();
@@ -812,6 +829,7 @@ fn del_of_a_reference_plugins_pod_does_not_mistake_an_error_for_a_deleted_namesp
             }
         }
     }
+    assert!(failed > 0 && removed > 0, "{failed} {removed}");
 }
 
 #[test]

@@ -19,18 +19,26 @@ const TRACE: &str = "/run/trace";
 #[derive(Default)]
 pub(crate) struct Tally {
     points: usize,
+    /// Requests that were killed.
+    killed: usize,
+    /// Requests that failed because of a fault.
+    failed: usize,
     broken: Vec<String>,
 }
 
 impl Tally {
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.points += other.points;
+        self.killed += other.killed;
+        self.failed += other.failed;
         self.broken.extend(other.broken);
         self
     }
 
     pub(crate) fn is_good(&self) -> bool {
-        self.points > 0 && self.broken.is_empty()
+        // Without any effect of a fault, nothing was tried.
+        let had_effect = self.points > 0 && self.killed > 0 && self.failed > 0;
+        had_effect && self.broken.is_empty()
     }
 
     /// Prints the result for people.
@@ -39,14 +47,23 @@ impl Tally {
         for broken in &self.broken {
             println!("{broken}");
         }
-        let (points, broken) = (self.points, self.broken.len());
-        println!("{points} points, {broken} broken, in {} s", took.as_secs());
+        let Self {
+            points,
+            killed,
+            failed,
+            ..
+        } = self;
+        let broken = self.broken.len();
+        let seconds = took.as_secs();
+        println!(
+            "{points} points ({killed} killed, {failed} failed), {broken} broken, in {seconds} s"
+        );
     }
 
     /// Prints the result for the supervisor.
     #[expect(clippy::print_stdout, reason = "the supervisor reads it")]
     pub(crate) fn write(&self) {
-        println!("{}", self.points);
+        println!("{} {} {}", self.points, self.killed, self.failed);
         for broken in &self.broken {
             println!("{}", broken.replace('\n', " "));
         }
@@ -54,9 +71,15 @@ impl Tally {
 
     pub(crate) fn parse(text: &str) -> Self {
         let mut lines = text.lines();
-        let points = lines.next().and_then(|line| line.parse().ok());
+        let numbers = lines.next().unwrap_or_default().split(' ');
+        let numbers: Vec<_> = numbers.map_while(|number| number.parse().ok()).collect();
+        let [points, killed, failed] = numbers[..] else {
+            panic!("a worker prints three numbers: {text}");
+        };
         Self {
-            points: points.expect("a worker prints the number of points"),
+            points,
+            killed,
+            failed,
             broken: lines.map(str::to_owned).collect(),
         }
     }
@@ -75,12 +98,13 @@ pub(crate) fn run(
     let ended = rehearsal.request().run(&traced);
     assert!(ended.is_success(), "{}: {ended:?}", scenario.name());
     let points = Point::all(TRACE);
+    assert!(!points.is_empty(), "{}", scenario.name());
     assert!(rehearsal.ask("DEL").is_success(), "{}", scenario.name());
     reset(scenario);
     for (i, point) in points.iter().enumerate() {
         // Each worker's share contains every kind of fault.
         if i % every == 0 && (i / every) % workers == worker {
-            let outcome = Trial::begin(scenario).at(point);
+            let outcome = Trial::begin(scenario).at(point, tally);
             tally.points += 1;
             if let Err(reason) = outcome {
                 let what = format!("{}, {}", scenario.name(), point.injection());
@@ -254,11 +278,13 @@ impl<'a> Trial<'a> {
     }
 
     /// Sends the request with a fault, and checks the outcome against the rules.
-    fn at(mut self, point: &Point) -> Result<(), String> {
+    fn at(mut self, point: &Point, tally: &mut Tally) -> Result<(), String> {
         let inject = point.injection();
         let traced = ["strace", "-qq", "-o", "/dev/null", "-e", &inject, PLUGIN];
         let ended = self.request().run(&traced);
         let was_killed = ended.code.is_none() && point.fault == Fault::Kill;
+        tally.killed += usize::from(was_killed);
+        tally.failed += usize::from(!was_killed && !ended.is_success());
         if was_killed && self.scenario.network == Network::Delegated {
             // Processes that the killed plugin had started continue without it.
             thread::sleep(Duration::from_millis(100));

@@ -86,6 +86,7 @@ fn inside(minutes: u64, seed: u64) -> ExitCode {
         }
     });
     world.finish();
+    world.check_activity();
     println!(
         "{} s, seed {seed}: {}",
         begin.elapsed().as_secs(),

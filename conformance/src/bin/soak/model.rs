@@ -181,6 +181,17 @@ impl World {
         )
     }
 
+    /// Reports a run in which nothing was tried, killed or checked.
+    pub(crate) fn check_activity(&self) {
+        let counters = [&self.operations, &self.kills, &self.looks];
+        if counters
+            .iter()
+            .any(|counter| counter.load(Ordering::Relaxed) == 0)
+        {
+            self.problem(format!("the run did too little: {}", self.counts()));
+        }
+    }
+
     pub(crate) fn problem(&self, what: String) {
         eprintln!("{what}");
         let mut problems = self

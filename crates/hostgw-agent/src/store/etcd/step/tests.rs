@@ -149,7 +149,11 @@ fn a_lease_with_the_nodes_address_belongs_to_the_node() {
             .ends_with(" instead of 10.10.9.0-24@1")
     );
     let reserved = ("10.10.9.0-24", "192.168.2.16", 0);
-    assert!(!describe_step(&new_node(), &contents(NETWORK, &[reserved])).contains("instead"));
+    let step = describe_step(&new_node(), &contents(NETWORK, &[reserved]));
+    assert!(
+        step.starts_with("take ") && !step.contains("instead"),
+        "{step}"
+    );
 }
 
 #[test]
