@@ -108,6 +108,7 @@ fn cnitool_sends_every_verb() {
                 );
             }
             cnitool("check", "b", ports).ok();
+            assert_ne!(left(&node), "", "{case}");
             node.sh("ip -n b route delete default").ok();
             let refused = cnitool("check", "b", ports);
             assert!(!refused.success, "{case}: {}", refused.stdout);
@@ -184,6 +185,7 @@ fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
                 "{kind}: from {from}: {answer:?}"
             );
         }
+        assert_ne!(left(&node), "", "{kind}");
         containerd.remove(&one);
         containerd.remove(&two);
         assert_eq!(left(&node), "", "{kind}");

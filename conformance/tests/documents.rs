@@ -116,6 +116,53 @@ fn every_source_path_and_make_target_in_a_document_exists() {
     assert!(paths > 20, "only {paths} paths were found");
 }
 
+/// All sources of the agent, without line breaks inside of texts.
+fn agent_sources() -> String {
+    let mut all = String::new();
+    let mut folders = vec![repository().join("crates/hostgw-agent/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("readable") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                all += &fs::read_to_string(&path).expect("UTF-8");
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_message_in_the_troubleshooting_table_is_one_of_the_agent() {
+    let document = repository().join("examples/kubernetes/README.md");
+    let text = prose(&document);
+    let table = text
+        .split("## When something is wrong")
+        .nth(1)
+        .expect("a heading");
+    let sources = agent_sources();
+    let mut messages = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let cell = row.split(" | ").next().unwrap_or_default();
+        for message in cell.split('`').skip(1).step_by(2) {
+            // The rest is filled in: a name, an address, a list.
+            for part in message
+                .split(['…', '"', '('])
+                .flat_map(|part| part.split(" x "))
+            {
+                let part = part.trim_matches([' ', ':', ';', ')', ',', '.']);
+                let part = part.trim_start_matches("x ").trim_end_matches(" x");
+                if part.len() > 11 && !part.contains("Unauthorized") {
+                    assert!(sources.contains(part), "no text of the agent has {part:?}");
+                    messages += 1;
+                }
+            }
+        }
+    }
+    assert!(messages > 15, "only {messages} messages were found");
+}
+
 #[test]
 fn the_top_readme_is_at_most_8_kb() {
     let length = fs::metadata(repository().join("README.md"))

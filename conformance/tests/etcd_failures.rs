@@ -405,7 +405,7 @@ fn the_password_is_read_from_a_file_and_never_appears_in_logs_or_state() {
         assert!(!agent.log().contains(secret), "{}", agent.log());
     }
     let status = worker1
-        .sh("/mnt/bin/hostgw-agent status --json; cat /var/lib/hostgw/state.json")
+        .sh("/mnt/bin/hostgw-agent status --json && cat /var/lib/hostgw/state.json")
         .ok();
     assert!(!status.contains("s3cr3t"));
     put(3);

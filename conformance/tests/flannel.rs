@@ -240,7 +240,12 @@ fn a_node_migrates_from_flanneld_and_back_while_pods_communicate() {
             .into_iter()
             .find(|(_, value)| value.contains("192.168.2.16"))
             .expect("flanneld holds a lease");
-        wait_for("flannel's rules", || !flannel_rules(&nodes[1]).is_empty());
+        let place = match mode {
+            "legacy" => "iptables-legacy-save | grep -qi flannel",
+            "nftables" => "nft list tables | grep -qi flannel",
+            _ => "iptables-save | grep -qi flannel",
+        };
+        wait_for(place, || nodes[1].sh(place).success);
         let (near, _) = flannel_pod(&nodes[1]);
         let (_far, addresses) = our_pod(&lab, &nodes[2]);
         for address in &addresses {

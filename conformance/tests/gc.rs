@@ -104,6 +104,8 @@ fn null_valid_attachments_means_that_no_attachment_is_valid() {
     let lab = Lab::new();
     let (plugin, conf) = (Plugin::ours(&lab), flannel_form());
     let node = node_with_pods(&lab, &plugin, &conf);
+    let is_ours = |line: &String| line.contains("10.10.1");
+    assert!(resources(&node).iter().any(is_ours));
     let mut request = conf.clone();
     request["cni.dev/valid-attachments"] = Value::Null;
     plugin

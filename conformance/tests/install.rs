@@ -2,7 +2,7 @@
 //! uninstalled.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
 
@@ -63,6 +63,9 @@ fn uninstall_restores_the_previous_state() {
     let mut line = || lines.next().expect("a line").expect("text");
     assert_eq!(line(), "old", "the plugin is running now");
 
+    // A shell reads a short script at once, so that only an open file shows how it is replaced.
+    let mut opened = fs::File::open(node.path("/run/opt/cni-hostgw")).expect("it is there");
+
     let before = run(&node, &format!("install {DIRECTORY_FLAGS} --wait=300ms"));
     assert!(!before.success);
     assert!(
@@ -85,6 +88,9 @@ fn uninstall_restores_the_previous_state() {
             .len()
     );
     assert_eq!(installed.permissions().mode() & 0o777, 0o755);
+    let mut text = String::new();
+    opened.read_to_string(&mut text).expect("it is open");
+    assert_eq!(text, "#!/bin/sh\necho old; sleep 1; echo still");
     assert_eq!(line(), "still");
     assert!(old.wait().expect("it ends").success());
 

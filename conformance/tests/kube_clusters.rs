@@ -144,6 +144,7 @@ fn outdated_data_of_an_api_server_removes_no_routes() {
     kube.kill();
     kube.etcd().freeze(true);
     let agent = start(worker, &second.admin(), &config, &[]);
+    agent.wait_for_log("the API server's cache is older than revision");
     agent.wait_for_log("using the last known state");
     sleep(Duration::from_secs(8));
     assert!(has_route(worker, 3), "{}", agent.log());

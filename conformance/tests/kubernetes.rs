@@ -386,6 +386,11 @@ impl Cluster<'_> {
         };
         assert!(whole(kubelet.in_pod("client", &fetch(&web)).ok()));
         assert!(whole(self.workers[0].sh(&fetch("192.168.2.15:8080")).ok()));
+        let rules = traces(self.workers[1]).2;
+        assert!(
+            rules.contains("CNI-DN-"),
+            "the host port has rules: {rules}"
+        );
         (client, web)
     }
 
@@ -403,6 +408,10 @@ impl Cluster<'_> {
         let distinct: BTreeSet<_> = all.iter().chain([client]).collect();
         assert_eq!(distinct.len(), 61, "{all:?}");
         assert_eq!(reserved_addresses(worker).len(), 61);
+        // Events are there at all.
+        let events = kube.get("/api/v1/namespaces/default/events");
+        let mut events = events["items"].as_array().into_iter().flatten();
+        assert!(events.any(|event| event["reason"] == "Started"));
         assert_eq!(failures(kube), [""; 0]);
         for i in 0..60 {
             kube.delete(&format!("{PODS}/many-{i}"));

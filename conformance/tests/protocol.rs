@@ -56,10 +56,10 @@ fn version_1_1_0_reports_the_mtu() {
     conf["mtu"] = json!(1400);
     let result = Plugin::ours(&lab).add(&node.pod("a"), &conf).ok();
     assert_eq!(result["cniVersion"], json!("1.1.0"));
-    for interface in result["interfaces"]
-        .as_array()
-        .expect("the result has interfaces")
-    {
+    let interfaces = result["interfaces"].as_array();
+    let interfaces = interfaces.expect("the result has interfaces");
+    assert_eq!(interfaces.len(), 3, "{result}");
+    for interface in interfaces {
         assert_eq!(interface["mtu"], json!(1400), "{interface}");
     }
     let links = node.ip("link show dev cni0");

@@ -117,3 +117,24 @@ fn an_address_that_moves_to_another_node_of_a_layer_2_network_is_reachable_at_on
         }
     }
 }
+
+#[test]
+fn an_add_deletes_neighbour_entries_of_its_addresses() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
+    let plugin = Plugin::ours(&lab);
+    let mut conf = conf("10.10.1.0/24", "fd00:10:10:1::/64");
+    plugin.add(&node.pod("first"), &conf).ok();
+    // The kernel never replaces a permanent entry by itself.
+    let entry = "dev cni0 lladdr 02:00:00:00:00:99 nud permanent";
+    let addresses = ["10.10.1.9", "fd00:10:10:1::9"];
+    for address in addresses {
+        node.sh(&format!("ip neigh replace {address} {entry}")).ok();
+    }
+    conf["capabilities"] = json!({"ips": true});
+    conf["runtimeConfig"] = json!({"ips": addresses});
+    plugin.add(&node.pod("second"), &conf).ok();
+    for address in addresses {
+        assert!(answers(|script| node.sh(script), address), "{address}");
+    }
+}

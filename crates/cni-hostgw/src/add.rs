@@ -111,7 +111,7 @@ struct VethPair {
     bridge: Link,
     names: Names,
     /// The container's end of the pair.
-    inside: Link,
+    container_link: Link,
     container_mac: Mac,
 }
 
@@ -181,8 +181,8 @@ impl<'a> Add<'a, '_> {
             },
             &self.container.rtnl,
         );
-        let inside = match created {
-            Ok(inside) => inside,
+        let container_link = match created {
+            Ok(container_link) => container_link,
             // The container's name is free, so the host's is not: the attachment already exists in
             // another namespace.
             Err(error) if error.already_exists() => return Err(Error::Exists(names.veth)),
@@ -192,12 +192,12 @@ impl<'a> Add<'a, '_> {
             }
         };
         transaction.veth = Some(names.veth.clone());
-        bridge::restore_mtu(&transaction.host, &bridge, inside.mtu)?;
+        bridge::restore_mtu(&transaction.host, &bridge, container_link.mtu)?;
         steps.done("veth");
         Ok(VethPair {
             bridge,
             names,
-            inside,
+            container_link,
             container_mac,
         })
     }
@@ -252,7 +252,7 @@ impl<'a> Add<'a, '_> {
             netns,
             rtnl,
         } = &self.container;
-        let (link, detect_duplicates) = (&pair.inside, self.config.detect_duplicates);
+        let (link, detect_duplicates) = (&pair.container_link, self.config.detect_duplicates);
         let announce = self.must_announce_mac(&pair.bridge, addresses)?;
         let has_ipv6 = addresses.iter().any(|address| address.address.is_ipv6());
         if has_ipv6 {
@@ -321,7 +321,7 @@ impl<'a> Add<'a, '_> {
         let VethPair {
             bridge,
             names,
-            inside,
+            container_link,
             ..
         } = pair;
         let ip = |address: &Address| Ip {
@@ -340,8 +340,13 @@ impl<'a> Add<'a, '_> {
         AddResult {
             interfaces: vec![
                 interface(&bridge.name, bridge.mac, bridge.mtu, None),
-                interface(&names.veth, Some(names.mac), inside.mtu, None),
-                interface(&inside.name, inside.mac, inside.mtu, netns),
+                interface(&names.veth, Some(names.mac), container_link.mtu, None),
+                interface(
+                    &container_link.name,
+                    container_link.mac,
+                    container_link.mtu,
+                    netns,
+                ),
             ],
             ips: allocation.addresses.iter().map(ip).collect(),
             routes,

@@ -39,12 +39,12 @@ pub(crate) fn check(
     };
     steps.done("netns");
     let bridge = check.bridge()?;
-    let inside = check.interface()?;
-    let host_veth = check.host_veth(&bridge, &inside)?;
+    let container_link = check.interface()?;
+    let host_veth = check.host_veth(&bridge, &container_link)?;
     steps.done("links");
-    check.addresses(&inside)?;
+    check.addresses(&container_link)?;
     check.routes()?;
-    check.neighbours(&bridge, &inside)?;
+    check.neighbours(&bridge, &container_link)?;
     steps.done("addresses");
     check.reservation()?;
     steps.done("ipam");
@@ -136,7 +136,7 @@ impl Check<'_> {
     }
 
     /// Checks that the host veth is the container's other end, up, and a port of the bridge as configured.
-    fn host_veth(&self, bridge: &Link, inside: &Link) -> Result<Link, Error> {
+    fn host_veth(&self, bridge: &Link, container_link: &Link) -> Result<Link, Error> {
         // Host veths of the bridge plugin have other names, which are in its result.
         let is_host_end = |i: &&Interface| i.sandbox.is_empty() && i.name != self.config.bridge;
         let expected = || self.previous.interfaces.iter().filter(is_host_end);
@@ -146,8 +146,11 @@ impl Check<'_> {
             let Some(link) = self.host.link(name)?.filter(|link| link.kind == Kind::Veth) else {
                 continue;
             };
-            if link.peer != Some(inside.index) || inside.peer != Some(link.index) {
-                let what = format!("host veth {name} is not the other end of {}", inside.name);
+            if link.peer != Some(container_link.index) || container_link.peer != Some(link.index) {
+                let what = format!(
+                    "host veth {name} is not the other end of {}",
+                    container_link.name
+                );
                 return check_failed(what);
             }
             if link.bridge != Some(bridge.index) {
@@ -177,12 +180,15 @@ impl Check<'_> {
         check_failed(format!("host veth {} is gone", self.names.veth))
     }
 
-    fn addresses(&self, inside: &Link) -> Result<(), Error> {
-        let present = self.container.addresses(inside)?;
+    fn addresses(&self, container_link: &Link) -> Result<(), Error> {
+        let present = self.container.addresses(container_link)?;
         let missing = |ip: &&cni::Ip| !present.contains(&ip.address);
         match self.ips().find(missing) {
             Some(ip) => {
-                let what = format!("interface {} lacks address {}", inside.name, ip.address);
+                let what = format!(
+                    "interface {} lacks address {}",
+                    container_link.name, ip.address
+                );
                 check_failed(what)
             }
             None => Ok(()),
@@ -226,10 +232,10 @@ impl Check<'_> {
 
     /// Checks the node's neighbour entries for the container's addresses. A missing one is no
     /// difference: entries expire.
-    fn neighbours(&self, bridge: &Link, inside: &Link) -> Result<(), Error> {
+    fn neighbours(&self, bridge: &Link, container_link: &Link) -> Result<(), Error> {
         for ip in self.ips().map(|ip| ip.address.ip()) {
             let known = self.host.neighbour(bridge, ip)?;
-            if let (Some(known), Some(mac)) = (known, inside.mac)
+            if let (Some(known), Some(mac)) = (known, container_link.mac)
                 && known != mac
             {
                 return check_failed(format!(

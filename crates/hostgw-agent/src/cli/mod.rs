@@ -49,7 +49,7 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Give this node's lease back to etcd, after the node was drained for good.
+    /// Release this node's lease in etcd, after the node was drained for good.
     Release(Box<Run>),
     /// Install the CNI plugin where container runtimes start it, and, once this node has a subnet,
     /// the CNI configuration list where they read it.

@@ -432,7 +432,7 @@ fn every_flag_is_documented_with_its_default_and_every_documented_flag_exists() 
         let (_, row) = documented
             .iter()
             .find(is_it)
-            .unwrap_or_else(|| panic!("--{name}"));
+            .unwrap_or_else(|| panic!("--{name} is not in crates/hostgw-agent/README.md"));
         for default in argument.get_default_values() {
             let default = format!("`{}`", default.to_string_lossy());
             assert!(row.contains(&default), "--{name}: {default}");

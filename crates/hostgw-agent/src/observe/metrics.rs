@@ -111,7 +111,8 @@ fn gauges(state: &State) -> [(&'static str, &'static str, Option<f64>); 10] {
     ]
 }
 
-/// The counters: name, help and value.
+/// The counters: name without `_total`, which is added, help and value. The word "mended" is older
+/// than "restored", and stays because names of metrics do not change.
 fn counters(state: &State) -> [(&'static str, &'static str, u64); 6] {
     [
         (
