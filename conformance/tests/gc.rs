@@ -350,11 +350,11 @@ fn gc_removes_the_host_veth_of_a_killed_add() {
             "cniVersion": "1.1.0", "name": name, "type": "cni-hostgw", "bridge": name, "ipam": ipam,
         });
         let pod = node.pod(name);
-        // ADD is killed at each of its requests to the kernel, also between the creation of the
-        // veth pair and the setting of its alias.
+        // ADD is killed at each of its requests to the kernel and at each answer, also between the
+        // creation of the veth pair and the setting of its alias.
         let mut left = 0;
-        for nth in 1..16 {
-            let inject = format!("inject=sendto:signal=KILL:when={nth}");
+        for nth in 1..40 {
+            let inject = format!("inject=sendto,recvfrom:signal=KILL:when={nth}");
             let mut command = node.command("strace");
             command.args(["-qq", "-o", "/dev/null", "-e", &inject]);
             command.arg(&plugin.0);

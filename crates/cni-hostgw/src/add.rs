@@ -9,6 +9,7 @@ use host_local::Attachment;
 use kernel::{HostNetns, InterfaceSetup, Link, Mac, Netns, Rtnl, Veth, Watch, sysctl};
 
 use crate::bridge::{self, enable_ipv6};
+use crate::bridge_lock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::ipam::{Address, Allocation, Ipam};
@@ -157,7 +158,7 @@ impl<'a> Add<'a, '_> {
         let names = Names::of(network, &self.attachment);
         // A network whose store stays locked must not keep other networks from the bridges.
         config.store.wait_for_lock()?;
-        let _lock = bridge::lock()?;
+        let _lock = bridge_lock::lock()?;
         steps.done("lock");
         let reserved = config
             .ipam
@@ -216,7 +217,7 @@ impl<'a> Add<'a, '_> {
         let allocation = transaction.allocation.insert(allocation?);
         steps.done("delegate");
         let host = &transaction.host;
-        let _lock = bridge::lock()?;
+        let _lock = bridge_lock::lock()?;
         allocation.refuse_shared(host, &self.config.store, transaction.network)?;
         bridge::ensure_addresses(
             host,

@@ -5,10 +5,8 @@
 //! lock, which is held until the pod's host end is a port of the bridge.
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use cni::NetworkName;
-use host_local::FileLock;
 use ipnetwork::IpNetwork;
 use kernel::{Bridge, Kind, Link, Mac, Rtnl, sysctl};
 use rand::TryRng;
@@ -20,25 +18,9 @@ use crate::ipam::Ipam;
 use crate::names::{MacKind, Owner, belongs_to};
 use crate::state::{AddressSource, Settings};
 
-/// The file with the lock of the node's bridges. It is beside the stores of all networks, and only root
-/// can open it.
-const LOCK_FILE: &str = "/var/lib/cni/hostgw.lock";
-
-/// Locks the node's bridges against other requests. The lock of a store is always taken after this
-/// one.
-pub(crate) fn lock() -> Result<FileLock, Error> {
-    let lock = FileLock::open(Path::new(LOCK_FILE)).map_err(Error::LockBridges)?;
-    lock.map_err(Error::BridgesLocked)
-}
-
-/// The same for a request that creates nothing. `None` if there was never an ADD on this node.
-pub(crate) fn lock_existing() -> Result<Option<FileLock>, Error> {
-    let lock = FileLock::open_existing(Path::new(LOCK_FILE)).map_err(Error::LockBridges)?;
-    lock.transpose().map_err(Error::BridgesLocked)
-}
-
 /// Makes sure that the bridge exists and is up, with the gateways' addresses and with its ports as the
-/// configuration wants them, and that the node forwards. Must be called under the [lock].
+/// configuration wants them, and that the node forwards. Must be called under the
+/// [lock](crate::bridge_lock::lock).
 pub(crate) fn ensure(
     host: &Rtnl,
     network: &NetworkName,
@@ -70,7 +52,8 @@ pub(crate) fn ensure(
 }
 
 /// Adds the gateways' addresses to the bridge and enables forwarding, if the bridge is the gateway.
-/// `own` is the port that this is done for, if it exists already. Must be called under the [lock].
+/// `own` is the port that this is done for, if it exists already. Must be called under the
+/// [lock](crate::bridge_lock::lock).
 pub(crate) fn ensure_addresses(
     host: &Rtnl,
     config: &Config,
@@ -268,7 +251,8 @@ fn ensure_mtu(
 }
 
 /// Restores the MTU of a bridge that the node itself uses: unless it was set explicitly, the kernel lowers
-/// it to the one of a new port, `mtu`. Must be called under the [lock].
+/// it to the one of a new port, `mtu`. Must be called under the
+/// [lock](crate::bridge_lock::lock).
 pub(crate) fn restore_mtu(host: &Rtnl, bridge: &Link, mtu: u32) -> Result<(), Error> {
     if mtu >= bridge.mtu || !has_host_ports(host, bridge)? {
         return Ok(());

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use cni::{Call, CniArgs, Dns};
 use host_local::Store;
-use ipnetwork::IpNetwork;
 use kernel::{Mac, Port};
 use netconf::{BridgeKeys, LenientConf, NetConf};
 use subnet::Subnet;
 use subnet_env::SubnetEnv;
 
+use crate::config_input::ConfigInput;
 use crate::error::Error;
 use crate::ipam::{self, Delegate, Ipam};
 use crate::masquerade::{Backend, Masquerade};
@@ -56,20 +56,6 @@ pub(crate) struct Config {
 pub(crate) enum SubnetFileWait {
     AsConfigured,
     None,
-}
-
-/// The parts from which the configuration is made.
-#[derive(Debug)]
-pub(crate) struct ConfigInput<'a> {
-    pub(crate) call: &'a Call,
-    pub(crate) conf: NetConf,
-    pub(crate) args: CniArgs,
-    /// True if containers get addresses.
-    pub(crate) has_addresses: bool,
-    /// The node's subnets. Empty if the subnet file is not needed.
-    pub(crate) subnets: Vec<IpNetwork>,
-    /// Networks of the cluster, as far as they are known.
-    pub(crate) networks: Vec<IpNetwork>,
 }
 
 impl Config {

@@ -4,11 +4,12 @@ use cni::{Call, Parameters};
 use kernel::{HostNetns, Kind, Link, Netns, Rtnl};
 use netconf::LenientConf;
 
+use crate::bridge_lock;
 use crate::error::Error;
 use crate::ipam::{Delegate, store_from_config};
 use crate::log::StepTimer;
 use crate::names::{Names, Owner, attachment, belongs_to};
-use crate::{bridge, masquerade, scratch};
+use crate::{masquerade, scratch};
 
 /// Deletes the veth pair and then releases the addresses: in this order, so that no other container
 /// gets an address that still has traffic. With the last attachment of the network, its rules are
@@ -45,7 +46,7 @@ pub(crate) fn del(
     // With another IPAM plugin, only the links show which attachment was the last, if no ADD is under
     // way.
     let _lock = match delegate {
-        Some(_) => bridge::lock_existing()?,
+        Some(_) => bridge_lock::lock_existing()?,
         None => None,
     };
     let released = store.release(&attachment)?;

@@ -10,13 +10,14 @@ use ipnetwork::IpNetwork;
 use kernel::{Link, Rtnl};
 use netconf::LenientConf;
 
+use crate::bridge_lock;
 use crate::config::DEFAULT_BRIDGE;
 use crate::error::Error;
 use crate::ipam::{Delegate, reclaim, store_from_config};
 use crate::log::StepTimer;
 use crate::names::{Names, Owner, belongs_to};
 use crate::state::Feature;
-use crate::{bridge, masquerade, scratch};
+use crate::{masquerade, scratch};
 
 /// Removes the host veths, addresses, rules and scratch files of attachments that the runtime does not
 /// list as valid. It goes on after a failure, and fails with all of them at the end.
@@ -105,7 +106,7 @@ impl Collection<'_> {
     /// Returns everything that failed.
     fn run(&self, steps: &mut StepTimer) -> Vec<Error> {
         // Under the lock, no ADD has reserved an address without having its interface yet.
-        let _lock = match bridge::lock() {
+        let _lock = match bridge_lock::lock() {
             Ok(lock) => lock,
             Err(error) => return vec![error],
         };

@@ -5,8 +5,10 @@
 
 mod add;
 mod bridge;
+mod bridge_lock;
 mod check;
 mod config;
+mod config_input;
 mod del;
 mod error;
 mod gc;

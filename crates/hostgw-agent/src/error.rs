@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 pub(crate) use cni::causes;
 
-use crate::commands::install;
+use crate::commands::install::error::Error as InstallError;
 use crate::files;
 use crate::node::{forwarding, uplink};
 use crate::store;
@@ -32,7 +32,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]
-    Install(#[from] install::Error),
+    Install(#[from] InstallError),
     /// An error that persists until it is looked at again.
     #[error(transparent)]
     Persisting(#[from] Arc<Error>),

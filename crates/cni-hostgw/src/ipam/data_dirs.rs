@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use host_local::Store;
 use util::none_if_not_found;
 
-use super::pool::DEFAULT_DATA_DIR;
 use crate::error::Error;
+
+/// The default of `ipam.dataDir`.
+pub(super) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// The file with a line for each folder. It is gone after a boot, as reservations are.
 const DATA_DIRS_FILE: &str = "/run/cni-hostgw/data-dirs";

@@ -15,7 +15,7 @@ use subnet::Subnet;
 use subnet_env::SubnetEnv;
 
 use super::{Address, Allocation, Undo};
-use crate::config::ConfigInput;
+use crate::config_input::ConfigInput;
 use crate::error::Error;
 use crate::state::Settings;
 

@@ -15,7 +15,7 @@ use subnet::Subnet;
 pub(crate) use delegate::Delegate;
 pub(crate) use pool::{Pool, open_store, reclaim, store_from_config};
 
-use crate::config::ConfigInput;
+use crate::config_input::ConfigInput;
 use crate::error::Error;
 use pool::refuse_shared_addresses;
 

@@ -16,12 +16,9 @@ use netconf::{LenientConf, NetConf, RangeConf};
 use subnet::Subnet;
 
 use super::{Address, Allocation, Undo, data_dirs};
-use crate::config::ConfigInput;
+use crate::config_input::ConfigInput;
 use crate::error::Error;
 use crate::names::{Names, Owner};
-
-/// The default of `ipam.dataDir`.
-pub(super) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// An ADD that is under way may have no veth yet. None takes longer than this.
 const MIN_RECLAIM_AGE: Duration = Duration::from_secs(60);
@@ -174,7 +171,9 @@ pub(crate) fn store_from_config(network: &NetworkName, conf: &LenientConf) -> Re
 pub(crate) fn open_store(data_dir: Option<PathBuf>, network: &NetworkName) -> Result<Store, Error> {
     // An empty path counts as missing: it would mean the runtime's working directory.
     let data_dir = data_dir.filter(|path| !path.as_os_str().is_empty());
-    let data_dir = data_dir.as_deref().unwrap_or(Path::new(DEFAULT_DATA_DIR));
+    let data_dir = data_dir
+        .as_deref()
+        .unwrap_or(Path::new(data_dirs::DEFAULT_DATA_DIR));
     let boot = Boot::current().map_err(Error::Boot)?;
     Ok(Store::new(data_dir, network.as_str(), boot))
 }

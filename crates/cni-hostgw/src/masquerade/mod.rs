@@ -14,7 +14,7 @@ use subnet::Subnet;
 
 pub(crate) use iptables::remove_bridge_plugin_chains;
 
-use crate::bridge;
+use crate::bridge_lock;
 use crate::error::Error;
 use crate::ipam::Address;
 use crate::names::{belongs_to, shortened};
@@ -162,7 +162,7 @@ pub(crate) fn remove_if_last(
     network: &NetworkName,
     store: &Store,
 ) -> Result<(), Error> {
-    let _lock = bridge::lock()?;
+    let _lock = bridge_lock::lock()?;
     if host.links()?.iter().any(|link| belongs_to(link, network)) {
         return Ok(());
     }

@@ -1,7 +1,6 @@
 //! The agent: reconciles the node's routes, firewall, sysctls and subnet file with what its store
 //! says, for as long as it runs.
 
-mod log_limiter;
 mod rate_limiter;
 mod reconcile;
 mod reporter;
@@ -15,8 +14,6 @@ use std::time::SystemTime;
 use kernel::{Route, Rtnl};
 use tokio::time::Instant;
 use tracing::{info, warn};
-
-pub(crate) use log_limiter::LogLimiter;
 
 use crate::commands::install::Install;
 use crate::error::{Error, Result};

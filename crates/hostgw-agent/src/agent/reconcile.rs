@@ -14,7 +14,7 @@ use crate::firewall::{FirewallRules, PodPath};
 use crate::node::{Node, disable_ra, pod_bridges};
 use crate::observe::{StoreState, lock};
 use crate::routes::apply::{delete_unused_nexthops, take_over_flannel_routes};
-use crate::routes::{Applied, Peer, Refusal, apply};
+use crate::routes::{self, Applied, Peer, Refusal, apply};
 use crate::store::{View, ViewContext};
 
 /// The result of a reconcile.
@@ -146,7 +146,7 @@ impl Agent {
         trigger: Trigger,
         findings: &mut Findings,
     ) -> Vec<Peer> {
-        let mut peers = node.peers(self.config.routes.onlink);
+        let mut peers = routes::peers(node, self.config.routes.onlink);
         let applied = apply(&self.kernel, node, self.config.routes, &peers, present);
         let Some(mut applied) = findings.check(applied) else {
             return peers;

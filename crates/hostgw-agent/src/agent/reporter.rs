@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use tracing::{debug, info, warn};
 
-use super::log_limiter::LogLimiter;
 use super::reconcile::Outcome;
 use crate::commands::install;
 use crate::error::Error;
 use crate::files;
+use crate::observe::LogLimiter;
 use crate::routes::plan::Change;
 use crate::routes::{Applied, Peer};
 use crate::store::NetworkStatus;

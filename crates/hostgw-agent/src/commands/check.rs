@@ -8,42 +8,10 @@ use host_local::{RangeSets, RangeSpec};
 use netconf::{NetConf as PluginConf, RangeConf};
 use serde_json::Value;
 
+use super::invalid::Invalid;
 use crate::error::{Error, Result};
 use crate::network::{NetConf, net_conf};
 use crate::store::file::cluster;
-
-/// Why a text is not what it should be. It names the key.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Invalid {
-    #[error(transparent)]
-    Cluster(#[from] cluster::Error),
-    #[error(transparent)]
-    NetConf(#[from] net_conf::Error),
-    #[error("{0}")]
-    Text(String),
-}
-
-impl From<String> for Invalid {
-    fn from(reason: String) -> Self {
-        Self::Text(reason)
-    }
-}
-
-impl From<serde_json::Error> for Invalid {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Text(error.to_string())
-    }
-}
-
-impl From<cni::Error> for Invalid {
-    fn from(error: cni::Error) -> Self {
-        Self::Text(if error.details.is_empty() {
-            error.msg
-        } else {
-            format!("{}: {}", error.msg, error.details)
-        })
-    }
-}
 
 /// Checks each file and returns a line about each. Fails if one is invalid, and names all that are.
 pub(crate) fn check(files: &[impl AsRef<Path>]) -> Result<String> {

@@ -1,6 +1,8 @@
 //! `hostgw-agent install` and `uninstall`: the plugin in the runtime's folder of programs, and the CNI
 //! configuration list in its folder of configurations. `run` keeps them there if asked to.
 
+pub(crate) mod error;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -16,10 +18,12 @@ use subnet_env::SubnetEnv;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::check::{self, Invalid};
+use super::check;
 use crate::error::{Error as AgentError, Result};
 use crate::files;
 use crate::observe::is_running;
+
+pub(crate) use error::Error;
 
 /// The default list: flannel's own, with our plugin.
 const LIST: &str = include_str!("../../../../examples/10-cni-hostgw.conflist");
@@ -27,34 +31,6 @@ const LIST_NAME: &str = "10-cni-hostgw.conflist";
 const PLUGIN_NAME: &str = "cni-hostgw";
 /// Name of the list that kube-flannel installs.
 const FLANNEL_LIST_NAME: &str = "10-flannel.conflist";
-
-/// Why something cannot be installed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("find this program")]
-    OwnPath(#[source] io::Error),
-    #[error("the plugin to install: read {path} (--cni-plugin)")]
-    Plugin { path: PathBuf, source: io::Error },
-    #[error("{path} (--cni-conf)")]
-    ReadList { path: PathBuf, source: io::Error },
-    #[error("{path} (--cni-conf)")]
-    List { path: PathBuf, source: Invalid },
-    #[error("{path}")]
-    FlannelList { path: PathBuf, source: Invalid },
-    #[error(
-        "{path} (--cni-conf): name is {name}, but pods of this node were attached to {flannel_name} of {flannel_path}"
-    )]
-    OtherNetwork {
-        path: PathBuf,
-        name: Value,
-        flannel_path: PathBuf,
-        flannel_name: Value,
-    },
-    #[error(
-        "the CNI configuration list is not installed before there is a subnet file: is the agent running?"
-    )]
-    NoSubnetFile(#[source] subnet_env::Error),
-}
 
 /// Files to install, and their directories.
 #[derive(Clone, Debug)]

@@ -26,8 +26,8 @@ pub(crate) use iptables::remove as remove_iptables;
 pub(crate) use rules::{FirewallRules, PodPath};
 pub(crate) use table::{TABLE, delete as delete_table};
 
-use crate::agent::LogLimiter;
 use crate::error::{Error, Result, causes};
+use crate::observe::LogLimiter;
 use rules::Flow;
 
 /// The comment of our rules in chains of others.

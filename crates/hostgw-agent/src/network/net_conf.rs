@@ -6,6 +6,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::error::Error;
 use super::subnet_pool::{FamilyKeys, IPV4, IPV6, SubnetPool};
 
 /// The cluster's network configuration, validated. At least one family is enabled.
@@ -15,38 +16,6 @@ pub(crate) struct NetConf {
     pub(crate) ipv4: Option<SubnetPool>,
     /// The node subnets of IPv6. `None` if IPv6 is disabled.
     pub(crate) ipv6: Option<SubnetPool>,
-}
-
-/// Why a text is not a network's configuration. It names the key, its value and the rule.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("{0} is missing")]
-    Missing(&'static str),
-    #[error("{key} is {value}, and must {rule}")]
-    Invalid {
-        key: &'static str,
-        value: String,
-        rule: String,
-    },
-    #[error("EnableIPv4 and EnableIPv6 are both false")]
-    NoFamily,
-    /// It is not JSON, or not an object.
-    #[error("{0}")]
-    Json(String),
-}
-
-impl Error {
-    pub(super) fn invalid(
-        key: &'static str,
-        value: &(impl ToString + ?Sized),
-        rule: impl Into<String>,
-    ) -> Self {
-        Self::Invalid {
-            key,
-            value: value.to_string(),
-            rule: rule.into(),
-        }
-    }
 }
 
 const ENABLE_IPV4: &str = "EnableIPv4";

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 use subnet::{Subnet, to_number};
 
-use super::net_conf::Error;
+use super::error::Error;
 
 /// The subnet pool of one family: its network, and the subnets in it that nodes can get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,8 +15,6 @@ pub(crate) use forwarding::{Forwarding, disable_ra};
 pub(crate) use uplink::{Interfaces, Selection, Uplink, UplinkHints};
 
 use crate::network::{EtcdLease, Lease, Snapshot};
-use crate::routes::Peer;
-use crate::routes::peers::{ThisNode, evaluate};
 
 /// A snapshot of the cluster, and this node in it.
 #[derive(Clone)]
@@ -64,16 +62,6 @@ impl Node {
     pub(crate) fn other_nodes(&self) -> usize {
         let leases = self.snapshot.leases.iter();
         leases.filter(|lease| lease.node != self.own.node).count()
-    }
-
-    /// Every other node's subnets, and which of them can be routed.
-    pub(crate) fn peers(&self, onlink: bool) -> Vec<Peer> {
-        let own = ThisNode {
-            lease: &self.own,
-            uplink: &self.uplink,
-            onlink,
-        };
-        evaluate(&self.snapshot, own)
     }
 
     /// Returns the families and interfaces that this node has to forward.

@@ -8,4 +8,4 @@ pub(crate) mod plan;
 
 pub(crate) use apply::{Applied, RouteOptions, apply};
 pub(crate) use diversions::Diversions;
-pub(crate) use peers::{Peer, Refusal};
+pub(crate) use peers::{Peer, Refusal, peers};

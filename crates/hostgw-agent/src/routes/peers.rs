@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::network::{Hop, Lease, Snapshot, SubnetMap};
-use crate::node::Uplink;
+use crate::node::{Node, Uplink};
 
 /// A subnet of another node, and whether it is routed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,16 @@ pub(crate) struct ThisNode<'a> {
     pub(crate) uplink: &'a Uplink,
     /// Accept next hops that are not on the uplink's link according to its addresses.
     pub(crate) onlink: bool,
+}
+
+/// Returns every other node's subnets, and which of them can be routed.
+pub(crate) fn peers(node: &Node, onlink: bool) -> Vec<Peer> {
+    let own = ThisNode {
+        lease: &node.own,
+        uplink: &node.uplink,
+        onlink,
+    };
+    evaluate(&node.snapshot, own)
 }
 
 /// Lists every other node's subnets, and finds those that cannot be routed. If two nodes have the

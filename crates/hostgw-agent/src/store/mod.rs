@@ -16,10 +16,10 @@ use std::sync::Arc;
 use kernel::{Route, Rtnl};
 
 use crate::agent::saved_state::SavedState;
-use crate::error::causes;
 use crate::network::{Addresses, NetConf};
 use crate::node::{Interfaces, Node, Selection, Uplink, UplinkHints, uplink};
 use crate::observe::StoreState;
+use cni::causes;
 
 /// Which store to use, and how to reach it.
 pub(crate) enum StoreConfig {

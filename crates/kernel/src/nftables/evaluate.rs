@@ -8,7 +8,7 @@ use super::base_chain::BaseChain;
 use super::expression::{Expression, Verdict};
 use super::listing::{ListedRule, rules};
 use super::message::read_u32;
-use super::packet::Packet;
+use super::packet::{MatchMode, Packet};
 use super::set::{Element, elements};
 use super::uapi::{
     BITWISE_DREG, BITWISE_MASK, BITWISE_OP, BITWISE_SREG, BITWISE_XOR, CMP_DATA, CMP_EQ, CMP_NEQ,
@@ -17,16 +17,6 @@ use super::uapi::{
     RANGE_TO_DATA, REG_VERDICT, XT_INFO, XT_NAME, XT_REV, ct,
 };
 use crate::Error;
-
-/// How the matches of a rule are evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MatchMode {
-    /// Evaluates all matches that can be interpreted.
-    Full,
-    /// Treats matches on addresses as unknown: a rule that denies certain addresses is there on
-    /// purpose.
-    WithoutAddresses,
-}
 
 /// The decision of a chain about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

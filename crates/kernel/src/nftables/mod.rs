@@ -21,10 +21,10 @@ mod transaction;
 mod uapi;
 
 pub use base_chain::{BaseChain, forward_chains};
-pub use evaluate::{ChainDecision, MatchMode};
+pub use evaluate::ChainDecision;
 pub use listing::{ListedChain, ListedRule, chain, chains, dump_chains, has_table, rules};
 pub use message::Family;
-pub use packet::Packet;
+pub use packet::{MatchMode, Packet};
 pub use rule::Rule;
 pub use transaction::{Attempt, Chain, Hook, Transaction};
 

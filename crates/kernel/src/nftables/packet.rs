@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use super::evaluate::MatchMode;
 use super::expression::Expression;
 use super::uapi::{
     NFPROTO_IPV4, NFPROTO_IPV6, PAYLOAD_BASE, PAYLOAD_LEN, PAYLOAD_NETWORK_HEADER, PAYLOAD_OFFSET,
@@ -11,6 +10,16 @@ use super::uapi::{
 
 /// `IPPROTO_TCP`
 const TCP: u8 = 6;
+
+/// How the matches of a rule are evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatchMode {
+    /// Evaluates all matches that can be interpreted.
+    Full,
+    /// Treats matches on addresses as unknown: a rule that denies certain addresses is there on
+    /// purpose.
+    WithoutAddresses,
+}
 
 /// The first packet of a TCP connection that this node forwards.
 #[derive(Clone, Debug)]

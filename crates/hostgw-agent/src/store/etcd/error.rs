@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::step::Blocked;
-use crate::error::causes;
-use crate::network::net_conf;
+use super::blocked::Blocked;
+use crate::network;
+use cni::causes;
 
 /// etcd's message if authentication is disabled.
 const AUTH_DISABLED: &str = "authentication is not enabled";
@@ -48,10 +48,7 @@ pub(crate) enum Error {
     #[error("etcd has no {0} any more")]
     ConfigDeleted(String),
     #[error("{key}: {source}")]
-    InvalidConfig {
-        key: String,
-        source: net_conf::Error,
-    },
+    InvalidConfig { key: String, source: network::Error },
     #[error(transparent)]
     Blocked(#[from] Blocked),
     #[error("write this node's lease to etcd: {0}")]

@@ -5,6 +5,7 @@
 //! holds this node's own lease ([`holder`]). After any failure (compaction, a lost leader, a silent
 //! watch, new certificates) the connection ends, and the next one reads everything again.
 
+mod blocked;
 mod connection;
 mod contents;
 mod error;

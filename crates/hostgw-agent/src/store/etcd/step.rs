@@ -1,16 +1,15 @@
 //! Decides the next step for this node's lease. Pure.
 
 mod acquire;
-mod blocked;
 
 use ipnetwork::IpNetwork;
 
+use super::blocked::Blocked;
 use super::contents::{Contents, LeaseEntry};
 use super::error::Error;
 use super::format::{Subnets, Value};
 use crate::network::{Addresses, EtcdLease, NetConf};
 use acquire::is_full_beside;
-pub(crate) use blocked::Blocked;
 
 /// The facts about this node's lease that decide about the next step.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +68,12 @@ pub(super) struct Write {
     pub(super) is_reservation: bool,
     /// Another key of ours to delete in the same transaction, with the revision of its last change.
     pub(super) replaces: Option<(String, i64)>,
+}
+
+impl From<Blocked> for Step {
+    fn from(blocked: Blocked) -> Self {
+        Self::Blocked(blocked.into())
+    }
 }
 
 impl LeaseClaim {

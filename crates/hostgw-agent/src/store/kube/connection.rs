@@ -26,8 +26,13 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 use super::error::Error;
 use super::{object, proxy};
-use crate::error::causes;
+use cni::causes;
 
+/// Path of the Nodes.
+pub(super) const NODES: &str = "/api/v1/nodes";
+/// The shortest and the longest pause after a request that was refused.
+pub(super) const REFUSED_PAUSES: [Duration; 2] =
+    [Duration::from_millis(500), Duration::from_secs(20)];
 /// How long the API server may take to answer.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The API server and this node's credentials, from a kubeconfig file or from the pod's service

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use kube::core::Status;
 
-use crate::error::causes;
+use cni::causes;
 
 /// The API server wants us to wait; longer than this, we do not.
 const MAX_RETRY_AFTER: u64 = 60;

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::connection::answer;
+use super::connection::{NODES, REFUSED_PAUSES};
 use super::contents::Contents;
 use super::error::Error;
 use super::format::{Node, Prefix};
 use super::object::Object;
-use super::session::{NODES, REFUSED_PAUSES};
 use super::{DesiredNode, KubeStoreConfig, PublishError, State};
 use crate::store::NetworkStatus;
 use crate::store::session::Backoff;

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::connection::{answer, ask, stream};
+use super::connection::{NODES, REFUSED_PAUSES, answer, ask, stream};
 use super::contents::Contents;
 use super::error::Error;
 use super::list;
@@ -25,14 +25,10 @@ use crate::network::Addresses;
 use crate::store::session::{Backoff, GOOD_SESSION};
 use crate::store::task_state::TaskState;
 
-pub(super) const NODES: &str = "/api/v1/nodes";
 /// How long the API server may take to start its answer to a list of all Nodes.
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 /// The shortest and the longest pause after a request without an answer.
 const UNAVAILABLE_PAUSES: [Duration; 2] = [Duration::from_millis(125), Duration::from_secs(4)];
-/// The shortest and the longest pause after a request that was refused.
-pub(super) const REFUSED_PAUSES: [Duration; 2] =
-    [Duration::from_millis(500), Duration::from_secs(20)];
 
 /// Where the task goes on.
 enum Position {

@@ -5,9 +5,9 @@ use std::hash::{Hash, Hasher};
 
 use ipnetwork::IpNetwork;
 
-use super::blocked::Blocked;
 use super::{LeaseClaim, Step, create, family, update};
 use crate::network::{NetConf, SubnetPool};
+use crate::store::etcd::blocked::Blocked;
 use crate::store::etcd::contents::{Contents, LeaseEntry};
 use crate::store::etcd::format::{Subnets, Value};
 

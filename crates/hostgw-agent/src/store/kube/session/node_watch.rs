@@ -9,8 +9,8 @@ use kube::core::Request;
 use rand::RngExt;
 use tokio::time::{Instant, interval};
 
-use super::{NODES, Session};
-use crate::store::kube::connection::{REQUEST_TIMEOUT, ask, stream};
+use super::Session;
+use crate::store::kube::connection::{NODES, REQUEST_TIMEOUT, ask, stream};
 use crate::store::kube::error::Error;
 use crate::store::kube::object::Object;
 use crate::store::session::{Liveness, Silence, TICK};

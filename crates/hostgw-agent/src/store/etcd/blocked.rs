@@ -1,6 +1,5 @@
 //! Why this node cannot get or keep a lease.
 
-use super::Step;
 use crate::network::{Addresses, SubnetPool};
 
 /// Why this node cannot get or keep a lease.
@@ -36,10 +35,4 @@ pub(crate) enum Blocked {
         other: String,
         holder: String,
     },
-}
-
-impl From<Blocked> for Step {
-    fn from(blocked: Blocked) -> Self {
-        Self::Blocked(blocked.into())
-    }
 }
