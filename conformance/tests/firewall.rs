@@ -140,6 +140,7 @@ fn pods_are_masqueraded_outside_the_cluster_only() {
     }
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
 fn the_nftables_table_is_restored_after_any_external_change() {
     in_reference_cluster(

@@ -259,6 +259,7 @@ fn an_interface_chosen_by_address_is_announced_with_that_address() {
     });
 }
 
+// Long: one scenario, in which each step needs the steps before.
 #[test]
 fn the_announced_address_does_not_depend_on_the_kernels_order_of_addresses() {
     in_lab(|_lab, node, etcd| {
