@@ -1,4 +1,4 @@
-//! Small files that are read whole, and replaced in one step.
+//! Small files that are read whole, and replaced atomically.
 
 use std::fs;
 use std::io;

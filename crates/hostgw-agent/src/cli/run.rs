@@ -150,7 +150,7 @@ pub(super) struct InstallFlags {
     /// The folder from which runtimes start plugins.
     #[arg(long, value_name = "FOLDER", default_value = "/opt/cni/bin")]
     cni_bin_dir: PathBuf,
-    /// Replace kube-flannel's 10-flannel.conflist, if it exists, in one step. Pods that it attached
+    /// Replace kube-flannel's 10-flannel.conflist atomically, if it exists. Pods that it attached
     /// stay attached, and are detached by our plugin.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = parse_bool)]
     take_over_flannel: bool,

@@ -64,7 +64,7 @@ struct InstalledFile {
 
 impl Install {
     /// Installs the plugin, unless it is there. Returns the path if it wrote it. The file is
-    /// replaced in one step, so that a running plugin is never half-written.
+    /// replaced atomically, so that a running plugin is never half-written.
     pub(crate) fn install_plugin(&self) -> Result<Option<PathBuf>> {
         let from = match &self.plugin {
             Some(path) => path.clone(),

@@ -1,4 +1,4 @@
-//! `hostgw-agent release`: gives the node's lease back to etcd.
+//! `hostgw-agent release`: releases the node's lease to etcd.
 
 use std::path::Path;
 
@@ -12,12 +12,12 @@ use crate::node::Interfaces;
 use crate::observe::is_running;
 use crate::store::{self, StoreConfig, etcd};
 
-/// Gives the lease back, and deletes the subnet file and the saved state: no pod must get an address
+/// Releases the lease, and deletes the subnet file and the saved state: no pod must get an address
 /// of this subnet any more. Fails while the agent runs, which would acquire the lease again.
 pub(crate) async fn release(config: AgentConfig, socket: &Path) -> Result<String> {
     let store_name = config.store.name();
     let StoreConfig::Etcd(store_config) = config.store else {
-        let reason = "only etcd has leases to give back (--etcd-endpoints): edit the cluster file, or delete the Node";
+        let reason = "only a lease in etcd can be released (--etcd-endpoints): edit the cluster file, or delete the Node";
         return Err(Error::Usage(reason.to_owned()));
     };
     if is_running(socket).await {
@@ -29,7 +29,7 @@ pub(crate) async fn release(config: AgentConfig, socket: &Path) -> Result<String
     let kernel = Rtnl::connect()?;
     let routes = kernel.routes()?;
     let interfaces = Interfaces::list(&kernel, &routes)?;
-    // The saved state of another node must not give that node's lease back.
+    // The saved state of another node must not release that node's lease.
     let mut saved = saved_state::read(&config.state_file, &store_name)?;
     if let Some(state) = &saved
         && !state.is_of_this_node(&kernel)?

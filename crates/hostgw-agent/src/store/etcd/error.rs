@@ -59,7 +59,7 @@ pub(crate) enum Error {
     Expired,
     #[error("the lease of {0} changed meanwhile")]
     Changed(String),
-    #[error("give the lease back to etcd: {0}")]
+    #[error("release the lease in etcd: {0}")]
     Release(String),
 }
 

@@ -1,4 +1,4 @@
-//! Gives this node's lease back.
+//! Releases this node's lease.
 
 use etcd_client::TxnOp;
 
