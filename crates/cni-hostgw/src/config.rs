@@ -123,7 +123,7 @@ impl Config {
 }
 
 /// True if containers get addresses: not on an interface that stays down, and not if the configuration
-/// omits them on purpose.
+/// explicitly asks for none.
 ///
 /// With the `type` `bridge`, it does so if `ipam` is missing or has no `type`. With our own name, a
 /// missing `ipam` means the node's subnet, and only an empty `ipam` means no addresses.

@@ -112,13 +112,18 @@ impl Collection<'_> {
         };
         let has_container = |id: &str| self.valid.has_container(id);
         let mut errors = scratch::collect(self.call, self.conf, has_container);
-        let links = self.delete_veths().and_then(|undeleted| {
-            steps.done("veths");
-            Ok((undeleted, self.foreign_links()?))
-        });
         // Without the links, it is unknown which addresses are in use.
-        let (undeleted, foreign) = match links {
-            Ok(links) => links,
+        let mut undeleted = match self.delete_veths() {
+            Ok(undeleted) => undeleted,
+            Err(error) => {
+                errors.push(error);
+                return errors;
+            }
+        };
+        steps.done("veths");
+        errors.extend(undeleted.error.take());
+        let foreign = match self.foreign_links() {
+            Ok(foreign) => foreign,
             Err(error) => {
                 errors.push(error);
                 return errors;

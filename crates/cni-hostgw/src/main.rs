@@ -128,7 +128,7 @@ fn answer(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
             let config = Config::read(call, &parameters.args, SubnetFileWait::AsConfigured)?;
             steps.done("config");
             let (result, transaction) = add::add(call, parameters, &config, steps)?;
-            // If the runtime does not get the result, the ADD has failed for it.
+            // If the result cannot be written, the runtime treats the ADD as failed.
             match print(&result.to_json(call.version)) {
                 Ok(()) => transaction.keep(),
                 Err(error) => {

@@ -6,8 +6,8 @@ use host_local::Attachment;
 use kernel::{ALIAS_MAX, Link, Mac};
 use sha2::{Digest, Sha256};
 
-/// The first byte but one of hardware addresses that the plugin computes or chooses: it keeps those for
-/// different uses apart. 0x58 is that of addresses that are computed from an IP address
+/// The second byte of hardware addresses that the plugin computes or chooses. It differs for
+/// different uses. Addresses that are computed from an IP address have 0x58
 /// ([`Mac::of`]).
 #[derive(Clone, Copy)]
 pub(crate) enum MacKind {

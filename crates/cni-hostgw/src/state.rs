@@ -7,7 +7,7 @@ use host_local::{EmptyNetwork, Store, StoreError};
 use ipnetwork::IpNetwork;
 use kernel::{Mac, Port};
 
-/// Something that a network has on the node, or had, beside its attachments.
+/// Something that a network has or had on the node in addition to its attachments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Feature {
     /// Masquerading rules by netlink.

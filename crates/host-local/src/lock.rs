@@ -94,7 +94,7 @@ fn wait(file: File, timeout: Duration) -> io::Result<Option<File>> {
         let outcome = result.recv_timeout(timeout).ok().transpose();
         return Ok(outcome?.map(|()| file));
     }
-    // If no thread can be created, poll: late access is better than none.
+    // If no thread can be created, poll instead.
     let until = Instant::now() + timeout;
     while Instant::now() < until {
         thread::sleep(Duration::from_millis(5));

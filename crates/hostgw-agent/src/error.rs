@@ -33,7 +33,7 @@ pub(crate) enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Install(#[from] InstallError),
-    /// An error that persists until it is looked at again.
+    /// An error of an earlier check, shown until the check runs again.
     #[error(transparent)]
     Persisting(#[from] Arc<Error>),
     /// Pods of this node cannot reach others.
@@ -51,9 +51,9 @@ pub(crate) enum Error {
         from: ipnetwork::IpNetwork,
         to: ipnetwork::IpNetwork,
     },
-    #[error("wait for signals")]
+    #[error("set up handlers for SIGTERM, SIGINT and SIGHUP")]
     Signal(#[source] std::io::Error),
-    /// Another agent, or none, has the socket.
+    /// Another agent answers on the socket.
     #[error(
         "an agent is already running on this node (it answers at {0}): two agents would undo each other's work"
     )]

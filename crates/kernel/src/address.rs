@@ -91,7 +91,7 @@ impl Rtnl {
 
     /// Returns the IPv6 addresses of `link` that have a lifetime. Routers assign such addresses,
     /// and the kernel keeps them for a while after the router is gone.
-    pub(crate) fn temporary_addresses(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
+    pub(crate) fn addresses_with_lifetime(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {
         let found = self.dump_addresses(link.index)?.into_iter();
         let is_temporary = |found: &AddressEntry| {
             found.address.is_ipv6() && !found.flags.contains(AddressFlags::Permanent)

@@ -13,7 +13,7 @@ use crate::{Error, Mac, Rtnl};
 /// A bridge to create or to use, for [`Rtnl::ensure_bridge`].
 #[derive(Clone, Copy, Debug)]
 pub struct Bridge<'a> {
-    /// Name of the chain.
+    /// Name of the bridge.
     pub name: &'a str,
     /// Hardware address, set when the bridge is created. After that, neither new ports nor udev
     /// change it.

@@ -62,7 +62,7 @@ impl Rtnl {
         for outcome in self.change_routes(&changes)? {
             outcome?;
         }
-        for address in self.temporary_addresses(link)? {
+        for address in self.addresses_with_lifetime(link)? {
             self.delete_address(link, address)?;
         }
         Ok(())

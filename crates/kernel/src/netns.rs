@@ -28,7 +28,7 @@ pub struct Netns {
     name: String,
 }
 
-/// The namespace that this thread is in, and to which it returns after a visit to another one.
+/// The namespace of this thread. The thread returns to it after it entered another one.
 #[derive(Debug)]
 pub struct HostNetns(Netns);
 

@@ -106,7 +106,14 @@ fn installed(program: &str) -> Result<PathBuf, Error> {
 
 fn output(program: &str, args: &[&str], stdin: &str) -> Result<Output, Error> {
     let mut command = Command::new(installed(program)?);
-    command.args(args).env("PATH", DIRECTORIES);
+    // Only what the programs know: the agent's environment may have credentials.
+    let own =
+        std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"XTABLES_"));
+    command
+        .args(args)
+        .env_clear()
+        .envs(own)
+        .env("PATH", DIRECTORIES);
     run(&mut command, stdin.as_bytes(), Stderr::Captured).map_err(|source| Error::Run {
         program: program.to_owned(),
         source,

@@ -17,6 +17,7 @@ mod table;
 use std::env;
 use std::fs;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -210,15 +211,19 @@ fn compare(serial: &Timed, concurrent: &Timed, marks: &mut Targets) {
 
 /// Measures with 30,000 addresses reserved in a /16.
 fn full_store(out: &mut impl Write, marks: &mut Targets) -> io::Result<()> {
-    let subnet = ["10.20.0.0/16"];
-    let pair = [ours("full", &subnet), theirs("full", &subnet)].map(|c| c.on("cni1"));
+    // Our plugin refuses a subnet in which another network has addresses.
+    let pair = [
+        ours("full", &["10.20.0.0/16"]).on("cni1"),
+        theirs("full", &["10.21.0.0/16"]).on("cni5"),
+    ];
     for contender in &pair {
         contender.call("ADD", 0);
         contender.call("DEL", 0);
     }
     let empty = Timed::serial(&pair, SERIAL);
-    for contender in &pair {
-        fill(&PathBuf::from("/var/lib/cni/networks").join(contender.network()))?;
+    for (contender, second) in pair.iter().zip([20, 21]) {
+        let store = PathBuf::from("/var/lib/cni/networks").join(contender.network());
+        fill(&store, Ipv4Addr::new(10, second, 1, 0))?;
     }
     let full = Timed::serial(&pair, SERIAL);
     head(out, "30,000 addresses held", &["empty", "full"])?;
@@ -245,10 +250,10 @@ fn full_store(out: &mut impl Write, marks: &mut Targets) -> io::Result<()> {
 
 /// Writes reservations of attachments that do not exist, in the format of both plugins. The index
 /// is our plugin's only; the reference ignores it.
-fn fill(store: &Path) -> io::Result<()> {
-    let first = u32::from(std::net::Ipv4Addr::new(10, 20, 1, 0));
+fn fill(store: &Path, first: Ipv4Addr) -> io::Result<()> {
+    let first = u32::from(first);
     for i in 0..RESERVATIONS {
-        let address = std::net::Ipv4Addr::from(first + i).to_string();
+        let address = Ipv4Addr::from(first + i).to_string();
         let id = format!("{i:064x}");
         fs::write(store.join(&address), format!("{id}\r\neth0"))?;
         if store.join(".attachments").exists() {
@@ -258,7 +263,7 @@ fn fill(store: &Path) -> io::Result<()> {
             )?;
         }
     }
-    let last = std::net::Ipv4Addr::from(first + RESERVATIONS - 1);
+    let last = Ipv4Addr::from(first + RESERVATIONS - 1);
     fs::write(store.join("last_reserved_ip.0"), last.to_string())
 }
 

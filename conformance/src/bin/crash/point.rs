@@ -93,7 +93,7 @@ impl Point {
                 nth,
                 fault,
             };
-            // To be killed before this call is to be killed after the previous call.
+            // A kill before this call is also a kill after the previous call.
             points.push(point(Fault::Kill));
             let errors = if call == NEVER_FAILS {
                 &[][..]

@@ -36,7 +36,7 @@ impl Tally {
     }
 
     pub(crate) fn is_good(&self) -> bool {
-        // Without any effect of a fault, nothing was tried.
+        // If no fault had an effect, the test did not test anything.
         let had_effect = self.points > 0 && self.killed > 0 && self.failed > 0;
         had_effect && self.broken.is_empty()
     }
@@ -85,7 +85,7 @@ impl Tally {
     }
 }
 
-/// Tries a worker's share, `(index, number of workers)`, of every `every`th point of a scenario.
+/// Tries every `every`th point of a scenario, if it belongs to the share of this worker.
 pub(crate) fn run(
     scenario: &Scenario,
     (worker, workers): (usize, usize),
@@ -338,7 +338,7 @@ impl<'a> Trial<'a> {
     /// CHECK changes nothing, and reports no difference if there is none.
     fn after_check(&mut self, ended: &Outcome) -> Result<(), String> {
         if ended.error_code() == Some(102) {
-            return Err("CHECK mistook a failure for a difference".to_owned());
+            return Err("CHECK reported a failure as a difference".to_owned());
         }
         let with_victim = self.with_victim.as_ref().expect("ADD has run before CHECK");
         State::now(self.scenario).compare_with(with_victim)?;

@@ -1,4 +1,4 @@
-//! Invariants of the node, whatever was done to it.
+//! The expected state of the node, and checks that the node has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -188,7 +188,10 @@ impl World {
             .iter()
             .any(|counter| counter.load(Ordering::Relaxed) == 0)
         {
-            self.problem(format!("the run did too little: {}", self.counts()));
+            self.problem(format!(
+                "some kinds of operations never happened: {}",
+                self.counts()
+            ));
         }
     }
 

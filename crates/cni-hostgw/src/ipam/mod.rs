@@ -30,9 +30,9 @@ pub(crate) enum Ipam {
     None,
 }
 
-/// A container's addresses, and what comes with them: it is kept, or released.
+/// The addresses, routes and DNS settings of a container, until they are kept or released.
 #[derive(Debug)]
-#[must_use = "what is neither kept nor released may stay"]
+#[must_use = "without `keep` or `release`, the addresses may stay reserved"]
 pub(crate) struct Allocation<'a> {
     pub(crate) addresses: Vec<Address>,
     pub(crate) routes: Vec<Route>,

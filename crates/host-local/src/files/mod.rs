@@ -16,7 +16,7 @@
 //! The index is only a hint: an attachment holds an address if the file of the address names it.
 //! The index stores the modification time that this program gave to the file of each address. A
 //! file with another time is a later reservation, made by `host-local`. `host-local` also walks
-//! through `.attachments`, but finds nothing there that it takes for a reservation.
+//! through `.attachments`, but no file there looks like a reservation to it.
 //!
 //! Files are replaced with rename(2), so a killed process or a full disk leaves either the old or
 //! the new file. `boot_id` gets the modification time of the directory, which reveals later changes

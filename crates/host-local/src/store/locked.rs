@@ -152,7 +152,7 @@ impl<'a> Locked<'a> {
         if self.has_foreign()? {
             for address in self.search(attachment)? {
                 if held.iter().all(|held| held.address != address) {
-                    // A time that never matches: the reservation stays one of host-local.
+                    // This time never matches, so the reservation stays one of host-local.
                     let time = Some(UNIX_EPOCH);
                     held.push(IndexedAddress { address, time });
                 }

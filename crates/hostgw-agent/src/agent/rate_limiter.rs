@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A reconcile is followed by a rest this many times as long: about two hundredths of one
+/// After a reconcile, the agent pauses this many times as long: it uses about 2 % of one
 /// processor. Changes that arrive meanwhile are reconciled together.
 const REST_RATIO: u32 = 48;
-/// The longest rest that one reconcile can cost.
+/// The longest pause after one reconcile.
 const MAX_REST: Duration = Duration::from_secs(5);
-/// Rest that may be postponed, so that one change, or a few, need not wait.
+/// Pauses up to this sum may be taken later, so that a few changes need not wait.
 const BURST: Duration = Duration::from_secs(2);
 
-/// A token bucket in time: each reconcile costs rest, and up to [`BURST`] of it can be postponed.
+/// A token bucket of time: each reconcile adds a pause, and up to [`BURST`] of them can wait.
 pub(super) struct RateLimiter {
-    /// When all rest has been taken.
+    /// The end of all pauses that are due.
     rested_at: Instant,
 }
 
 impl RateLimiter {
-    /// A limiter without postponed rest.
+    /// A limiter without a pause.
     pub(super) fn new(now: Instant) -> Self {
         Self { rested_at: now }
     }

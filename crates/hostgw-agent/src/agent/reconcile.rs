@@ -159,7 +159,7 @@ impl Agent {
                 peer.refused = Some(Refusal::Kernel(Error::from(error).text()));
             }
         }
-        // What is for no peer is for this node: that is a problem of its own.
+        // Other refused routes, such as blackholes, are not to a peer: problems of this node.
         let refused = applied.refused.into_values().chain(applied.errors);
         findings.problems.extend(refused.map(Error::from));
         if trigger.is_resync && kernel::has_nexthop_objects() {

@@ -121,7 +121,7 @@ impl Reporter {
         if let Some(reason) = &error
             && self.save_error.as_ref() != Some(reason)
         {
-            warn!("{reason}; if this node boots while the store is away, it will have no subnet");
+            warn!("{reason}; if this node boots while the store is unreachable, it has no subnet");
         }
         self.save_error = error;
     }

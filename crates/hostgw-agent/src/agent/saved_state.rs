@@ -128,8 +128,8 @@ impl Machine {
         }
     }
 
-    /// True if nothing shows that they are two machines. An earlier release saved less, and a
-    /// container knows less.
+    /// True if no ID differs. An ID that is missing on one side is not compared: an earlier
+    /// release did not save all IDs, and a container may not see all of them.
     fn matches(&self, other: &Self) -> bool {
         let differ = |own: &Option<String>, other: &Option<String>| {
             own.is_some() && other.is_some() && own != other

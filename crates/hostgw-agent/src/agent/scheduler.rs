@@ -72,7 +72,7 @@ pub(super) struct Scheduler {
     monitor: Monitor,
     stop: StopSignals,
     hangup: Signal,
-    /// Moves on only when it has passed: a stream of events must not postpone it for ever.
+    /// When the next resync is due. Events never postpone it.
     resync: Instant,
     limiter: RateLimiter,
 }

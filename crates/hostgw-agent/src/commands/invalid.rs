@@ -3,7 +3,7 @@
 use crate::network;
 use crate::store::file::cluster;
 
-/// Why a text is not what it should be. It names the key.
+/// Why a file is invalid. The text starts with the key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Invalid {
     #[error(transparent)]

@@ -10,7 +10,7 @@ use super::COMMENT;
 use super::rules::FirewallRules;
 use crate::error::Result;
 
-/// Seconds that the programs wait for the lock that they share. The agent does nothing else
+/// How many seconds the programs wait for the xtables lock. The agent does nothing else
 /// meanwhile.
 pub(super) const LOCK_WAIT: u8 = 2;
 

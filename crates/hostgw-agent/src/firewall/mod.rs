@@ -76,7 +76,7 @@ pub(crate) struct Firewall {
     config: FirewallConfig,
     /// The backend in use. `None` before the first rules.
     backend: Option<Backend>,
-    /// The rules that were set, and our table as the kernel listed it afterwards.
+    /// The rules that were written last, and the kernel's listing of our table after that.
     set: Option<(FirewallRules, Option<Vec<u8>>)>,
     /// True if something failed the last time.
     has_problems: bool,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::NetConf;
 
-/// Everything that a store knows at one moment. Never a part of it.
+/// The complete content of a store at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     /// The network configuration.

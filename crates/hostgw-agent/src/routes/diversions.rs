@@ -36,7 +36,7 @@ impl Diversions {
         self.0.clear();
         let tables = kernel.rule_tables()?;
         let are_usual = tables.iter().all(|table| USUAL_TABLES.contains(table));
-        // A rule may use a usual table in an unusual way, or not at all: a sample shows that.
+        // A rule may also use one of the usual tables differently. The sample finds that.
         let count = if are_usual { SAMPLE } else { usize::MAX };
         for hop in peers.iter().filter_map(Peer::wanted).take(count) {
             let probe = Probe {

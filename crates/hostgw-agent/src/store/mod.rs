@@ -66,7 +66,7 @@ pub(crate) struct ViewContext<'a> {
     pub(crate) own_addresses: Option<Addresses>,
     /// True if links, addresses or routes may have changed since the last view.
     pub(crate) network_changed: bool,
-    /// True if what causes no event is read again, too.
+    /// True if the store also reads again what causes no event.
     pub(crate) is_resync: bool,
 }
 
@@ -169,7 +169,7 @@ impl<'a> ViewContext<'a> {
 
 /// A store's answer about this node.
 enum Answer {
-    /// The store has the whole cluster, with this node in it, or not.
+    /// The store was read: this node, or why it is not in the cluster.
     Node(Result<Box<Node>>),
     /// The store's configuration cannot be used.
     Invalid(Error),
@@ -183,7 +183,7 @@ enum Answer {
 struct Resolved {
     node: Option<Result<Node>>,
     problem: Option<Error>,
-    /// The warning to show about the store, if it is not the store's own.
+    /// Which warning to show about the store.
     warning: StoreWarning,
 }
 
@@ -193,7 +193,7 @@ enum StoreWarning {
     Own,
     /// The saved state is used instead of the store.
     UsingSavedState(String),
-    /// None: the node has a problem for it.
+    /// No warning is shown: the error of the node has the same reason.
     Replaced,
 }
 

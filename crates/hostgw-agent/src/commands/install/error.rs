@@ -10,7 +10,7 @@ use crate::commands::invalid::Invalid;
 /// Why something cannot be installed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("find this program")]
+    #[error("find the path of this program")]
     OwnPath(#[source] io::Error),
     #[error("the plugin to install: read {path} (--cni-plugin)")]
     Plugin { path: PathBuf, source: io::Error },

@@ -23,7 +23,7 @@ pub(crate) struct Uplink {
     on_link: Vec<IpNetwork>,
     /// Why this interface and this address were chosen, in words that follow "because".
     pub(crate) because: String,
-    /// The interface that the user asked for and that does not exist, in words.
+    /// A warning that the interface which the user selected does not exist.
     pub(crate) warning: Option<String>,
 }
 

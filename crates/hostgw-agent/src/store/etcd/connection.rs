@@ -92,7 +92,7 @@ impl Access {
     }
 
     /// Adds a likely reason to a failed TLS connection: a server that wants a certificate, or
-    /// another one, just closes the connection, and which error that causes is a matter of chance.
+    /// another one, just closes the connection, and the resulting error is not always the same.
     pub(super) fn explain(&self, endpoint: &str, error: &Error) -> String {
         const BROKEN: [&str; 6] = [
             "operation was canceled",

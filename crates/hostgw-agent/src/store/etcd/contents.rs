@@ -96,7 +96,7 @@ impl Contents {
         })
     }
 
-    /// Which subnets of a pool are free, looking at `own` as if it were not there.
+    /// Returns a check whether a subnet of the pool is free. The lease `own` is ignored.
     pub(super) fn free<'a>(
         &'a self,
         pool: SubnetPool,

@@ -53,11 +53,11 @@ pub(crate) enum Error {
     Blocked(#[from] Blocked),
     #[error("write this node's lease to etcd: {0}")]
     Write(Box<Error>),
-    #[error("other nodes change leases all the time")]
+    #[error("other nodes changed leases during every attempt; trying again later")]
     Contention,
     #[error("this node's lease has expired, and was not acquired again yet")]
     Expired,
-    #[error("the lease of {0} changed meanwhile")]
+    #[error("the lease of {0} changed before it was deleted; run the command again")]
     Changed(String),
     #[error("release the lease in etcd: {0}")]
     Release(String),

@@ -20,7 +20,7 @@ use crate::store::task_state::TaskState;
 
 /// The shortest and the longest pause after a write that etcd refused.
 const REFUSED_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
-/// Someone who writes our key again so soon after we restored it is another agent.
+/// If our key is overwritten again within this time, another agent writes it.
 const CONTEST: Duration = Duration::from_secs(1);
 /// How often others may change leases while we try to write ours.
 const MAX_TRIES: usize = 100;
@@ -246,7 +246,7 @@ impl LeaseHolder {
         saved: &EtcdLease,
         identity: &NodeIdentity,
     ) -> Result<bool, Error> {
-        /// Differences in seconds that clocks and rounding explain.
+        /// The largest difference in seconds that clocks and rounding can cause.
         const TOLERANCE: u64 = 3;
         let is_ours = saved.addresses.are_of(identity.addresses);
         let (Some(expires), false) = (saved.expires, is_ours || saved.id == 0) else {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep};
 use tracing::{info, warn};
 
+use super::contents::Contents;
 use super::error::Error;
 use super::format::Subnets;
 use super::holder::LeaseHolder;
@@ -117,11 +118,18 @@ impl Session {
         let mut addresses = self.addresses();
         let files = self.config.access.modification_times();
         let mut client = self.config.access.connect(endpoint).await?;
-        let start = self.read(&client).await?;
+        let contents = self.read(&client).await?;
+        let start = contents.revision + 1;
         let options = WatchOptions::new().with_prefix().with_start_revision(start);
         let mut watcher = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
         let watch = watcher.watch(self.config.prefix.as_str(), Some(options));
         let mut watch = within(REQUEST_TIMEOUT, watch).await?;
+        // Only a store that can also be watched counts as reached.
+        self.shared.update(|state| {
+            state.contents = Some(contents);
+            state.unreachable = None;
+            state.last_heard = Some(Instant::now());
+        });
         let mut liveness = Liveness::new(QUIET, WATCH_TIMEOUT);
         let mut tick = interval(TICK);
         loop {
@@ -162,8 +170,8 @@ impl Session {
         }
     }
 
-    /// Reads everything. Returns the revision from which to watch.
-    async fn read(&mut self, client: &Client) -> Result<i64, Error> {
+    /// Reads everything.
+    async fn read(&mut self, client: &Client) -> Result<Contents, Error> {
         let contents = read_all(client, &self.config.prefix).await?;
         if contents.revision < self.revision {
             warn!(
@@ -173,12 +181,7 @@ impl Session {
         }
         self.revision = contents.revision;
         self.has_read = true;
-        self.shared.update(|state| {
-            state.contents = Some(contents);
-            state.unreachable = None;
-            state.last_heard = Some(Instant::now());
-        });
-        Ok(self.revision + 1)
+        Ok(contents)
     }
 
     /// Applies what the watch sent. Returns whether it goes on.

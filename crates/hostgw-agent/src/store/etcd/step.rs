@@ -1,4 +1,4 @@
-//! Decides the next step for this node's lease. Pure.
+//! Decides the next step for this node's lease. No I/O.
 
 mod acquire;
 
@@ -18,7 +18,7 @@ pub(super) struct LeaseClaim {
     pub(super) addresses: Addresses,
     /// The lease that the node holds.
     pub(super) held: Option<EtcdLease>,
-    /// True if it has seen since its start that it holds the lease.
+    /// True if the lease was confirmed after the agent started.
     pub(super) is_confirmed: bool,
     /// The ID of the etcd lease that was granted last. A key with it is this node's own, even if no
     /// answer said that it was written.

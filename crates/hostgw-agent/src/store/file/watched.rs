@@ -51,7 +51,7 @@ impl<T> WatchedFile<T> {
         let is_stale = Arc::new(AtomicBool::new(true));
         let (notice, stale) = (Arc::clone(&touched), Arc::clone(&is_stale));
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading is an event, too. An event that could not be read may be any.
+            // Our own reads cause events, too. An event that cannot be decoded counts as a change.
             if event.is_ok_and(|event| is_read(event.kind)) {
                 return;
             }
@@ -82,7 +82,7 @@ impl<T> WatchedFile<T> {
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
-        // Without the folder, reading the file fails with a reason.
+        // If the folder is missing, reading the file fails later, with a reason.
         drop(self.watcher.watch(folder, RecursiveMode::NonRecursive));
     }
 

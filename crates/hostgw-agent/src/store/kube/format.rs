@@ -172,7 +172,7 @@ impl Node {
         })
     }
 
-    /// True if `other` says the same, even if it is newer.
+    /// True if `other` has the same values, whatever its version is.
     pub(super) fn differs_only_in_version(&self, other: &Self) -> bool {
         let version = other.version;
         *other

@@ -60,7 +60,7 @@ pub(super) async fn read(
             // A Node that cannot be decoded must not stop the routes to the other nodes.
             ITEMS => match Object::decode(&bytes[..]) {
                 Ok(object) => take(object),
-                Err(error) => warn!("a Node cannot be read, and is ignored: {error}"),
+                Err(error) => warn!("ignored a Node that cannot be decoded: {error}"),
             },
             _ => {}
         }

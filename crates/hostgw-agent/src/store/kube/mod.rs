@@ -88,7 +88,7 @@ struct DesiredNode {
 /// The state of the background task.
 #[derive(Default)]
 struct State {
-    /// Returns the name of this node's Node.
+    /// The name of this node's Node.
     name: String,
     contents: Option<Contents>,
     /// The revision up to which the Nodes were read.
@@ -143,7 +143,7 @@ impl KubeStore {
         }
     }
 
-    /// Has the Node say whether its pods have their network.
+    /// Publishes in the Node's condition whether its pods have their network.
     pub(crate) fn report_status(&self, status: Option<NetworkStatus>) {
         self.set_desired(|desired| desired.status = status);
     }

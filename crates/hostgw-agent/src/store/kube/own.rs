@@ -1,4 +1,4 @@
-//! Decides what this node gets from its own Node object, and what to write there. Pure.
+//! Reads this node's subnets from its own Node object, and decides what to write there. No I/O.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

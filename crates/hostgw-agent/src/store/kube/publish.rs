@@ -28,7 +28,7 @@ const STEADY: Duration = Duration::from_secs(3);
 /// There is at most one event in this time.
 const EVENT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Writes this node's Node whenever it does not say what it should.
+/// Updates this node's Node object when it differs from the desired one.
 pub(super) struct Publisher {
     shared: Arc<TaskState<State>>,
     prefix: Prefix,
@@ -53,7 +53,7 @@ struct Write {
 struct RefusedWrite {
     write: Write,
     retry_at: Instant,
-    /// When to try again if something else is to be written.
+    /// When to try again if other values have to be written by then.
     retry_other_at: Instant,
 }
 
@@ -87,7 +87,7 @@ impl Publisher {
         }
     }
 
-    /// Makes this node's Node say what it should. If the API server refuses that, or does not answer
+    /// Writes the desired annotations and condition. If the API server refuses, or does not answer
     /// it, the other Nodes are watched all the same.
     pub(super) async fn publish(
         &mut self,

@@ -104,7 +104,7 @@ impl Session {
             Error::Expired => {
                 warn!("the API server has no history from the last revision on; listing all Nodes");
                 self.list_again();
-                return UNAVAILABLE_PAUSES[0];
+                return first_pause();
             }
             Error::Stale(reason) => {
                 warn!("{reason}; listing all Nodes");
@@ -112,7 +112,7 @@ impl Session {
                     not_older_than: None,
                     from_etcd: true,
                 };
-                return UNAVAILABLE_PAUSES[0];
+                return first_pause();
             }
             _ => self.must_check_revision = true,
         }
@@ -141,9 +141,16 @@ impl Session {
     fn list_again(&mut self) {
         let version = self.shared.lock().version.clone();
         let was_watching = matches!(self.position, Position::Watch);
+        let must_ask_etcd = matches!(
+            self.position,
+            Position::List {
+                from_etcd: true,
+                ..
+            }
+        );
         self.position = Position::List {
             not_older_than: Some(version).filter(|version| was_watching && !version.is_empty()),
-            from_etcd: false,
+            from_etcd: must_ask_etcd,
         };
     }
 
@@ -295,6 +302,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The shortest pause, random, so that not all nodes list at the same moment.
+fn first_pause() -> Duration {
+    Backoff::new(UNAVAILABLE_PAUSES).next()
 }
 
 /// The part of a list that has its revision.

@@ -17,7 +17,7 @@ impl LeaseClaim {
         let own = self.own_entries(contents);
         let usable_subnets = |entry: &LeaseEntry| {
             let subnets = entry.subnets.filter(|subnets| subnets.fit(network))?;
-            // A reservation stays as people made it.
+            // The agent never changes a reservation.
             let is_complete = entry.meta.lease_id == 0
                 || !self.lacks_family(subnets, network)
                 || is_full_beside(contents, network, subnets);
