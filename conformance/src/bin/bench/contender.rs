@@ -59,6 +59,12 @@ impl Contender {
         self
     }
 
+    /// Returns the contender with its reservations in another directory.
+    pub(crate) fn with_data_dir(mut self, directory: &str) -> Self {
+        self.conf["ipam"]["dataDir"] = json!(directory);
+        self
+    }
+
     pub(crate) fn network(&self) -> &str {
         self.conf["name"].as_str().expect("has a name")
     }

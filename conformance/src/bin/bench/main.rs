@@ -18,7 +18,7 @@ use std::env;
 use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -209,20 +209,28 @@ fn compare(serial: &Timed, concurrent: &Timed, marks: &mut Targets) {
     );
 }
 
+/// The reference's 30,000 addresses are where our plugin does not look. A node has them once.
+const THEIR_DATA_DIR: &str = "/var/lib/cni/theirs";
+
 /// Measures with 30,000 addresses reserved in a /16.
 fn full_store(out: &mut impl Write, marks: &mut Targets) -> io::Result<()> {
     // Our plugin refuses a subnet in which another network has addresses.
     let pair = [
         ours("full", &["10.20.0.0/16"]).on("cni1"),
-        theirs("full", &["10.21.0.0/16"]).on("cni5"),
+        theirs("full", &["10.21.0.0/16"])
+            .on("cni5")
+            .with_data_dir(THEIR_DATA_DIR),
     ];
     for contender in &pair {
         contender.call("ADD", 0);
         contender.call("DEL", 0);
     }
     let empty = Timed::serial(&pair, SERIAL);
-    for (contender, second) in pair.iter().zip([20, 21]) {
-        let store = PathBuf::from("/var/lib/cni/networks").join(contender.network());
+    for (contender, data_dir, second) in [
+        (&pair[0], "/var/lib/cni/networks", 20),
+        (&pair[1], THEIR_DATA_DIR, 21),
+    ] {
+        let store = Path::new(data_dir).join(contender.network());
         fill(&store, Ipv4Addr::new(10, second, 1, 0))?;
     }
     let full = Timed::serial(&pair, SERIAL);
@@ -273,7 +281,8 @@ fn variants(out: &mut impl Write, marks: &mut Targets, plain: &Contender) -> io:
     let subnet = ["10.10.1.0/24"];
     let all = [
         plain.clone(),
-        ours("masq", &subnet).with_masquerade(),
+        // It holds an address all the time, so that the others cannot have its subnet.
+        ours("masq", &["10.10.3.0/24"]).on("cni6").with_masquerade(),
         ours("dual", &dual).on("cni3"),
         theirs("bench", &subnet),
         theirs("masq", &subnet).with_masquerade(),
