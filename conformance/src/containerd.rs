@@ -76,6 +76,7 @@ impl<'node> Containerd<'node> {
             path = format!("{}:{path}", Lab::path("newest").display());
             config = include_str!("containerd/newest.toml");
         }
+        node.make_etc_private();
         node.sh(include_str!("containerd/node.sh")).ok();
         node.write("/run/containerd.toml", config);
         node.write("/run/supervise.sh", include_str!("containerd/supervise.sh"));

@@ -232,6 +232,14 @@ impl<'lab> Node<'lab> {
         self.write("/run/flannel/subnet.env", text);
     }
 
+    /// Gives the node an `/etc` of its own, with the content of the machine's.
+    pub fn make_etc_private(&self) {
+        let script = "mkdir -p /run/.etc/up /run/.etc/work && \
+             { mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/.etc/up,workdir=/run/.etc/work /etc 2>/dev/null || \
+             { cp -a /etc/. /run/.etc/up/ && mount --bind /run/.etc/up /etc; }; }";
+        self.sh(script).ok();
+    }
+
     /// Returns the bridge ports of the node, as `ip -json` describes them.
     #[must_use]
     pub fn ports(&self) -> Vec<Value> {

@@ -27,6 +27,7 @@ pub mod manifest;
 mod plugin;
 mod process;
 pub mod reference_picture;
+pub mod sockets;
 
 pub use agent::Agent;
 pub use containerd::{Containerd, Release, Sandbox};

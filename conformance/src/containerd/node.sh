@@ -3,9 +3,7 @@
 set -e
 # Shared only inside the node, so that we and containerd's mount namespace see the same /run/netns.
 mount --make-shared /run
-mkdir -p /run/lock /run/.etc/up /run/.etc/work
-mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/.etc/up,workdir=/run/.etc/work /etc 2>/dev/null ||
-  { cp -a /etc/. /run/.etc/up/ && mount --bind /run/.etc/up /etc; }
+mkdir -p /run/lock
 mount -t tmpfs tmpfs /opt
 mkdir -p /etc/cni/net.d /opt/cni/bin
 rm -f /etc/cni/net.d/*

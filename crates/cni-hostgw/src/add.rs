@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cni::{AddResult, Call, Dns, Interface, Ip, Parameters, Route};
 use host_local::Attachment;
+use host_ports::Record;
 use kernel::{HostNetns, InterfaceSetup, Link, Mac, Netns, Rtnl, Veth, Watch, sysctl};
 
 use crate::bridge::{self, enable_ipv6};
@@ -40,6 +41,7 @@ pub(crate) fn add<'a>(
     steps.done("netns");
     let add = Add {
         attachment: attachment(parameters),
+        call,
         parameters,
         config,
         container,
@@ -102,6 +104,7 @@ pub(crate) fn open_netns(host: &HostNetns, parameters: &Parameters) -> Result<Ne
 /// One ADD.
 struct Add<'a, 'b> {
     attachment: Attachment,
+    call: &'a Call,
     parameters: &'b Parameters,
     config: &'a Config,
     container: Container,
@@ -142,7 +145,26 @@ impl<'a> Add<'a, '_> {
         // Entries for these addresses are about their previous owners.
         let host = &transaction.host;
         host.delete_neighbours(&pair.bridge, &allocation.ips())?;
-        Ok(self.result(&pair, allocation, routes))
+        let result = self.result(&pair, allocation, routes);
+        if let Some(record) = self.host_ports_record(&pair, allocation)? {
+            transaction.has_host_ports = true;
+            self.config.port_mappings.add(host, self.call, &record)?;
+            steps.done("host ports");
+        }
+        Ok(result)
+    }
+
+    /// The record of the container's host ports. `None` if it has none.
+    fn host_ports_record(
+        &self,
+        pair: &VethPair,
+        allocation: &Allocation<'_>,
+    ) -> Result<Option<Record>, Error> {
+        let addresses = allocation.addresses.iter().map(|address| address.address);
+        let (names, attachment) = (&pair.names, &self.attachment);
+        let network = &self.call.network;
+        let config = &self.config.port_mappings;
+        config.record(network, attachment, names, self.config, addresses.collect())
     }
 
     /// Reserves addresses, if they are ours to give, and creates the veth pair with its host end in
@@ -164,6 +186,7 @@ impl<'a> Add<'a, '_> {
             .ipam
             .reserve(host, &config.store, network, &self.attachment)?;
         let reserved = transaction.allocation.insert(reserved);
+        host_ports::free_addresses(host, reserved.ips(), &names.veth)?;
         steps.done("ipam");
         let bridge = bridge::ensure(host, network, config, &reserved.gateways())?;
         steps.done("bridge");
@@ -217,6 +240,7 @@ impl<'a> Add<'a, '_> {
         let allocation = transaction.allocation.insert(allocation?);
         steps.done("delegate");
         let host = &transaction.host;
+        host_ports::free_addresses(host, allocation.ips(), &pair.names.veth)?;
         let _lock = bridge_lock::lock()?;
         allocation.refuse_shared(host, &self.config.store, transaction.network)?;
         bridge::ensure_addresses(

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use host_local::FileLock;
+use util::FileLock;
 
 use crate::error::Error;
 

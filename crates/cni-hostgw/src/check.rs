@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cni::{AddResult, Call, Interface, Parameters, Route};
+use cni::{AddResult, Call, Interface, NetworkName, Parameters, Route};
 use host_local::Attachment;
 use ipnetwork::IpNetwork;
 use kernel::{HostNetns, Kind, Link, Rtnl, sysctl};
@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::ipam::Ipam;
 use crate::log::StepTimer;
 use crate::names::{Names, attachment};
+use crate::port_mappings;
 
 /// Compares `prevResult` with the kernel, and fails with the first difference. Changes by later plugins
 /// of the list are in `prevResult`; what they added is ignored.
@@ -52,6 +53,8 @@ pub(crate) fn check(
     if host_veth.name == check.names.veth {
         check.masquerade()?;
         steps.done("masquerade");
+        check.host_ports(&call.network)?;
+        steps.done("host ports");
     }
     Ok(())
 }
@@ -272,6 +275,18 @@ impl Check<'_> {
         match masquerade.missing(&subnets)? {
             Some(subnet) => check_failed(format!("{subnet} is not masqueraded")),
             None => Ok(()),
+        }
+    }
+
+    fn host_ports(&self, network: &NetworkName) -> Result<(), Error> {
+        let addresses = self.ips().map(|ip| ip.address).collect();
+        let (attachment, names) = (&self.attachment, &self.names);
+        let config = &self.config.port_mappings;
+        let record = config.record(network, attachment, names, self.config, addresses)?;
+        match record.map(|record| port_mappings::find_difference(&self.host, &record)) {
+            Some(Ok(Some(what))) => check_failed(what),
+            Some(Err(error)) => Err(error),
+            Some(Ok(None)) | None => Ok(()),
         }
     }
 

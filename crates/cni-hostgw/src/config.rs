@@ -12,8 +12,10 @@ use subnet_env::SubnetEnv;
 
 use crate::config_input::ConfigInput;
 use crate::error::Error;
+
 use crate::ipam::{self, Delegate, Ipam};
 use crate::masquerade::{Backend, Masquerade};
+use crate::port_mappings::PortMappings;
 
 /// The default of `bridge`.
 pub(crate) const DEFAULT_BRIDGE: &str = "cni0";
@@ -49,6 +51,7 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     /// The pod's name, if the runtime gives one.
     pub(crate) pod: Option<String>,
+    pub(crate) port_mappings: PortMappings,
 }
 
 /// How long to wait for a subnet file that is missing or invalid.
@@ -118,6 +121,7 @@ impl Config {
             mac: mac(conf, args)?,
             dns: conf.runtime_config.dns.clone().unwrap_or(conf.dns.clone()),
             pod: args.pod.clone(),
+            port_mappings: PortMappings::read(conf)?,
         })
     }
 }

@@ -9,10 +9,10 @@ use crate::error::Error;
 use crate::ipam::{Delegate, store_from_config};
 use crate::log::StepTimer;
 use crate::names::{Names, Owner, attachment, belongs_to};
-use crate::{masquerade, scratch};
+use crate::{masquerade, port_mappings, scratch};
 
-/// Deletes the veth pair and then releases the addresses: in this order, so that no other container
-/// gets an address that still has traffic. With the last attachment of the network, its rules are
+/// Removes the host ports, deletes the veth pair and then releases the addresses: in this order, so
+/// that no other container gets an address that still has traffic. With the last attachment of the network, its rules are
 /// removed.
 ///
 /// It is normal that something does not exist any more, and that the namespace, the subnet file or the
@@ -33,6 +33,9 @@ pub(crate) fn del(
     let names = Names::of(network, &attachment);
     let host = Rtnl::connect()?;
     steps.done("netns");
+    // No port must lead to an address that is free.
+    port_mappings::remove(&host, call, &conf, &attachment, &names)?;
+    steps.done("host ports");
     // The namespace matters only if the link is not one of ours.
     if !host.delete_link(&names.veth)?
         && !delete_renamed(&host, &names)?

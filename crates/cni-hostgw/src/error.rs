@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cni::Code;
-use host_local::{LockTimeout, Overlap, RangeError, StoreError};
+use host_local::{Overlap, RangeError, StoreError};
+use host_ports::{InvalidRequest, Unresolvable};
 use ipnetwork::IpNetwork;
+use util::LockTimeout;
 
 /// The kernel refused a request.
 const KERNEL: Code = Code(100);
@@ -30,6 +32,20 @@ pub(crate) enum Error {
     },
     #[error("{0}")]
     Conflict(&'static str),
+    #[error("runtimeConfig.portMappings[{index}].{}: {}", .source.key, .source.value)]
+    PortMapping {
+        index: usize,
+        source: InvalidRequest,
+    },
+    #[error("runtimeConfig.portMappings")]
+    PortMappings(#[from] Unresolvable),
+    #[error(
+        "{list} maps host ports twice: {plugin} follows the entry of this plugin, which declares the \
+         capability portMappings; remove one of them from the list"
+    )]
+    MappedTwice { list: String, plugin: String },
+    #[error(transparent)]
+    HostPorts(#[from] host_ports::Error),
     #[error("ipam.ranges")]
     Ranges(#[from] RangeError),
     #[error(
@@ -148,6 +164,12 @@ impl Error {
             | Self::Iptables(..)
             | Self::Delegate { .. }
             | Self::GcIncomplete(_) => KERNEL,
+            Self::HostPorts(error) => match error {
+                host_ports::Error::InUse { .. } => Code::INVALID_CONFIG,
+                host_ports::Error::Locked(_) => Code::TRY_AGAIN_LATER,
+                host_ports::Error::Files { .. } => Code::IO,
+                host_ports::Error::Kernel(..) => KERNEL,
+            },
             Self::Store(StoreError::Exhausted { .. }) => EXHAUSTED,
             Self::Store(StoreError::Io { .. })
             | Self::Boot(_)
@@ -158,6 +180,9 @@ impl Error {
             | Self::Scratch(..) => Code::IO,
             Self::Config { .. }
             | Self::Conflict(_)
+            | Self::PortMapping { .. }
+            | Self::PortMappings(_)
+            | Self::MappedTwice { .. }
             | Self::Ranges(_)
             | Self::SharedSubnet { .. }
             | Self::Store(_) => Code::INVALID_CONFIG,

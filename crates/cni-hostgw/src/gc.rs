@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use cni::{Call, ValidAttachment};
 use host_local::{Attachment, Collected, Holder, Store};
+use host_ports::Record;
 use ipnetwork::IpNetwork;
 use kernel::{Link, Rtnl};
 use netconf::LenientConf;
@@ -16,8 +17,9 @@ use crate::error::Error;
 use crate::ipam::{Delegate, reclaim, store_from_config};
 use crate::log::StepTimer;
 use crate::names::{Names, Owner, belongs_to};
+use crate::port_mappings::portmap;
 use crate::state::Feature;
-use crate::{masquerade, scratch};
+use crate::{masquerade, port_mappings, scratch};
 
 /// Removes the host veths, addresses, rules and scratch files of attachments that the runtime does not
 /// list as valid. It goes on after a failure, and fails with all of them at the end.
@@ -29,18 +31,19 @@ pub(crate) fn gc(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
     let host = Rtnl::connect()?;
     let store = store_from_config(&call.network, &conf)?;
     let mut errors = Vec::new();
-    match ValidAttachment::list(&call.config)? {
-        Some(list) => {
-            let collection = Collection {
-                call,
-                conf: &conf,
-                valid: ValidAttachments::new(call, &list),
-                host: &host,
-                store: &store,
-            };
-            errors.extend(collection.run(steps));
-        }
-        None => errors.extend(reclaim(&host, &store, &call.network).err()),
+    if let Some(list) = ValidAttachment::list(&call.config)? {
+        let collection = Collection {
+            call,
+            conf: &conf,
+            valid: ValidAttachments::new(call, &list),
+            host: &host,
+            store: &store,
+        };
+        errors.extend(collection.run(steps));
+    } else {
+        let closed = port_mappings::collect_gone(&host);
+        let reclaimed = closed.and_then(|()| reclaim(&host, &store, &call.network));
+        errors.extend(reclaimed.err());
     }
     steps.done("ipam");
     match Delegate::with_known_subnets(call, &conf, &store) {
@@ -112,6 +115,13 @@ impl Collection<'_> {
         };
         let has_container = |id: &str| self.valid.has_container(id);
         let mut errors = scratch::collect(self.call, self.conf, has_container);
+        // While a port leads to an address, no other container must get it.
+        let ports = self.remove_host_ports();
+        if !ports.is_empty() {
+            errors.extend(ports);
+            return errors;
+        }
+        steps.done("host ports");
         // Without the links, it is unknown which addresses are in use.
         let mut undeleted = match self.delete_veths() {
             Ok(undeleted) => undeleted,
@@ -130,6 +140,20 @@ impl Collection<'_> {
             }
         };
         errors.extend(self.release_addresses(undeleted, &foreign));
+        errors
+    }
+
+    /// Removes the host ports of the network's attachments that are not valid, and those of pods that
+    /// are gone. Returns everything that failed.
+    fn remove_host_ports(&self) -> Vec<Error> {
+        let network = self.call.network.as_str();
+        let is_valid =
+            |record: &Record| record.network != network || self.valid.veths.contains(&record.veth);
+        let mut errors = port_mappings::collect(self.host, is_valid);
+        if self.conf.maps_ports {
+            let has_container = |id: &str| self.valid.has_container(id);
+            errors.extend(portmap::collect(&self.call.network, has_container).err());
+        }
         errors
     }
 
@@ -215,7 +239,7 @@ impl Collection<'_> {
         errors
     }
 
-    /// Removes the rules of the `bridge` plugin for the containers whose addresses were released.
+    /// Removes the rules of the `bridge` and `portmap` plugins for the containers whose addresses were released.
     fn remove_foreign_rules(&self, collected: &Collected<'_>) -> Result<(), Error> {
         let foreign = collected.freed.iter().filter(|freed| freed.is_foreign);
         let ids = foreign.filter_map(|freed| match &freed.holder {
@@ -223,7 +247,13 @@ impl Collection<'_> {
             Some(Holder::Container(id)) => Some(id.as_str()),
             None => None,
         });
-        masquerade::remove_bridge_plugin_chains(&self.call.network, &ids.collect::<Vec<_>>())
+        let ids: Vec<_> = ids.collect();
+        if self.conf.maps_ports {
+            for id in &ids {
+                portmap::remove(&self.call.network, id)?;
+            }
+        }
+        masquerade::remove_bridge_plugin_chains(&self.call.network, &ids)
     }
 
     /// Removes the masquerading rules that are not needed any more.

@@ -16,6 +16,7 @@ mod ipam;
 mod log;
 mod masquerade;
 mod names;
+mod port_mappings;
 mod routes;
 mod scratch;
 mod state;

@@ -36,6 +36,7 @@ fn find_problem(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
     if let Some(masquerade) = &config.masquerade {
         masquerade.is_available(&config.ipam.gateways())?;
     }
+    config.port_mappings.is_available(call)?;
     steps.done("ipam");
     let Some(bridge) = host.link(&config.bridge)? else {
         // The first ADD creates it.

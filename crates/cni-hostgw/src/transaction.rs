@@ -16,6 +16,8 @@ pub(crate) struct Transaction<'a> {
     store: &'a Store,
     /// The host veth, once it exists or may exist.
     pub(crate) veth: Option<String>,
+    /// True once host ports lead to the container, or may do so.
+    pub(crate) has_host_ports: bool,
     pub(crate) allocation: Option<Allocation<'a>>,
 }
 
@@ -26,6 +28,7 @@ impl<'a> Transaction<'a> {
             network,
             store,
             veth: None,
+            has_host_ports: false,
             allocation: None,
         })
     }
@@ -44,7 +47,11 @@ impl<'a> Transaction<'a> {
             self.delete_veth();
             return;
         };
-        if allocation.is_delegated() {
+        if !self.remove_host_ports() {
+            // While a port leads to the address, no other container must get it.
+            self.delete_veth();
+            allocation.keep();
+        } else if allocation.is_delegated() {
             // The other IPAM plugin may need the interface to release an address.
             drop(allocation.release());
             self.delete_veth();
@@ -61,6 +68,12 @@ impl<'a> Transaction<'a> {
             // While the link has the address, no other container must get it.
             allocation.keep();
         }
+    }
+
+    /// Returns true if no host port leads to the container any more.
+    fn remove_host_ports(&self) -> bool {
+        let veth = self.veth.as_deref().filter(|_| self.has_host_ports);
+        veth.is_none_or(|veth| host_ports::remove(&self.host, veth).is_ok())
     }
 
     /// Returns true if there is no host veth of this ADD any more.

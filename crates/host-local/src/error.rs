@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::lock::LockTimeout;
+use util::LockTimeout;
 
 /// The error of an operation on the store.
 #[derive(Debug, thiserror::Error)]

@@ -8,12 +8,10 @@
 mod attachment;
 mod error;
 mod files;
-mod lock;
 mod range;
 mod store;
 
 pub use attachment::{Attachment, Boot, Holder};
 pub use error::StoreError;
-pub use lock::{FileLock, LockTimeout};
 pub use range::{Range, RangeError, RangeSet, RangeSets, RangeSpec};
 pub use store::{Collected, EmptyNetwork, Freed, Overlap, Released, Reservation, Store};

@@ -30,6 +30,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Forwarding(#[from] forwarding::Error),
     #[error(transparent)]
+    HostPorts(#[from] host_ports::Error),
+    #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]
     Install(#[from] InstallError),

@@ -89,6 +89,12 @@ impl Rtnl {
         Ok(usable.map(address).collect())
     }
 
+    /// Returns all addresses of this namespace, loopback addresses included.
+    pub fn local_addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        let found = self.dump_addresses(0)?.into_iter();
+        Ok(found.map(|found| found.address.ip()).collect())
+    }
+
     /// Returns the IPv6 addresses of `link` that have a lifetime. Routers assign such addresses,
     /// and the kernel keeps them for a while after the router is gone.
     pub(crate) fn addresses_with_lifetime(&self, link: &Link) -> Result<Vec<IpNetwork>, Error> {

@@ -124,6 +124,12 @@ impl Error {
         self.errno == Some(Errno::EEXIST)
     }
 
+    /// True if an element to add to a set or a map of `nf_tables` exists, with this or another value.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(self.errno, Some(Errno::EEXIST | Errno::EBUSY))
+    }
+
     /// True if the file system is read-only, as `/proc/sys` is in a container.
     #[must_use]
     pub fn is_read_only(&self) -> bool {

@@ -7,6 +7,7 @@
 
 mod address;
 mod bridge;
+pub mod conntrack;
 mod error;
 mod forwarding;
 mod link;
@@ -16,6 +17,7 @@ mod monitor;
 mod neighbour;
 mod netns;
 mod nexthop;
+mod nfnetlink;
 pub mod nftables;
 mod path;
 mod route;

@@ -143,10 +143,45 @@ pub struct RuntimeConfig {
     /// Capability `dns`: takes precedence over the configured `dns`.
     #[serde(deserialize_with = "runtime_dns")]
     pub dns: Option<Dns>,
-    /// Capability `portMappings`: not supported.
-    pub port_mappings: Vec<Value>,
+    /// Capability `portMappings`: ports of the node that lead to the container.
+    pub port_mappings: Vec<PortMapping>,
     /// Capability `bandwidth`: not supported.
     pub bandwidth: Option<Value>,
+}
+
+/// A port of the node that leads to a port of the container.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PortMapping {
+    /// Port of the node.
+    pub host_port: i64,
+    /// Port of the container.
+    pub container_port: i64,
+    /// `tcp`, `udp` or `sctp`, in upper or lower case.
+    pub protocol: String,
+    /// Address of the node. Empty or unspecified for all addresses.
+    #[serde(rename = "hostIP")]
+    pub host_ip: String,
+}
+
+/// Keys of the `portmap` plugin, for an entry that declares the capability `portMappings`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PortMapKeys {
+    /// `snat`: false if no connection gets another source address.
+    pub snat: Option<bool>,
+    /// `masqAll`: true if all connections get the node's address as their source.
+    pub masq_all: Option<bool>,
+    /// `markMasqBit`: bit of the mark that `portmap` uses. Our rules need no mark.
+    pub mark_masq_bit: Option<i64>,
+    /// `externalSetMarkChain`: a chain of iptables. Not supported.
+    pub external_set_mark_chain: Option<String>,
+    /// `conditionsV4`: matches of iptables. Not supported.
+    #[serde(rename = "conditionsV4")]
+    pub conditions_v4: Vec<String>,
+    /// `conditionsV6`: the same for IPv6.
+    #[serde(rename = "conditionsV6")]
+    pub conditions_v6: Vec<String>,
 }
 
 /// `args.cni`: requests that need no capability.

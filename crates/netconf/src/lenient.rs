@@ -24,6 +24,10 @@ pub struct LenientConf {
     pub ipam_data_dir: Option<PathBuf>,
     /// `logFile`: where requests are logged.
     pub log_file: Option<PathBuf>,
+    /// True if `capabilities.portMappings` is true: host ports are ours to remove.
+    pub maps_ports: bool,
+    /// True if `runtimeConfig.portMappings` has an entry.
+    pub has_port_mappings: bool,
 }
 
 impl LenientConf {
@@ -32,6 +36,8 @@ impl LenientConf {
     pub fn from_json(json: &Json) -> Self {
         let delegate = json.object("delegate");
         let ipam = json.object("ipam");
+        let nested = |object, key| json.object(object)?.get(key).cloned();
+        let port_mappings = nested("runtimeConfig", "portMappings");
         let path = |json: &Json, key| text(json, key).map(PathBuf::from);
         Self {
             has_delegate: json.has("delegate"),
@@ -41,6 +47,8 @@ impl LenientConf {
             ipam_type: ipam.as_ref().and_then(|ipam| text(ipam, "type")),
             ipam_data_dir: ipam.as_ref().and_then(|ipam| path(ipam, "dataDir")),
             log_file: path(json, "logFile"),
+            maps_ports: nested("capabilities", "portMappings") == Some(Value::Bool(true)),
+            has_port_mappings: port_mappings.is_some_and(|list| list != Value::Array(Vec::new())),
         }
     }
 

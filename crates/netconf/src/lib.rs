@@ -17,7 +17,9 @@ use std::path::PathBuf;
 use cni::{Code, Dns, Error, IfName, Json};
 use serde_json::Value;
 
-pub use keys::{BridgeKeys, Capabilities, CniKeys, Ipam, RangeConf, RuntimeConfig};
+pub use keys::{
+    BridgeKeys, Capabilities, CniKeys, Ipam, PortMapKeys, PortMapping, RangeConf, RuntimeConfig,
+};
 use keys::{DelegateKeys, TopLevelKeys};
 pub use lenient::LenientConf;
 
@@ -45,6 +47,9 @@ pub struct NetConf {
     pub capabilities: Capabilities,
     /// `runtimeConfig`: what the runtime supplies for declared capabilities.
     pub runtime_config: RuntimeConfig,
+    /// Keys of the `portmap` plugin. Other entries than those with the capability `portMappings`
+    /// have none.
+    pub port_map: PortMapKeys,
     /// `args.cni`.
     pub args: CniKeys,
     /// `dns`, passed on in the result.
@@ -85,6 +90,11 @@ impl NetConf {
                 DelegateKeys::default(),
             ),
         };
+        let port_map = if top.capabilities.port_mappings {
+            json.to().map_err(|error| decode(&error))?
+        } else {
+            PortMapKeys::default()
+        };
         let args = CniKeys {
             ips: [top.args.cni.ips, delegated.args.cni.ips].concat(),
             mac: top.args.cni.mac.or(delegated.args.cni.mac),
@@ -102,6 +112,7 @@ impl NetConf {
                 .runtime_config
                 .or(delegated.runtime_config)
                 .unwrap_or_default(),
+            port_map,
             args,
             dns: delegated
                 .dns
@@ -139,6 +150,16 @@ impl NetConf {
             let rule = format!("must be from 0 to {MAX_SUBNET_FILE_WAIT} seconds");
             return Err(Error::new(Code::INVALID_CONFIG, msg).with_details(rule));
         }
+        if let Some(bit) = self
+            .port_map
+            .mark_masq_bit
+            .filter(|bit| !(0..32).contains(bit))
+        {
+            return Err(
+                Error::new(Code::INVALID_CONFIG, format!("markMasqBit: {bit}"))
+                    .with_details("must be from 0 to 31"),
+            );
+        }
         for route in self.ipam.iter().flat_map(|ipam| &ipam.routes) {
             let dst = route.dst;
             let reason = if dst.is_ipv4() && dst.ip() != dst.network() {
@@ -165,6 +186,24 @@ impl NetConf {
     /// accepted, but ignoring one of these keys would leave out something that the user asked for.
     #[must_use]
     pub fn unsupported(&self) -> Option<(&'static str, String)> {
+        let PortMapKeys {
+            external_set_mark_chain,
+            conditions_v4,
+            conditions_v6,
+            ..
+        } = &self.port_map;
+        let chain = external_set_mark_chain.as_ref();
+        if let Some(chain) = chain.filter(|chain| !chain.is_empty()) {
+            return Some(("externalSetMarkChain", chain.clone()));
+        }
+        for (key, conditions) in [
+            ("conditionsV4", conditions_v4),
+            ("conditionsV6", conditions_v6),
+        ] {
+            if !conditions.is_empty() {
+                return Some((key, format!("{conditions:?}")));
+            }
+        }
         let BridgeKeys {
             ref kind,
             macspoofchk,
@@ -183,10 +222,6 @@ impl NetConf {
         }
         // A capability that this entry does not declare is handled by another plugin of the list.
         let (declared, given) = (self.capabilities, &self.runtime_config);
-        if declared.port_mappings && !given.port_mappings.is_empty() {
-            let value = serde_json::json!(given.port_mappings).to_string();
-            return Some(("runtimeConfig.portMappings", value));
-        }
         let bandwidth = given
             .bandwidth
             .as_ref()

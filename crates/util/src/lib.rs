@@ -1,9 +1,13 @@
-//! Helpers that all crates share: files, interrupted system calls, hashes.
+//! Helpers that all crates share: files, file locks, interrupted system calls, hashes.
+
+mod lock;
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+pub use lock::{FileLock, LockTimeout};
 
 /// Replaces a file atomically, or creates it and its directory. A reader, and a crash, see either
 /// the old or the new content: the new one is on the disk before it gets the name of the old one.

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use util::{none_if_not_found, retry_on_eintr};
+use crate::{none_if_not_found, retry_on_eintr};
 
 /// A lock that is held until the value is dropped. The kernel releases it if the process is killed.
 #[derive(Debug)]

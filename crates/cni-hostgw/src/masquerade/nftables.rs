@@ -87,7 +87,7 @@ impl Masquerade<'_> {
         }
         let chain = Chain {
             name: &name,
-            hook: Hook::Postrouting,
+            hook: Some(Hook::Postrouting),
             comment: &self.comment(),
             rules: self.rules(),
         };

@@ -8,8 +8,8 @@ use super::{EmptyNetwork, Store};
 use crate::attachment::{Attachment, Boot, Holder};
 use crate::error::StoreError;
 use crate::files::{Files, IndexedAddress};
-use crate::lock::FileLock;
 use crate::range::RangeSet;
+use util::FileLock;
 
 /// The store while its lock is held.
 #[derive(Debug)]

@@ -21,8 +21,8 @@ use self::locked::Locked;
 use crate::attachment::{Attachment, Boot};
 use crate::error::StoreError;
 use crate::files::Files;
-use crate::lock::FileLock;
 use crate::range::{RangeSet, RangeSets};
+use util::FileLock;
 
 /// The reservations of one network.
 #[derive(Debug)]

@@ -68,6 +68,10 @@ impl Agent {
         }
         outcome.cost = started.elapsed();
         self.reconcile_install(trigger, findings);
+        if trigger.kernel.firewall || trigger.is_resync {
+            let limiter = &mut self.reporter.limiter;
+            findings.check(self.firewall.restore_host_ports(&self.kernel, limiter));
+        }
         if let Some(node) = self.node.clone() {
             self.write_files(&node, trigger, findings);
             let bridges = findings.check(pod_bridges(&self.kernel));

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use host_ports::HostPorts;
 use ipnetwork::IpNetwork;
 use kernel::nftables::{self, Family};
 use kernel::{Protocol, Route, RouteChange, Rtnl};
@@ -30,6 +31,7 @@ enum Part {
     Route(Route),
     NextHops(Vec<u32>),
     Table,
+    HostPorts,
     ForwardRules(usize),
     IptablesChains(usize),
     Flannel(firewall::Leftover),
@@ -105,6 +107,10 @@ impl Cleanup {
             nftables::has_table(Family::Inet, firewall::TABLE),
             |exists| part_if(exists, Part::Table),
         );
+        // With host ports of pods, the plugin's table stays.
+        found.add(host_ports::has_unused_table(), |is_unused| {
+            part_if(is_unused, Part::HostPorts)
+        });
         found.add(firewall::remove_forward(true), |count| {
             part_if(count > 0, Part::ForwardRules(count))
         });
@@ -157,6 +163,7 @@ impl Part {
             }
             Self::NextHops(ids) => kernel.delete_nexthops(ids)?,
             Self::Table => firewall::delete_table()?,
+            Self::HostPorts => drop(HostPorts::lock(kernel)?.delete_unused_table()?),
             Self::ForwardRules(_) => drop(firewall::remove_forward(false)?),
             Self::IptablesChains(_) => drop(firewall::remove_iptables(false)?),
             Self::Flannel(leftover) => leftover.remove()?,
@@ -172,6 +179,13 @@ impl fmt::Display for Part {
             Self::Route(route) => write!(f, "route {route}"),
             Self::NextHops(ids) => write!(f, "{} next hop(s) of ours", ids.len()),
             Self::Table => write!(f, "nf_tables table inet {}", firewall::TABLE),
+            Self::HostPorts => {
+                write!(
+                    f,
+                    "nf_tables table inet {}, without ports",
+                    host_ports::TABLE
+                )
+            }
             Self::ForwardRules(count) => {
                 write!(f, "{count} rule(s) of ours in iptables' FORWARD chains")
             }

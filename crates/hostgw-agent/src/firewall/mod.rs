@@ -7,6 +7,7 @@
 
 mod flannel;
 mod forward;
+mod host_ports;
 mod iptables;
 mod legacy;
 mod rules;

@@ -21,7 +21,7 @@ pub(super) fn list() -> Result<Option<Vec<u8>>, kernel::Error> {
 pub(super) fn replace(rules: &FirewallRules, config: &FirewallConfig) -> Result<(), kernel::Error> {
     let postrouting = Chain {
         name: POSTROUTING,
-        hook: Hook::Postrouting,
+        hook: Some(Hook::Postrouting),
         comment: "",
         rules: rules
             .0
@@ -36,7 +36,7 @@ pub(super) fn replace(rules: &FirewallRules, config: &FirewallConfig) -> Result<
     };
     let forward = Chain {
         name: FORWARD,
-        hook: Hook::Forward,
+        hook: Some(Hook::Forward),
         comment: "",
         rules: rules
             .networks()

@@ -201,7 +201,7 @@ impl Evaluator<'_> {
             "meta" => load(self.packet.meta(expression.number(META_KEY))),
             "ct" => load(match expression.number(CT_KEY) {
                 ct::STATE => Some(NEW.to_ne_bytes().to_vec()),
-                ct::MARK | ct::SECMARK => Some(vec![0; 4]),
+                ct::STATUS | ct::MARK | ct::SECMARK => Some(vec![0; 4]),
                 _ => None,
             }),
             "bitwise" if expression.number(BITWISE_OP) == 0 => mask(expression, registers),

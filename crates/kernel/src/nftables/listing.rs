@@ -114,6 +114,38 @@ pub fn dump_chains(family: Family, table: &str, chains: &[&str]) -> Result<Optio
     Ok(Some(listing))
 }
 
+/// Returns a hash of a table and of these chains in it, with their rules and the handles of the rules.
+/// It changes if someone changes, replaces or adds a rule or a chain, but not with the elements of
+/// sets. `None` if the table or one of the chains does not exist.
+pub fn fingerprint(
+    family: Family,
+    table: &str,
+    chains: &[impl AsRef<str>],
+) -> Result<Option<u64>, Error> {
+    let failed = |error: io::Error| Error::new(format!("read nf_tables table {table}"), error);
+    let mut listing = Vec::new();
+    let table_request = message(GET_TABLE, ACK, &object(family, TABLE_NAME, table));
+    let answer = request(&table_request).map_err(failed)?;
+    if answer.error == Some(Errno::ENOENT) {
+        return Ok(None);
+    }
+    listing.extend(bodies(&answer, NEW_TABLE).flatten());
+    for chain in chains {
+        let chain = chain.as_ref();
+        let Some(answer) = get_chain(family, table, chain).map_err(failed)? else {
+            return Ok(None);
+        };
+        for body in bodies(&answer, NEW_CHAIN) {
+            // The elements of maps lead to chains, and count as uses.
+            let fixed = attributes(body).filter(|(kind, _)| *kind != CHAIN_USE);
+            listing.extend(fixed.flat_map(|(_, value)| value));
+        }
+        let rules = raw_rules(family, table, chain).map_err(failed)?;
+        listing.extend(rules.into_iter().flatten());
+    }
+    Ok(Some(util::fnv1a_64(&listing)))
+}
+
 /// Returns the attributes of each rule of a chain.
 fn raw_rules(family: Family, table: &str, chain: &str) -> io::Result<Vec<Vec<u8>>> {
     let Some(answer) = dump(&message(GET_RULE, DUMP, &rule_object(family, table, chain)))? else {

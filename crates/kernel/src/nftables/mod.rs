@@ -13,6 +13,7 @@ mod base_chain;
 mod evaluate;
 mod expression;
 mod listing;
+mod map;
 mod message;
 mod packet;
 mod rule;
@@ -22,11 +23,14 @@ mod uapi;
 
 pub use base_chain::{BaseChain, forward_chains};
 pub use evaluate::ChainDecision;
-pub use listing::{ListedChain, ListedRule, chain, chains, dump_chains, has_table, rules};
+pub use listing::{
+    ListedChain, ListedRule, chain, chains, dump_chains, fingerprint, has_table, rules,
+};
+pub use map::{Element, Field, Key, Set, Value, ValueType, element, elements};
 pub use message::Family;
 pub use packet::{MatchMode, Packet};
-pub use rule::Rule;
-pub use transaction::{Attempt, Chain, Hook, Transaction};
+pub use rule::{Load, Rule};
+pub use transaction::{Attempt, Chain, Existing, Hook, Transaction};
 
 use crate::Error;
 use message::{ACK, GET_GENERATION, message, request};

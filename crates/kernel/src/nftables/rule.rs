@@ -2,13 +2,17 @@
 
 use ipnetwork::IpNetwork;
 
+use super::map::{Field, write_chain_verdict};
 use super::message::{attribute, comment, nest, number, text};
 use super::uapi::{
     BITWISE_DREG, BITWISE_LEN, BITWISE_MASK, BITWISE_SREG, BITWISE_XOR, CMP_DATA, CMP_EQ, CMP_NEQ,
-    CMP_OP, CMP_SREG, DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, IMMEDIATE_DATA,
-    IMMEDIATE_DREG, LIST_ELEM, MASQ_FLAGS, MASQ_RANDOM_FULLY, META_DREG, META_KEY, NFPROTO_IPV4,
-    NFPROTO_IPV6, PAYLOAD_BASE, PAYLOAD_DREG, PAYLOAD_LEN, PAYLOAD_NETWORK_HEADER, PAYLOAD_OFFSET,
-    REG_1, REG_VERDICT, RULE_EXPRESSIONS, RULE_USERDATA, VERDICT_CODE, meta, verdict,
+    CMP_OP, CMP_SREG, CT_DIRECTION, CT_DREG, CT_KEY, DATA_VALUE, DATA_VERDICT, EXPR_DATA,
+    EXPR_NAME, FIB_DREG, FIB_F_DADDR, FIB_FLAGS, FIB_RESULT, FIB_RESULT_ADDRTYPE, IMMEDIATE_DATA,
+    IMMEDIATE_DREG, LIST_ELEM, LOOKUP_DREG, LOOKUP_SET, LOOKUP_SREG, MASQ_FLAGS, MASQ_RANDOM_FULLY,
+    META_DREG, META_KEY, NAT_DNAT, NAT_FAMILY, NAT_REG_ADDR_MIN, NAT_REG_PROTO_MIN, NAT_TYPE,
+    NFPROTO_IPV4, NFPROTO_IPV6, PAYLOAD_BASE, PAYLOAD_DREG, PAYLOAD_LEN, PAYLOAD_NETWORK_HEADER,
+    PAYLOAD_OFFSET, PAYLOAD_TRANSPORT_HEADER, REG_1, REG_VERDICT, REG32_00, RULE_EXPRESSIONS,
+    RULE_USERDATA, VERDICT_CODE, ct, meta, verdict,
 };
 
 /// A rule: the matches for packets, and the action for those that match.
@@ -28,12 +32,15 @@ impl Rule {
     /// Matches packets of the same family as `network`. In a table for both families, this match
     /// must come first.
     #[must_use]
-    pub fn match_family(mut self, network: IpNetwork) -> Self {
-        let family = if network.is_ipv4() {
-            NFPROTO_IPV4
-        } else {
-            NFPROTO_IPV6
-        };
+    pub fn match_family(self, network: IpNetwork) -> Self {
+        self.match_ip(network.is_ipv6())
+    }
+
+    /// Matches IPv4 packets, or IPv6 packets. In a table for both families, this match must come
+    /// first.
+    #[must_use]
+    pub fn match_ip(mut self, is_ipv6: bool) -> Self {
+        let family = if is_ipv6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
         self.meta(meta::NFPROTO);
         self.compare(CMP_EQ, &[family]);
         self
@@ -73,6 +80,63 @@ impl Rule {
         self.address(destination_offset(network), CMP_NEQ, network)
     }
 
+    /// Matches packets to an address of the node itself.
+    #[must_use]
+    pub fn to_local(mut self) -> Self {
+        /// `RTN_LOCAL`
+        const LOCAL: u32 = 2;
+        self.expression("fib", |data| {
+            number(data, FIB_DREG, REG_1);
+            number(data, FIB_RESULT, FIB_RESULT_ADDRTYPE);
+            number(data, FIB_FLAGS, FIB_F_DADDR);
+        });
+        self.compare(CMP_EQ, &LOCAL.to_ne_bytes());
+        self
+    }
+
+    /// Matches packets of connections whose destination was translated.
+    #[must_use]
+    pub fn translated(mut self) -> Self {
+        self.expression("ct", |data| {
+            number(data, CT_DREG, REG_1);
+            number(data, CT_KEY, ct::STATUS);
+        });
+        self.mask(&ct::STATUS_DNAT.to_ne_bytes());
+        self.compare(CMP_NEQ, &[0; 4]);
+        self
+    }
+
+    /// Matches packets whose `key` is in a set.
+    #[must_use]
+    pub fn is_in(self, set: &str, key: &[Load]) -> Self {
+        self.lookup(set, key, None)
+    }
+
+    /// Applies the verdict that a map has for the packet's `key`. Without one, the next rule follows.
+    #[must_use]
+    pub fn verdict_of(self, map: &str, key: &[Load]) -> Self {
+        self.lookup(map, key, Some(REG_VERDICT))
+    }
+
+    /// Translates the destination to the address and port that a map has for the packet's `key`.
+    /// Without one, the next rule follows.
+    #[must_use]
+    pub fn dnat_by(self, map: &str, key: &[Load], is_ipv6: bool) -> Self {
+        let mut rule = self.lookup(map, key, Some(REG32_00));
+        let (family, port) = if is_ipv6 {
+            (NFPROTO_IPV6, REG32_00 + 4)
+        } else {
+            (NFPROTO_IPV4, REG32_00 + 1)
+        };
+        rule.expression("nat", |data| {
+            number(data, NAT_TYPE, NAT_DNAT);
+            number(data, NAT_FAMILY, family.into());
+            number(data, NAT_REG_ADDR_MIN, REG32_00);
+            number(data, NAT_REG_PROTO_MIN, port);
+        });
+        rule
+    }
+
     /// Adds a counter of the matching packets.
     #[must_use]
     pub fn counted(mut self) -> Self {
@@ -84,6 +148,24 @@ impl Rule {
     #[must_use]
     pub fn return_from_chain(self) -> Self {
         self.verdict(verdict::RETURN)
+    }
+
+    /// Continues with the rules of another chain, and comes back after them (verdict jump).
+    #[must_use]
+    pub fn jump(mut self, chain: &str) -> Self {
+        self.expression("immediate", |data| {
+            number(data, IMMEDIATE_DREG, REG_VERDICT);
+            nest(data, IMMEDIATE_DATA, |value| {
+                write_chain_verdict(value, verdict::JUMP, chain);
+            });
+        });
+        self
+    }
+
+    /// Drops the packet (verdict drop).
+    #[must_use]
+    pub fn drop_packet(self) -> Self {
+        self.verdict(verdict::DROP)
     }
 
     /// Accepts the packet (verdict accept). Chains of other tables at the same hook can still drop
@@ -148,6 +230,60 @@ impl Rule {
         });
     }
 
+    /// Loads the parts of `key` side by side, and looks them up.
+    fn lookup(mut self, set: &str, key: &[Load], result: Option<u32>) -> Self {
+        let mut register = REG32_00;
+        for load in key {
+            self.load(*load, register);
+            register += load.field().registers();
+        }
+        self.expression("lookup", |data| {
+            text(data, LOOKUP_SET, set);
+            number(data, LOOKUP_SREG, REG32_00);
+            if let Some(result) = result {
+                number(data, LOOKUP_DREG, result);
+            }
+        });
+        self
+    }
+
+    fn load(&mut self, load: Load, register: u32) {
+        let payload = |data: &mut Vec<u8>, base, offset, length| {
+            number(data, PAYLOAD_DREG, register);
+            number(data, PAYLOAD_BASE, base);
+            number(data, PAYLOAD_OFFSET, offset);
+            number(data, PAYLOAD_LEN, length);
+        };
+        let meta = |data: &mut Vec<u8>, key| {
+            number(data, META_DREG, register);
+            number(data, META_KEY, key);
+        };
+        match load {
+            Load::Protocol => self.expression("meta", |data| meta(data, meta::L4PROTO)),
+            Load::InputInterface => self.expression("meta", |data| meta(data, meta::IIFNAME)),
+            Load::DestinationIpv4 => {
+                self.expression("payload", |data| {
+                    payload(data, PAYLOAD_NETWORK_HEADER, 16, 4);
+                });
+            }
+            Load::DestinationIpv6 => {
+                self.expression("payload", |data| {
+                    payload(data, PAYLOAD_NETWORK_HEADER, 24, 16);
+                });
+            }
+            Load::DestinationPort => {
+                self.expression("payload", |data| {
+                    payload(data, PAYLOAD_TRANSPORT_HEADER, 2, 2);
+                });
+            }
+            Load::OriginalDestinationPort => self.expression("ct", |data| {
+                number(data, CT_DREG, register);
+                number(data, CT_KEY, ct::PROTO_DST);
+                attribute(data, CT_DIRECTION, &[ct::DIRECTION_ORIGINAL]);
+            }),
+        }
+    }
+
     fn mask(&mut self, mask: &[u8]) {
         let length = u32::try_from(mask.len()).expect("16 at most");
         self.expression("bitwise", |data| {
@@ -188,6 +324,35 @@ impl Rule {
             text(element, EXPR_NAME, name);
             nest(element, EXPR_DATA, data);
         });
+    }
+}
+
+/// A value of a packet, as a part of the key for a set or a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Protocol above IP.
+    Protocol,
+    /// Destination address. The rule must match only IPv4.
+    DestinationIpv4,
+    /// Destination address. The rule must match only IPv6.
+    DestinationIpv6,
+    /// Destination port.
+    DestinationPort,
+    /// Destination port of the connection before its translation.
+    OriginalDestinationPort,
+    /// Name of the interface on which the packet came in.
+    InputInterface,
+}
+
+impl Load {
+    fn field(self) -> Field {
+        match self {
+            Self::Protocol => Field::Protocol,
+            Self::DestinationIpv4 => Field::Ipv4,
+            Self::DestinationIpv6 => Field::Ipv6,
+            Self::DestinationPort | Self::OriginalDestinationPort => Field::Port,
+            Self::InputInterface => Field::Interface,
+        }
     }
 }
 

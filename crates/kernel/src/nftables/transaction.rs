@@ -1,14 +1,16 @@
 //! Atomic changes to `nf_tables`: whole tables, and single rules in tables of other programs.
 
+use super::map::{Element, Set};
 use super::message::{
-    ACK, APPEND, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, EXCL, Family, NEW_CHAIN,
-    NEW_RULE, NEW_TABLE, attribute, comment, message, nest, number, object, request, text,
-    transaction,
+    ACK, APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_TABLE, EXCL, Family,
+    NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, attribute, comment, message, nest,
+    number, object, request, text, transaction,
 };
 use super::rule::Rule;
 use super::uapi::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_TABLE, CHAIN_TYPE, CHAIN_USERDATA, HOOK_HOOKNUM, HOOK_PRIORITY,
-    RULE_CHAIN, RULE_HANDLE, RULE_POSITION, RULE_TABLE, TABLE_NAME, hook,
+    LIST_ELEM, RULE_CHAIN, RULE_HANDLE, RULE_POSITION, RULE_TABLE, SET_ELEM_LIST_ELEMENTS,
+    SET_ELEM_LIST_SET, SET_ELEM_LIST_TABLE, SET_TABLE, TABLE_NAME, hook,
 };
 use crate::Error;
 
@@ -19,15 +21,35 @@ pub enum Hook {
     Postrouting,
     /// Forwarded packets, for filtering (chain type filter).
     Forward,
+    /// Incoming packets, for translation of the destination address (chain type nat). Chains of
+    /// kube-proxy and Docker, with the usual priority, come first.
+    PreroutingDnat,
+    /// Packets of the node itself, likewise.
+    OutputDnat,
+    /// Incoming packets before connection tracking, for filtering (chain type filter).
+    PreroutingRaw,
 }
 
-/// A base chain with its rules.
+impl Hook {
+    /// Returns the number of the hook, the priority and the type of a chain.
+    fn numbers(self) -> (u32, i32, &'static str) {
+        match self {
+            Self::Postrouting => (hook::POST_ROUTING, hook::PRIORITY_NAT_SRC, "nat"),
+            Self::Forward => (hook::FORWARD, hook::PRIORITY_FILTER, "filter"),
+            Self::PreroutingDnat => (hook::PRE_ROUTING, hook::PRIORITY_NAT_DST + 1, "nat"),
+            Self::OutputDnat => (hook::LOCAL_OUT, hook::PRIORITY_NAT_DST + 1, "nat"),
+            Self::PreroutingRaw => (hook::PRE_ROUTING, hook::PRIORITY_RAW, "filter"),
+        }
+    }
+}
+
+/// A chain with its rules.
 #[derive(Clone, Debug)]
 pub struct Chain<'a> {
     /// Name of the chain.
     pub name: &'a str,
-    /// Hook of the chain.
-    pub hook: Hook,
+    /// Hook of a base chain. `None` if only rules lead to the chain.
+    pub hook: Option<Hook>,
     /// Comment that listings show for the chain, of less than 120 bytes; none if empty.
     pub comment: &'a str,
     /// Rules of the chain, in order.
@@ -37,7 +59,24 @@ pub struct Chain<'a> {
 /// A list of changes that the kernel applies completely or not at all, in the namespace of the
 /// calling thread.
 #[derive(Debug, Default)]
-pub struct Transaction(Vec<u8>);
+pub struct Transaction {
+    messages: Vec<u8>,
+    /// Number of new sets: each needs an id within the transaction.
+    sets: u32,
+}
+
+/// Number of elements in one message. The length of a list is limited to 64 kB, and an element has
+/// at most 256 bytes.
+const ELEMENTS_IN_MESSAGE: usize = 200;
+
+/// What happens if an element to add exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// The transaction fails.
+    Fails,
+    /// The element stays as it is. The transaction fails if its value is another one.
+    Stays,
+}
 
 /// The result of [`Transaction::try_commit`].
 #[derive(Debug)]
@@ -76,15 +115,13 @@ impl Transaction {
     /// Creates a chain with its rules. The transaction fails if the chain exists.
     pub fn add_chain(&mut self, family: Family, table: &str, chain: &Chain<'_>) {
         let mut body = chain_object(family, table, chain.name);
-        let (hook, priority, kind) = match chain.hook {
-            Hook::Postrouting => (hook::POST_ROUTING, hook::PRIORITY_NAT_SRC, "nat"),
-            Hook::Forward => (hook::FORWARD, hook::PRIORITY_FILTER, "filter"),
-        };
-        nest(&mut body, CHAIN_HOOK, |inner| {
-            number(inner, HOOK_HOOKNUM, hook);
-            number(inner, HOOK_PRIORITY, priority);
-        });
-        text(&mut body, CHAIN_TYPE, kind);
+        if let Some((hook, priority, kind)) = chain.hook.map(Hook::numbers) {
+            nest(&mut body, CHAIN_HOOK, |inner| {
+                number(inner, HOOK_HOOKNUM, hook);
+                number(inner, HOOK_PRIORITY, priority.cast_unsigned());
+            });
+            text(&mut body, CHAIN_TYPE, kind);
+        }
         if !chain.comment.is_empty() {
             attribute(&mut body, CHAIN_USERDATA, &comment(chain.comment));
         }
@@ -123,6 +160,68 @@ impl Transaction {
         self.add(DELETE_RULE, 0, &body);
     }
 
+    /// Creates an empty set or map unless it exists.
+    pub fn ensure_set(&mut self, family: Family, table: &str, set: &Set<'_>) {
+        self.sets += 1;
+        let mut body = object(family, SET_TABLE, table);
+        set.write(&mut body, self.sets);
+        self.add(NEW_SET, CREATE, &body);
+    }
+
+    /// Adds elements to a set or a map. The transaction fails if one exists, unless `existing` allows
+    /// that.
+    pub fn add_elements(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        existing: Existing,
+        elements: &[Element],
+    ) {
+        let flags = match existing {
+            Existing::Fails => CREATE | EXCL,
+            Existing::Stays => CREATE,
+        };
+        self.change_elements((NEW_ELEMENT, flags), family, table, set, elements);
+    }
+
+    /// Deletes the elements with these keys from a set or a map. The transaction fails if one does
+    /// not exist.
+    pub fn delete_elements(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        elements: &[Element],
+    ) {
+        let keys = elements.iter().map(|element| Element {
+            key: element.key.clone(),
+            ..Element::default()
+        });
+        let keys: Vec<_> = keys.collect();
+        self.change_elements((DELETE_ELEMENT, 0), family, table, set, &keys);
+    }
+
+    fn change_elements(
+        &mut self,
+        (kind, flags): (u16, u16),
+        family: Family,
+        table: &str,
+        set: &str,
+        elements: &[Element],
+    ) {
+        for part in elements.chunks(ELEMENTS_IN_MESSAGE) {
+            let mut body = object(family, SET_ELEM_LIST_TABLE, table);
+            text(&mut body, SET_ELEM_LIST_SET, set);
+            nest(&mut body, SET_ELEM_LIST_ELEMENTS, |list| {
+                for element in part {
+                    nest(list, LIST_ELEM, |body| element.write(body));
+                }
+            });
+            self.add(kind, flags, &body);
+        }
+    }
+
     /// Deletes a base chain and its rules.
     pub fn delete_base_chain(&mut self, family: Family, table: &str, chain: &str) {
         self.add(DELETE_CHAIN, 0, &chain_object(family, table, chain));
@@ -142,7 +241,7 @@ impl Transaction {
     /// True if the transaction contains no changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.messages.is_empty()
     }
 
     /// Applies the changes. Fails, without changing anything, if an object to delete does not exist.
@@ -159,7 +258,7 @@ impl Transaction {
         if self.is_empty() {
             return Attempt::Applied;
         }
-        match request(&transaction(&self.0)) {
+        match request(&transaction(&self.messages)) {
             Ok(answer) => match answer.error {
                 None => Attempt::Applied,
                 Some(errno) => Attempt::Refused(Error::new(doing, errno)),
@@ -169,7 +268,7 @@ impl Transaction {
     }
 
     fn add(&mut self, kind: u16, flags: u16, body: &[u8]) {
-        self.0.extend(message(kind, flags | ACK, body));
+        self.messages.extend(message(kind, flags | ACK, body));
     }
 }
 

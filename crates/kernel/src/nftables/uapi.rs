@@ -3,11 +3,17 @@
 
 /// Hooks (`NF_INET_*`).
 pub(super) mod hook {
+    pub(in super::super) const PRE_ROUTING: u32 = 0;
     pub(in super::super) const FORWARD: u32 = 2;
+    pub(in super::super) const LOCAL_OUT: u32 = 3;
     pub(in super::super) const POST_ROUTING: u32 = 4;
+    /// `NF_IP_PRI_RAW`
+    pub(in super::super) const PRIORITY_RAW: i32 = -300;
+    /// `NF_IP_PRI_NAT_DST`
+    pub(in super::super) const PRIORITY_NAT_DST: i32 = -100;
     /// `NF_IP_PRI_NAT_SRC`
-    pub(in super::super) const PRIORITY_NAT_SRC: u32 = 100;
-    pub(in super::super) const PRIORITY_FILTER: u32 = 0;
+    pub(in super::super) const PRIORITY_NAT_SRC: i32 = 100;
+    pub(in super::super) const PRIORITY_FILTER: i32 = 0;
 }
 
 /// Families of network addresses (`NFPROTO_*`).
@@ -26,6 +32,8 @@ pub(super) mod verdict {
 /// Registers (`NFT_REG_*`).
 pub(super) const REG_VERDICT: u32 = 0;
 pub(super) const REG_1: u32 = 1;
+/// The first of the sixteen registers of four bytes. It is the start of register 1.
+pub(super) const REG32_00: u32 = 8;
 
 pub(super) const LIST_ELEM: u16 = 1;
 
@@ -80,8 +88,9 @@ pub(super) const PAYLOAD_DREG: u16 = 1;
 pub(super) const PAYLOAD_BASE: u16 = 2;
 pub(super) const PAYLOAD_OFFSET: u16 = 3;
 pub(super) const PAYLOAD_LEN: u16 = 4;
-/// A value of `PAYLOAD_BASE`.
+/// Values of `PAYLOAD_BASE`.
 pub(super) const PAYLOAD_NETWORK_HEADER: u32 = 1;
+pub(super) const PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 
 pub(super) const BITWISE_SREG: u16 = 1;
 pub(super) const BITWISE_DREG: u16 = 2;
@@ -102,13 +111,35 @@ pub(super) const RANGE_FROM_DATA: u16 = 3;
 pub(super) const RANGE_TO_DATA: u16 = 4;
 pub(super) const RANGE_EQ: u32 = 0;
 
+pub(super) const CT_DREG: u16 = 1;
 pub(super) const CT_KEY: u16 = 2;
+pub(super) const CT_DIRECTION: u16 = 3;
 /// Values of `CT_KEY`.
 pub(super) mod ct {
     pub(in super::super) const STATE: u32 = 0;
-    pub(in super::super) const MARK: u32 = 2;
-    pub(in super::super) const SECMARK: u32 = 3;
+    pub(in super::super) const STATUS: u32 = 2;
+    pub(in super::super) const MARK: u32 = 3;
+    pub(in super::super) const SECMARK: u32 = 4;
+    pub(in super::super) const PROTO_DST: u32 = 12;
+    /// `IPS_DST_NAT`, a bit of the status.
+    pub(in super::super) const STATUS_DNAT: u32 = 1 << 5;
+    /// `IP_CT_DIR_ORIGINAL`
+    pub(in super::super) const DIRECTION_ORIGINAL: u8 = 0;
 }
+
+pub(super) const FIB_DREG: u16 = 1;
+pub(super) const FIB_RESULT: u16 = 2;
+pub(super) const FIB_FLAGS: u16 = 3;
+/// A value of `FIB_RESULT`: the type of an address.
+pub(super) const FIB_RESULT_ADDRTYPE: u32 = 3;
+pub(super) const FIB_F_DADDR: u32 = 2;
+
+pub(super) const NAT_TYPE: u16 = 1;
+pub(super) const NAT_FAMILY: u16 = 2;
+pub(super) const NAT_REG_ADDR_MIN: u16 = 3;
+pub(super) const NAT_REG_PROTO_MIN: u16 = 5;
+/// A value of `NAT_TYPE`.
+pub(super) const NAT_DNAT: u32 = 1;
 
 pub(super) const LIMIT_FLAGS: u16 = 5;
 /// The limit matches packets above its rate.
@@ -128,12 +159,31 @@ pub(super) const XT_NAME: u16 = 1;
 pub(super) const XT_REV: u16 = 2;
 pub(super) const XT_INFO: u16 = 3;
 
+pub(super) const SET_TABLE: u16 = 1;
+pub(super) const SET_NAME: u16 = 2;
+pub(super) const SET_FLAGS: u16 = 3;
+pub(super) const SET_KEY_TYPE: u16 = 4;
+pub(super) const SET_KEY_LEN: u16 = 5;
+pub(super) const SET_DATA_TYPE: u16 = 6;
+pub(super) const SET_DATA_LEN: u16 = 7;
+pub(super) const SET_ID: u16 = 10;
+pub(super) const SET_USERDATA: u16 = 13;
+/// A flag of a set: its elements have values.
+pub(super) const SET_MAP: u32 = 8;
+/// The type of values that are verdicts.
+pub(super) const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
+
+pub(super) const SET_ELEM_LIST_TABLE: u16 = 1;
 pub(super) const SET_ELEM_LIST_SET: u16 = 2;
 pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const SET_ELEM_KEY: u16 = 1;
 pub(super) const SET_ELEM_DATA: u16 = 2;
 pub(super) const SET_ELEM_FLAGS: u16 = 3;
+pub(super) const SET_ELEM_USERDATA: u16 = 6;
 pub(super) const SET_ELEM_KEY_END: u16 = 10;
 
 /// The type of a comment in user data (`NFTNL_UDATA_*_COMMENT`).
 pub(super) const UDATA_COMMENT: u8 = 0;
+/// The types of byte orders in the user data of a set (`NFTNL_UDATA_SET_*BYTEORDER`).
+pub(super) const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
+pub(super) const UDATA_SET_DATA_BYTE_ORDER: u8 = 1;

@@ -1,0 +1,125 @@
+//! What the reference plugin `portmap` left for an attachment, on a node whose plugin list had that
+//! plugin when the attachment was made.
+
+use std::fs;
+
+use cni::NetworkName;
+use kernel::nftables::{self, Family, Transaction};
+use programs::iptables::Iptables;
+use sha2::{Digest, Sha512};
+use util::hex_128;
+
+use crate::error::Error;
+
+/// The chain with a jump to the chain of each container.
+const JUMPS: &str = "CNI-HOSTPORT-DNAT";
+
+/// Table and chains of its backend `nftables`.
+const TABLE: &str = "cni_hostport";
+
+/// Removes the rules of one container, of both backends. Succeeds if there are none.
+pub(crate) fn remove(network: &NetworkName, container_id: &str) -> Result<(), Error> {
+    let hash = hex_128(&Sha512::digest(format!("{network}{container_id}")));
+    let chain = format!("CNI-DN-{hash:.21}");
+    for family in [Family::Ipv4, Family::Ipv6] {
+        remove_chain(family, &chain)?;
+        remove_rules(family, container_id)?;
+        remove_legacy(family, &chain)?;
+    }
+    Ok(())
+}
+
+/// Removes the chains of the network's containers that are not valid, of the backend `iptables`. The
+/// rules of the other backend do not tell their network.
+pub(crate) fn collect(network: &NetworkName, is_valid: impl Fn(&str) -> bool) -> Result<(), Error> {
+    for family in [Family::Ipv4, Family::Ipv6] {
+        for rule in nftables::rules(family, "nat", JUMPS)? {
+            let owner = rule.comment.as_deref().and_then(owner);
+            if let Some((name, id)) = owner
+                && name == network.as_str()
+                && !is_valid(id)
+            {
+                remove(network, id)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the comment of a jump: `dnat name: "cbr0" id: "pod1"`.
+fn owner(comment: &str) -> Option<(&str, &str)> {
+    let rest = comment.strip_prefix("dnat name: \"")?;
+    let (name, rest) = rest.split_once("\" id: \"")?;
+    Some((name, rest.strip_suffix('"')?))
+}
+
+/// Removes the chain of a container in the table of iptables-nft, with the jumps to it.
+fn remove_chain(family: Family, chain: &str) -> Result<(), Error> {
+    if nftables::chain(family, "nat", chain)?.is_none() {
+        return Ok(());
+    }
+    let mut transaction = Transaction::new();
+    for rule in nftables::rules(family, "nat", JUMPS)? {
+        if rule.jump().as_deref() == Some(chain) {
+            transaction.delete_rule(family, "nat", JUMPS, rule.handle);
+        }
+    }
+    transaction.delete_chain(family, "nat", chain);
+    succeed_if_gone(transaction.commit("remove the portmap plugin's chain"))
+}
+
+/// Removes the rules of a container in the table of the backend `nftables`. Their comment is the
+/// container's id.
+fn remove_rules(family: Family, container_id: &str) -> Result<(), Error> {
+    if !nftables::has_table(family, TABLE)? {
+        return Ok(());
+    }
+    let mut transaction = Transaction::new();
+    for chain in nftables::chains(family, TABLE)? {
+        for rule in nftables::rules(family, TABLE, &chain)? {
+            if rule.comment.as_deref() == Some(container_id) {
+                transaction.delete_rule(family, TABLE, &chain, rule.handle);
+            }
+        }
+    }
+    succeed_if_gone(transaction.commit("remove the portmap plugin's rules"))
+}
+
+/// Removes the chain of a container in the tables of iptables-legacy, which only its program can
+/// change.
+fn remove_legacy(family: Family, chain: &str) -> Result<(), Error> {
+    let (tables, name) = match family {
+        Family::Ipv6 => ("/proc/net/ip6_tables_names", "ip6tables-legacy"),
+        _ => ("/proc/net/ip_tables_names", "iptables-legacy"),
+    };
+    let tables = fs::read_to_string(tables).unwrap_or_default();
+    let program = Iptables { name, lock_wait: 5 };
+    let failed = |error| Error::Iptables(name, error);
+    if !tables.lines().any(|table| table == "nat") || !program.is_installed().map_err(failed)? {
+        return Ok(());
+    }
+    let saved = program.save("nat").map_err(failed)?;
+    if !saved
+        .lines()
+        .any(|line| line.starts_with(&format!(":{chain} ")))
+    {
+        return Ok(());
+    }
+    let jump = format!("-A {JUMPS} ");
+    let to_chain = format!(" -j {chain}");
+    let jumps = saved.lines().filter_map(|line| {
+        let rule = line.strip_prefix(&jump)?;
+        line.ends_with(&to_chain)
+            .then(|| format!("-D {JUMPS} {rule}\n"))
+    });
+    let removal: String = jumps.chain([format!("-F {chain}\n-X {chain}\n")]).collect();
+    program.restore("nat", &removal).map_err(failed)
+}
+
+/// Another process may remove the same rules.
+fn succeed_if_gone(result: Result<(), kernel::Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if !error.is_gone() => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,211 @@
+//! The record of a pod's mappings: a file for each attachment, and a symbolic link for each address
+//! of the pod.
+//!
+//! The files are in `/run`, because mappings do not survive a boot. The kernel's table can be written
+//! again from them.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use util::none_if_not_found;
+
+use crate::mapping::Mapping;
+
+/// The directory with everything about host ports.
+pub(crate) const DIRECTORY: &str = "/run/cni-hostgw/host-ports";
+/// The lock for all changes of mappings.
+pub(crate) const LOCK: &str = "/run/cni-hostgw/host-ports/lock";
+/// The fingerprint of the table as it was written last.
+const FINGERPRINT: &str = "/run/cni-hostgw/host-ports/table";
+/// The records, by the name of the host veth.
+const PODS: &str = "/run/cni-hostgw/host-ports/pods";
+/// The links to the records, by the pod's address.
+const ADDRESSES: &str = "/run/cni-hostgw/host-ports/addresses";
+
+/// Which connections to a mapping get an address of the node as their source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Masquerade {
+    /// None (`snat: false`).
+    None,
+    /// Those from the pod's own subnet and from the node's loopback addresses, which would get no
+    /// answer otherwise.
+    #[default]
+    Subnet,
+    /// All (`masqAll: true`).
+    All,
+}
+
+/// The mappings of one attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Name of the network.
+    pub network: String,
+    /// Container id.
+    pub container_id: String,
+    /// Name of the interface in the container.
+    pub ifname: String,
+    /// Name of the pod, if the runtime gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Name of the host veth. It identifies the attachment.
+    pub veth: String,
+    /// The start of the host veth's alias, which stays if someone renames it.
+    pub alias: String,
+    /// Name of the bridge.
+    pub bridge: String,
+    /// Addresses of the pod, with the prefix lengths of their subnets.
+    pub addresses: Vec<IpNetwork>,
+    /// Which connections are masqueraded.
+    pub masquerade: Masquerade,
+    /// The mappings.
+    pub mappings: Vec<Mapping>,
+}
+
+impl Record {
+    /// The pod's name, or the container id if the name is unknown.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        self.pod.as_deref().unwrap_or(&self.container_id)
+    }
+
+    /// The comment of the record's elements in the kernel, of less than 120 bytes: the host veth,
+    /// network, container id and interface, and the pod.
+    pub(crate) fn comment(&self) -> String {
+        const MAX_LEN: usize = 119;
+        let short = |text: &str, length| text.chars().take(length).collect::<String>();
+        let mut comment = format!(
+            "{} {}/{}/{}",
+            self.veth,
+            short(&self.network, 24),
+            short(&self.container_id, 12),
+            self.ifname
+        );
+        if let Some(pod) = &self.pod {
+            comment = format!("{comment} {pod}");
+        }
+        while comment.len() > MAX_LEN {
+            comment.pop();
+        }
+        comment
+    }
+
+    /// Writes the record, and the links from the pod's addresses.
+    pub(crate) fn write(&self) -> io::Result<()> {
+        let text = serde_json::to_vec(self).expect("a record has only text keys");
+        let path = path(&self.veth);
+        let new = Path::new(PODS).join(format!(".{}", self.veth));
+        let write = || {
+            fs::write(&new, &text)?;
+            fs::rename(&new, &path)
+        };
+        create_directories_if_missing(write)?;
+        for address in &self.addresses {
+            let link = address_link(address.ip());
+            let create = || symlink(Path::new("../pods").join(&self.veth), &link);
+            match create() {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    fs::remove_file(&link)?;
+                    create()?;
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the record and the links that lead to it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        for address in &self.addresses {
+            let link = address_link(address.ip());
+            let owner = none_if_not_found(fs::read_link(&link))?;
+            if owner.is_some_and(|owner| owner.ends_with(&self.veth)) {
+                none_if_not_found(fs::remove_file(link))?;
+            }
+        }
+        remove(&self.veth)
+    }
+
+    /// Reads the record of a host veth. `None` if it has none.
+    pub(crate) fn read(veth: &str) -> io::Result<Option<Self>> {
+        match none_if_not_found(fs::read(path(veth)))? {
+            Some(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Returns whether a host veth has a record, without reading it.
+pub(crate) fn exists(veth: &str) -> io::Result<bool> {
+    Ok(none_if_not_found(fs::symlink_metadata(path(veth)))?.is_some())
+}
+
+/// Removes the record of a host veth. Succeeds if there is none.
+pub(crate) fn remove(veth: &str) -> io::Result<()> {
+    none_if_not_found(fs::remove_file(path(veth))).map(drop)
+}
+
+/// Returns the host veth to whose record the link of an address leads, if there is one.
+pub(crate) fn veth_of(address: IpAddr) -> io::Result<Option<String>> {
+    let link = none_if_not_found(fs::read_link(address_link(address)))?;
+    let name = link.as_deref().and_then(Path::file_name);
+    Ok(name.map(|name| name.to_string_lossy().into_owned()))
+}
+
+/// Removes the link of an address.
+pub(crate) fn remove_link(address: IpAddr) -> io::Result<()> {
+    none_if_not_found(fs::remove_file(address_link(address))).map(drop)
+}
+
+/// Returns the host veths that have records. `None` if there never was one since the boot.
+pub(crate) fn veths() -> io::Result<Option<Vec<String>>> {
+    let Some(entries) = none_if_not_found(fs::read_dir(PODS))? else {
+        return Ok(None);
+    };
+    let mut veths = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // A record that is being written starts with a dot.
+        if !name.starts_with('.') {
+            veths.push(name);
+        }
+    }
+    Ok(Some(veths))
+}
+
+/// Saves the fingerprint of the table.
+pub(crate) fn save_fingerprint(fingerprint: u64) -> io::Result<()> {
+    create_directories_if_missing(|| fs::write(FINGERPRINT, fingerprint.to_string()))
+}
+
+/// Returns the saved fingerprint of the table.
+pub(crate) fn saved_fingerprint() -> io::Result<Option<u64>> {
+    let text = none_if_not_found(fs::read_to_string(FINGERPRINT))?;
+    Ok(text.and_then(|text| text.parse().ok()))
+}
+
+/// Runs `write`, and again with the directories if they are missing.
+fn create_directories_if_missing(write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    match write() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(PODS)?;
+            fs::create_dir_all(ADDRESSES)?;
+            write()
+        }
+        other => other,
+    }
+}
+
+fn path(veth: &str) -> PathBuf {
+    Path::new(PODS).join(veth)
+}
+
+fn address_link(address: IpAddr) -> PathBuf {
+    Path::new(ADDRESSES).join(address.to_string())
+}
