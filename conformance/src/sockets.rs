@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -67,6 +67,55 @@ pub trait Place {
         })
     }
 
+    /// Starts to send to `receiver` at `address`, for three seconds and as fast as possible.
+    fn send_to(&self, receiver: &impl Place, address: &str, transport: Transport) -> Transfer {
+        let address: SocketAddr = address.parse().expect("an address with a port");
+        let any = (Ipv6Addr::UNSPECIFIED, address.port());
+        let receive: Receive = match transport {
+            Transport::Tcp => {
+                let listener = receiver.enter(move || TcpListener::bind(any));
+                let listener = listener.expect("a free port");
+                let mut stream = None;
+                Box::new(move |buffer| {
+                    if stream.is_none() {
+                        let (accepted, _) = listener.accept()?;
+                        accepted.set_read_timeout(Some(TIMEOUT))?;
+                        stream = Some(accepted);
+                    }
+                    stream.as_mut().expect("just accepted").read(buffer)
+                })
+            }
+            Transport::Udp => {
+                let socket = receiver
+                    .enter(move || UdpSocket::bind(any))
+                    .expect("a free port");
+                socket.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+                Box::new(move |buffer| socket.recv(buffer))
+            }
+        };
+        let counted = thread::spawn(move || count(receive));
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
+        let sender = self.enter(move || match transport {
+            Transport::Tcp => TcpStream::connect_timeout(&address, TIMEOUT).map(Sender::Tcp),
+            Transport::Udp => {
+                let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+                Ok(Sender::Udp(socket, mapped(address)))
+            }
+        });
+        let mut sender = sender.expect("the receiver can be reached");
+        let sending = thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                sender.send();
+            }
+        });
+        Transfer {
+            counted,
+            is_over,
+            sending,
+        }
+    }
+
     /// Answers every TCP connection and every UDP packet to `port` with `name` and the client's
     /// address, until the returned value is dropped.
     fn answer(&self, port: u16, name: &str) -> Answering {
@@ -111,6 +160,82 @@ impl Place for Pod<'_> {
     }
 }
 
+/// Reads what arrives next.
+type Receive = Box<dyn FnMut(&mut [u8]) -> io::Result<usize> + Send>;
+
+/// A transfer that was started.
+pub struct Transfer {
+    counted: JoinHandle<f64>,
+    is_over: Arc<AtomicBool>,
+    sending: JoinHandle<()>,
+}
+
+impl Transfer {
+    /// Waits for the end. Returns the rate of what arrived after the first half second, in bits of
+    /// payload per second.
+    pub fn rate(self) -> f64 {
+        let rate = self.counted.join().expect("the thread does not panic");
+        self.is_over.store(true, Ordering::Relaxed);
+        self.sending.join().expect("the thread does not panic");
+        rate
+    }
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say everything")]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+enum Sender {
+    Tcp(TcpStream),
+    Udp(UdpSocket, SocketAddr),
+}
+
+impl Sender {
+    fn send(&mut self) {
+        match self {
+            Self::Tcp(stream) => drop(stream.write(&[0; 16 << 10])),
+            Self::Udp(socket, address) => {
+                drop(socket.send_to(&[0; 1200], *address));
+                thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+}
+
+/// Counts what arrives between half a second and three seconds. Returns bits per second.
+fn count(mut receive: Receive) -> f64 {
+    let mut buffer = vec![0; 64 << 10];
+    let first = receive(&mut buffer).expect("something arrives");
+    assert!(first > 0);
+    let begin = Instant::now();
+    let (mut bytes, mut counted_from) = (0, None);
+    loop {
+        let length = receive(&mut buffer).expect("packets keep arriving");
+        let elapsed = begin.elapsed();
+        if elapsed < Duration::from_millis(500) {
+            continue;
+        }
+        let from = *counted_from.get_or_insert_with(Instant::now);
+        if elapsed > Duration::from_secs(3) {
+            return f64::from(bytes) * 8.0 / from.elapsed().as_secs_f64();
+        }
+        bytes += u32::try_from(length).expect("a short read");
+    }
+}
+
+/// The address for a socket of IPv6, which reaches IPv4 by mapped addresses.
+fn mapped(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
+        v6 @ IpAddr::V6(_) => v6,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
 /// A server that answers until it is dropped.
 pub struct Answering {
     is_stopped: Arc<AtomicBool>,
@@ -137,12 +262,7 @@ impl UdpClient {
     /// If nobody answers within two seconds, or the address refuses the packet.
     pub fn ask(&self, address: &str) -> io::Result<String> {
         let address: SocketAddr = address.parse().expect("an address with a port");
-        // The socket is one of IPv6, which reaches IPv4 by mapped addresses.
-        let ip = match address.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
-            v6 @ IpAddr::V6(_) => v6,
-        };
-        self.0.send_to(b"?", SocketAddr::new(ip, address.port()))?;
+        self.0.send_to(b"?", mapped(address))?;
         let mut packet = [0; 64];
         let (length, _) = self.0.recv_from(&mut packet)?;
         Ok(String::from_utf8_lossy(&packet[..length]).into_owned())

@@ -132,28 +132,6 @@ fn check_finds_routes_that_sbr_moved_to_a_table() {
 }
 
 #[test]
-fn unsupported_capabilities_are_rejected_only_if_declared_for_our_plugin() {
-    let lab = Lab::new();
-    let node = lab.node("worker1", &["192.168.2.16/24"]);
-    let (plugin, pod) = (Plugin::ours(&lab), node.pod("a"));
-    let rates = json!({"IngressRate": 1000, "IngressBurst": 1000});
-    let mut conf = conf();
-    conf["capabilities"] = json!({"bandwidth": true});
-    conf["runtimeConfig"] = json!({"bandwidth": rates});
-    let (code, text) = plugin.add(&pod, &conf).error();
-    assert_eq!(code, 2, "{text}");
-    assert!(text.starts_with("runtimeConfig.bandwidth: "), "{text}");
-    // Accepted: the capability is declared but not used by this pod, or it is declared for another
-    // entry only.
-    conf["runtimeConfig"] = json!({});
-    plugin.add(&pod, &conf).ok();
-    plugin.del(&pod, &conf).ok();
-    conf["runtimeConfig"] = json!({"bandwidth": rates});
-    conf["capabilities"] = json!({});
-    plugin.add(&pod, &conf).ok();
-}
-
-#[test]
 fn chained_reference_plugins_work_after_ours_as_after_the_reference() {
     for kind in ["bridge", "cni-hostgw"] {
         let lab = Lab::new();

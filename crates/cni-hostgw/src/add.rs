@@ -117,6 +117,8 @@ struct VethPair {
     /// The container's end of the pair.
     container_link: Link,
     container_mac: Mac,
+    /// The link that limits what the container sends.
+    ifb: Option<Link>,
 }
 
 impl<'a> Add<'a, '_> {
@@ -218,11 +220,22 @@ impl<'a> Add<'a, '_> {
         transaction.veth = Some(names.veth.clone());
         bridge::restore_mtu(&transaction.host, &bridge, container_link.mtu)?;
         steps.done("veth");
+        let bandwidth = &config.bandwidth;
+        let ifb = if bandwidth.is_limited() {
+            transaction.ifb = Some(names.ifb.clone());
+            let ifb =
+                bandwidth.apply(&transaction.host, self.call, &names, config.pod.as_deref())?;
+            steps.done("bandwidth");
+            ifb
+        } else {
+            None
+        };
         Ok(VethPair {
             bridge,
             names,
             container_link,
             container_mac,
+            ifb,
         })
     }
 
@@ -347,6 +360,7 @@ impl<'a> Add<'a, '_> {
             bridge,
             names,
             container_link,
+            ifb,
             ..
         } = pair;
         let ip = |address: &Address| Ip {
@@ -362,17 +376,16 @@ impl<'a> Add<'a, '_> {
             config.dns.clone()
         };
         let netns = self.parameters.netns.as_deref();
+        let (name, mac, mtu) = (&container_link.name, container_link.mac, container_link.mtu);
+        let mut interfaces = vec![
+            interface(&bridge.name, bridge.mac, bridge.mtu, None),
+            interface(&names.veth, Some(names.mac), mtu, None),
+            interface(name, mac, mtu, netns),
+        ];
+        let ifb = ifb.as_ref();
+        interfaces.extend(ifb.map(|ifb| interface(&ifb.name, ifb.mac, ifb.mtu, None)));
         AddResult {
-            interfaces: vec![
-                interface(&bridge.name, bridge.mac, bridge.mtu, None),
-                interface(&names.veth, Some(names.mac), container_link.mtu, None),
-                interface(
-                    &container_link.name,
-                    container_link.mac,
-                    container_link.mtu,
-                    netns,
-                ),
-            ],
+            interfaces,
             ips: allocation.addresses.iter().map(ip).collect(),
             routes,
             dns,

@@ -55,6 +55,11 @@ pub(crate) fn check(
         steps.done("masquerade");
         check.host_ports(&call.network)?;
         steps.done("host ports");
+        let bandwidth = &config.bandwidth;
+        if let Some(what) = bandwidth.find_difference(&check.host, &host_veth, &check.names)? {
+            return check_failed(what);
+        }
+        steps.done("bandwidth");
     }
     Ok(())
 }

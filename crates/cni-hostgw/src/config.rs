@@ -10,6 +10,7 @@ use netconf::{BridgeKeys, LenientConf, NetConf};
 use subnet::Subnet;
 use subnet_env::SubnetEnv;
 
+use crate::bandwidth::Bandwidth;
 use crate::config_input::ConfigInput;
 use crate::error::Error;
 
@@ -52,6 +53,7 @@ pub(crate) struct Config {
     /// The pod's name, if the runtime gives one.
     pub(crate) pod: Option<String>,
     pub(crate) port_mappings: PortMappings,
+    pub(crate) bandwidth: Bandwidth,
 }
 
 /// How long to wait for a subnet file that is missing or invalid.
@@ -122,6 +124,7 @@ impl Config {
             dns: conf.runtime_config.dns.clone().unwrap_or(conf.dns.clone()),
             pod: args.pod.clone(),
             port_mappings: PortMappings::read(conf)?,
+            bandwidth: Bandwidth::read(conf)?,
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::ipam::{Delegate, store_from_config};
 use crate::log::StepTimer;
 use crate::names::{Names, Owner, attachment, belongs_to};
-use crate::{masquerade, port_mappings, scratch};
+use crate::{bandwidth, masquerade, port_mappings, scratch};
 
 /// Removes the host ports, deletes the veth pair and then releases the addresses: in this order, so
 /// that no other container gets an address that still has traffic. With the last attachment of the network, its rules are
@@ -37,7 +37,17 @@ pub(crate) fn del(
     port_mappings::remove(&host, call, &conf, &attachment, &names)?;
     steps.done("host ports");
     // The namespace matters only if the link is not one of ours.
-    if !host.delete_link(&names.veth)?
+    let is_deleted = match host.link(&names.ifb)? {
+        None => host.delete_link(&names.veth)?,
+        Some(ifb) => bandwidth::delete_both(&host, &names, ifb)?,
+    };
+    if conf.limits_bandwidth {
+        host.delete_link(&bandwidth::reference_ifb(
+            network,
+            attachment.container_id(),
+        ))?;
+    }
+    if !is_deleted
         && !delete_renamed(&host, &names)?
         && let Some(netns) = netns?
     {

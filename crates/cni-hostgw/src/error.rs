@@ -40,10 +40,14 @@ pub(crate) enum Error {
     #[error("runtimeConfig.portMappings")]
     PortMappings(#[from] Unresolvable),
     #[error(
-        "{list} maps host ports twice: {plugin} follows the entry of this plugin, which declares the \
-         capability portMappings; remove one of them from the list"
+        "{list} has the capability {capability} twice: in the entry of this plugin, and in that of \
+         {plugin} behind it; remove one of them"
     )]
-    MappedTwice { list: String, plugin: String },
+    HandledTwice {
+        list: String,
+        plugin: &'static str,
+        capability: &'static str,
+    },
     #[error(transparent)]
     HostPorts(#[from] host_ports::Error),
     #[error("ipam.ranges")]
@@ -182,7 +186,7 @@ impl Error {
             | Self::Conflict(_)
             | Self::PortMapping { .. }
             | Self::PortMappings(_)
-            | Self::MappedTwice { .. }
+            | Self::HandledTwice { .. }
             | Self::Ranges(_)
             | Self::SharedSubnet { .. }
             | Self::Store(_) => Code::INVALID_CONFIG,

@@ -16,7 +16,7 @@ use crate::config::DEFAULT_BRIDGE;
 use crate::error::Error;
 use crate::ipam::{Delegate, reclaim, store_from_config};
 use crate::log::StepTimer;
-use crate::names::{Names, Owner, belongs_to};
+use crate::names::{Names, Owner, belongs_to, is_ifb_of};
 use crate::port_mappings::portmap;
 use crate::state::Feature;
 use crate::{masquerade, port_mappings, scratch};
@@ -66,8 +66,8 @@ pub(crate) fn gc(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
 /// The valid attachments.
 struct ValidAttachments {
     attachments: BTreeSet<Attachment>,
-    /// Names of their host veths.
-    veths: BTreeSet<String>,
+    /// Names of their links on the host.
+    links: BTreeSet<String>,
 }
 
 impl ValidAttachments {
@@ -76,9 +76,12 @@ impl ValidAttachments {
             .iter()
             .map(|valid| Attachment::new(&valid.container_id, &valid.ifname))
             .collect();
-        let veth = |attachment| Names::of(&call.network, attachment).veth;
+        let links = |attachment| {
+            let names = Names::of(&call.network, attachment);
+            [names.veth, names.ifb]
+        };
         Self {
-            veths: attachments.iter().map(veth).collect(),
+            links: attachments.iter().flat_map(links).collect(),
             attachments,
         }
     }
@@ -148,7 +151,7 @@ impl Collection<'_> {
     fn remove_host_ports(&self) -> Vec<Error> {
         let network = self.call.network.as_str();
         let is_valid =
-            |record: &Record| record.network != network || self.valid.veths.contains(&record.veth);
+            |record: &Record| record.network != network || self.valid.links.contains(&record.veth);
         let mut errors = port_mappings::collect(self.host, is_valid);
         if self.conf.maps_ports {
             let has_container = |id: &str| self.valid.has_container(id);
@@ -157,11 +160,14 @@ impl Collection<'_> {
         errors
     }
 
-    /// Deletes the network's host veths that belong to no valid attachment, all at once, and those of
+    /// Deletes the network's links that belong to no valid attachment, all at once, and those of
     /// ADDs that were killed before they were complete. Under the lock, no ADD is creating one.
     fn delete_veths(&self) -> Result<Undeleted, Error> {
-        let is_ours = |link: &Link| belongs_to(link, &self.call.network) || link.is_incomplete();
-        let is_invalid = |link: &Link| is_ours(link) && !self.valid.veths.contains(&link.name);
+        let network = &self.call.network;
+        let is_ours = |link: &Link| {
+            belongs_to(link, network) || is_ifb_of(link, network) || link.is_incomplete()
+        };
+        let is_invalid = |link: &Link| is_ours(link) && !self.valid.links.contains(&link.name);
         let invalid: Vec<_> = self.host.links()?.into_iter().filter(is_invalid).collect();
         let Err(error) = self.host.delete_links(&invalid) else {
             return Ok(Undeleted::default());

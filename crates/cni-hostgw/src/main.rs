@@ -4,6 +4,7 @@
 //! input, performs it, and answers on standard output.
 
 mod add;
+mod bandwidth;
 mod bridge;
 mod bridge_lock;
 mod check;
@@ -16,6 +17,7 @@ mod ipam;
 mod log;
 mod masquerade;
 mod names;
+mod plugin_list;
 mod port_mappings;
 mod routes;
 mod scratch;

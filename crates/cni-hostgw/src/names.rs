@@ -37,6 +37,9 @@ pub(crate) fn attachment(parameters: &Parameters) -> Attachment {
 pub(crate) struct Names {
     /// Name of the host veth: `veth` and 11 characters, 15 bytes in all.
     pub(crate) veth: String,
+    /// Name of the link that limits what the container sends: `bwp`, as for the `bandwidth` plugin,
+    /// and 12 characters.
+    pub(crate) ifb: String,
     /// Hardware address of the host veth.
     pub(crate) mac: Mac,
     /// Hardware address for the container's end while its IP addresses are unknown.
@@ -55,6 +58,7 @@ impl Names {
         let digit = |byte: &u8| char::from(DIGITS[usize::from(byte & 31)]);
         Self {
             veth: "veth".chars().chain(hash[..11].iter().map(digit)).collect(),
+            ifb: "bwp".chars().chain(hash[..12].iter().map(digit)).collect(),
             mac: MacKind::HostVeth.with([hash[28], hash[29], hash[30], hash[31]]),
             container_mac: MacKind::Container.with([hash[24], hash[25], hash[26], hash[27]]),
             key: format!("{}/{container_id}/{ifname}", shortened(network)),
@@ -72,8 +76,17 @@ impl Names {
     /// The alias of the host veth: network, container id and interface, and the pod if its name is
     /// known. It is for people who read `ip link`, too.
     pub(crate) fn alias(&self, pod: Option<&str>) -> String {
+        self.alias_after(HOST_VETH_ALIAS, pod)
+    }
+
+    /// The same for the link that limits what the container sends.
+    pub(crate) fn ifb_alias(&self, pod: Option<&str>) -> String {
+        self.alias_after(IFB_ALIAS, pod)
+    }
+
+    fn alias_after(&self, prefix: &str, pod: Option<&str>) -> String {
         let pod = pod.map(|pod| format!(" {pod}")).unwrap_or_default();
-        let mut alias = format!("{HOST_VETH_ALIAS}{}{pod}", self.key);
+        let mut alias = format!("{prefix}{}{pod}", self.key);
         while alias.len() > ALIAS_MAX {
             alias.pop();
         }
@@ -105,6 +118,17 @@ pub(crate) struct Owner<'a> {
     network: &'a str,
     /// The pod's name, or the container id if the name is unknown.
     pub(crate) pod: &'a str,
+}
+
+/// The start of the alias of a link that limits what a container sends.
+const IFB_ALIAS: &str = "cni-hostgw-bandwidth ";
+
+/// True if a link limits what a container in this network sends.
+pub(crate) fn is_ifb_of(link: &Link, network: &NetworkName) -> bool {
+    let alias = link.alias.as_deref().unwrap_or_default();
+    let key = alias.strip_prefix(IFB_ALIAS);
+    let owner = key.and_then(|key| key.split('/').next());
+    owner.is_some_and(|owner| owner == shortened(network))
 }
 
 /// True if a link is the host veth of an attachment in this network.

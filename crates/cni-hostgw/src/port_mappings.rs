@@ -4,7 +4,6 @@
 //! does. DEL also removes what the `portmap` plugin made for an attachment, because a node's list may
 //! have had that plugin before.
 
-mod list;
 pub(crate) mod portmap;
 
 use cni::{Call, NetworkName};
@@ -17,6 +16,7 @@ use netconf::{LenientConf, NetConf};
 use crate::config::Config;
 use crate::error::Error;
 use crate::names::Names;
+use crate::plugin_list::{self, PORT_MAPPINGS};
 
 /// The requested host ports.
 #[derive(Debug, Default)]
@@ -81,7 +81,7 @@ impl PortMappings {
 
     /// Opens the ports of a record.
     pub(crate) fn add(&self, host: &Rtnl, call: &Call, record: &Record) -> Result<(), Error> {
-        list::refuse_second_plugin(call)?;
+        plugin_list::refuse_second_plugin(call, PORT_MAPPINGS)?;
         HostPorts::lock(host)?.add(record)?;
         // Answers to the node's loopback address come in by the bridge. The table drops such packets
         // if they do not belong to a connection of the node, so it comes first.
@@ -96,7 +96,7 @@ impl PortMappings {
         if !self.is_declared {
             return Ok(());
         }
-        list::refuse_second_plugin(call)?;
+        plugin_list::refuse_second_plugin(call, PORT_MAPPINGS)?;
         Ok(kernel::nftables::is_available()?)
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Transaction<'a> {
     store: &'a Store,
     /// The host veth, once it exists or may exist.
     pub(crate) veth: Option<String>,
+    /// The link that limits what the container sends, once it exists or may exist.
+    pub(crate) ifb: Option<String>,
     /// True once host ports lead to the container, or may do so.
     pub(crate) has_host_ports: bool,
     pub(crate) allocation: Option<Allocation<'a>>,
@@ -28,6 +30,7 @@ impl<'a> Transaction<'a> {
             network,
             store,
             veth: None,
+            ifb: None,
             has_host_ports: false,
             allocation: None,
         })
@@ -78,6 +81,9 @@ impl<'a> Transaction<'a> {
 
     /// Returns true if there is no host veth of this ADD any more.
     fn delete_veth(&self) -> bool {
+        if let Some(ifb) = &self.ifb {
+            drop(self.host.delete_link(ifb));
+        }
         let veth = self.veth.as_deref();
         veth.is_none_or(|veth| self.host.delete_link(veth).is_ok())
     }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
 use crate::route::Route;
-use crate::rtnl::{Answer, Request, number};
+use crate::rtnl::{Answer, RawRequest, number};
 use crate::{Error, Protocol, Rtnl, sysctl};
 
 /// Values from the kernel's linux/rtnetlink.h and linux/nexthop.h.
@@ -22,13 +22,6 @@ const GATEWAY: u16 = 6;
 const INET: u8 = 2;
 const ONLINK: u32 = 4;
 
-/// A netlink message about next hop objects, which netlink-packet-route does not support.
-#[derive(Clone, Debug)]
-pub(crate) struct NextHop {
-    kind: u16,
-    body: Vec<u8>,
-}
-
 /// True if the kernel has next hop objects, and lists the next hop and the link of a route that
 /// uses one, as other programs expect (`nexthop_compat_mode`).
 #[must_use]
@@ -39,7 +32,7 @@ pub fn has_nexthop_objects() -> bool {
 impl Rtnl {
     /// Returns the ids of the next hop objects that `protocol` created.
     pub fn nexthops(&self, protocol: Protocol) -> Result<Vec<u32>, Error> {
-        let request = NextHop {
+        let request = RawRequest {
             kind: GET,
             body: vec![0; 8],
         };
@@ -56,7 +49,7 @@ impl Rtnl {
         let requests = ids.iter().map(|id| {
             let mut body = vec![0; 8];
             attribute(&mut body, ID, id.to_ne_bytes());
-            (NextHop { kind: DELETE, body }, 0)
+            (RawRequest { kind: DELETE, body }, 0)
         });
         let failed = |error| Error::new("delete next hops", error);
         let outcomes = self
@@ -83,33 +76,19 @@ fn read(answer: &Answer, protocol: Protocol) -> Option<u32> {
     id.map(|(_, value)| number(value))
 }
 
-impl NextHop {
-    /// Returns the message that creates or replaces the next hop object of a route, with its flags.
-    /// Returns `None` if the route uses no object.
-    pub(crate) fn of(route: &Route) -> Option<(Self, u16)> {
-        let (Some(id), Some(IpAddr::V4(via))) = (route.nexthop, route.via) else {
-            return None;
-        };
-        let flags = if route.is_onlink { ONLINK } else { 0 };
-        let mut body = vec![INET, 0, route.protocol.0, 0];
-        body.extend(flags.to_ne_bytes());
-        attribute(&mut body, ID, id.to_ne_bytes());
-        attribute(&mut body, OIF, route.dev.to_ne_bytes());
-        attribute(&mut body, GATEWAY, via.octets());
-        Some((Self { kind: NEW, body }, NLM_F_CREATE | NLM_F_REPLACE))
-    }
-}
-
-impl Request for NextHop {
-    fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>) {
-        let length = u32::try_from(16 + self.body.len()).expect("a short message");
-        buffer.extend(length.to_ne_bytes());
-        buffer.extend(self.kind.to_ne_bytes());
-        buffer.extend(flags.to_ne_bytes());
-        buffer.extend(sequence.to_ne_bytes());
-        buffer.extend([0; 4]);
-        buffer.extend(self.body);
-    }
+/// Returns the message that creates or replaces the next hop object of a route, with its flags.
+/// Returns `None` if the route uses no object.
+pub(crate) fn nexthop_of(route: &Route) -> Option<(RawRequest, u16)> {
+    let (Some(id), Some(IpAddr::V4(via))) = (route.nexthop, route.via) else {
+        return None;
+    };
+    let flags = if route.is_onlink { ONLINK } else { 0 };
+    let mut body = vec![INET, 0, route.protocol.0, 0];
+    body.extend(flags.to_ne_bytes());
+    attribute(&mut body, ID, id.to_ne_bytes());
+    attribute(&mut body, OIF, route.dev.to_ne_bytes());
+    attribute(&mut body, GATEWAY, via.octets());
+    Some((RawRequest { kind: NEW, body }, NLM_F_CREATE | NLM_F_REPLACE))
 }
 
 /// Appends an attribute with a value of four bytes, which needs no padding.

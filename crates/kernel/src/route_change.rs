@@ -7,9 +7,9 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
-use crate::nexthop::NextHop;
+use crate::nexthop::nexthop_of;
 use crate::route::set_table;
-use crate::rtnl::{Change, Request};
+use crate::rtnl::{Change, RawRequest, Request};
 use crate::{Error, Route, Rtnl};
 
 /// Optional settings of a route.
@@ -42,7 +42,7 @@ impl Rtnl {
             RouteChange::Replace(route) => {
                 let options = RouteOptions::default();
                 let (message, flags) = new_route(route, &options, NLM_F_REPLACE);
-                let nexthop = NextHop::of(route);
+                let nexthop = nexthop_of(route);
                 let nexthop = nexthop.map(|(message, flags)| (Message::NextHop(message), flags));
                 nexthop
                     .into_iter()
@@ -81,7 +81,7 @@ impl Rtnl {
 /// A message of a route change: for the route itself, or for its next hop object.
 enum Message {
     Route(RouteNetlinkMessage),
-    NextHop(NextHop),
+    NextHop(RawRequest),
 }
 
 impl Request for Message {

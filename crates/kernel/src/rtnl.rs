@@ -59,6 +59,25 @@ impl Request for RouteNetlinkMessage {
     }
 }
 
+/// A netlink message that netlink-packet-route does not support: its kind and its body.
+#[derive(Clone, Debug)]
+pub(crate) struct RawRequest {
+    pub(crate) kind: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Request for RawRequest {
+    fn write(self, flags: u16, sequence: u32, buffer: &mut Vec<u8>) {
+        let length = u32::try_from(HEADER + self.body.len()).expect("a short message");
+        buffer.extend(length.to_ne_bytes());
+        buffer.extend(self.kind.to_ne_bytes());
+        buffer.extend(flags.to_ne_bytes());
+        buffer.extend(sequence.to_ne_bytes());
+        buffer.extend([0; 4]);
+        buffer.extend(self.body);
+    }
+}
+
 /// One netlink message from the kernel. The caller parses only the attributes that it needs: a link
 /// has about forty, and we use ten of them.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use serde::de::value::Error;
 use serde::de::{Deserializer, Error as _, Visitor};
 
 use crate::keys::{
-    BridgeKeys, CniKeys, DelegateKeys, Ipam, PortMapKeys, RangeConf, RuntimeConfig, TopLevelKeys,
+    Bandwidth, BridgeKeys, CniKeys, DelegateKeys, Ipam, PortMapKeys, RangeConf, RuntimeConfig,
+    TopLevelKeys,
 };
 
 /// A deserializer that returns the names of a struct's fields as its error.
@@ -126,6 +127,7 @@ fn every_key_is_documented_and_every_documented_key_is_read() {
     read.extend(keys::<BridgeKeys>(""));
     read.extend(keys::<DelegateKeys>("delegate."));
     read.extend(keys::<PortMapKeys>(""));
+    read.extend(keys::<Bandwidth>(""));
     read.extend(keys::<Ipam>("ipam."));
     read.extend(keys::<CniKeys>("args.cni."));
     for krate in ["cni", "netconf", "cni-hostgw"] {

@@ -145,8 +145,28 @@ pub struct RuntimeConfig {
     pub dns: Option<Dns>,
     /// Capability `portMappings`: ports of the node that lead to the container.
     pub port_mappings: Vec<PortMapping>,
-    /// Capability `bandwidth`: not supported.
-    pub bandwidth: Option<Value>,
+    /// Capability `bandwidth`: limits of the container's traffic.
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// Limits of a container's traffic: keys of the `bandwidth` plugin, and of the capability.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// `ingressRate`: what the container receives, in bits per second. 0 for no limit.
+    pub ingress_rate: u64,
+    /// `ingressBurst`: how much it may receive at once, in bits.
+    pub ingress_burst: u64,
+    /// `egressRate`: what the container sends, in bits per second. 0 for no limit.
+    pub egress_rate: u64,
+    /// `egressBurst`: how much it may send at once, in bits.
+    pub egress_burst: u64,
+    /// `shapedSubnets`: the limits are only for packets from and to these subnets.
+    #[serde(deserialize_with = "networks")]
+    pub shaped_subnets: Vec<IpNetwork>,
+    /// `unshapedSubnets`: the limits are not for packets from and to these subnets.
+    #[serde(deserialize_with = "networks")]
+    pub unshaped_subnets: Vec<IpNetwork>,
 }
 
 /// A port of the node that leads to a port of the container.
@@ -192,6 +212,14 @@ pub struct CniKeys {
     pub ips: Vec<String>,
     /// Requested hardware address of the container interface.
     pub mac: Option<String>,
+}
+
+/// Deserializes a list of networks.
+fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNetwork>, D::Error> {
+    #[derive(Deserialize)]
+    struct Network(#[serde(deserialize_with = "deserialize_network")] IpNetwork);
+    let networks = Vec::<Network>::deserialize(from)?;
+    Ok(networks.into_iter().map(|network| network.0).collect())
 }
 
 /// Deserializes the declared capabilities. Each must be true or false, including unknown ones.

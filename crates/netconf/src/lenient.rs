@@ -9,6 +9,7 @@ use crate::HOST_LOCAL;
 
 /// A few keys of the network configuration, each `None` if it is missing, empty or of a wrong type.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is about a key")]
 pub struct LenientConf {
     /// True if `delegate` exists: flannel's form.
     pub has_delegate: bool,
@@ -26,6 +27,8 @@ pub struct LenientConf {
     pub log_file: Option<PathBuf>,
     /// True if `capabilities.portMappings` is true: host ports are ours to remove.
     pub maps_ports: bool,
+    /// True if `capabilities.bandwidth` is true: limits of the traffic are ours to remove.
+    pub limits_bandwidth: bool,
     /// True if `runtimeConfig.portMappings` has an entry.
     pub has_port_mappings: bool,
 }
@@ -48,6 +51,7 @@ impl LenientConf {
             ipam_data_dir: ipam.as_ref().and_then(|ipam| path(ipam, "dataDir")),
             log_file: path(json, "logFile"),
             maps_ports: nested("capabilities", "portMappings") == Some(Value::Bool(true)),
+            limits_bandwidth: nested("capabilities", "bandwidth") == Some(Value::Bool(true)),
             has_port_mappings: port_mappings.is_some_and(|list| list != Value::Array(Vec::new())),
         }
     }

@@ -18,7 +18,8 @@ use cni::{Code, Dns, Error, IfName, Json};
 use serde_json::Value;
 
 pub use keys::{
-    BridgeKeys, Capabilities, CniKeys, Ipam, PortMapKeys, PortMapping, RangeConf, RuntimeConfig,
+    Bandwidth, BridgeKeys, Capabilities, CniKeys, Ipam, PortMapKeys, PortMapping, RangeConf,
+    RuntimeConfig,
 };
 use keys::{DelegateKeys, TopLevelKeys};
 pub use lenient::LenientConf;
@@ -50,6 +51,9 @@ pub struct NetConf {
     /// Keys of the `portmap` plugin. Other entries than those with the capability `portMappings`
     /// have none.
     pub port_map: PortMapKeys,
+    /// Limits of the container's traffic from the keys at the top level, if there is one, else from
+    /// the capability `bandwidth`, if it is declared.
+    pub bandwidth: Bandwidth,
     /// `args.cni`.
     pub args: CniKeys,
     /// `dns`, passed on in the result.
@@ -95,6 +99,17 @@ impl NetConf {
         } else {
             PortMapKeys::default()
         };
+        // As in flannel, the top-level runtimeConfig replaces the one under `delegate`.
+        let runtime_config = top.runtime_config.or(delegated.runtime_config);
+        let runtime_config = runtime_config.unwrap_or_default();
+        let fixed: Bandwidth = json.to().map_err(|error| decode(&error))?;
+        let requested = runtime_config.bandwidth.clone();
+        let requested = requested.filter(|_| top.capabilities.bandwidth);
+        let bandwidth = if fixed == Bandwidth::default() {
+            requested.unwrap_or_default()
+        } else {
+            fixed
+        };
         let args = CniKeys {
             ips: [top.args.cni.ips, delegated.args.cni.ips].concat(),
             mac: top.args.cni.mac.or(delegated.args.cni.mac),
@@ -107,12 +122,9 @@ impl NetConf {
             data_dir: top.data_dir,
             capabilities: top.capabilities,
             ipam: top.ipam,
-            // As in flannel, the top-level runtimeConfig replaces the one under `delegate`.
-            runtime_config: top
-                .runtime_config
-                .or(delegated.runtime_config)
-                .unwrap_or_default(),
+            runtime_config,
             port_map,
+            bandwidth,
             args,
             dns: delegated
                 .dns
@@ -219,15 +231,6 @@ impl NetConf {
         }
         if let Some(trunk) = vlan_trunk.as_ref().filter(|trunk| !is_empty_json(trunk)) {
             return Some(("vlanTrunk", trunk.to_string()));
-        }
-        // A capability that this entry does not declare is handled by another plugin of the list.
-        let (declared, given) = (self.capabilities, &self.runtime_config);
-        let bandwidth = given
-            .bandwidth
-            .as_ref()
-            .filter(|value| !is_empty_json(value));
-        if let (true, Some(bandwidth)) = (declared.bandwidth, bandwidth) {
-            return Some(("runtimeConfig.bandwidth", bandwidth.to_string()));
         }
         let kind = kind.as_ref().filter(|kind| *kind != "bridge");
         kind.filter(|_| self.has_delegate)
