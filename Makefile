@@ -53,7 +53,7 @@ test: lint build packages
 
 # Everything that requires Go or the image: the real clients, flanneld, kube-apiserver, kubelet.
 test-clients: build packages tools image
-	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test kube_clusters --test manifest
+	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test kube_clusters --test kube_proxy --test manifest
 	$(CARGO) test --locked -p conformance --features clients --test kubernetes
 
 # Everything, however long it takes.

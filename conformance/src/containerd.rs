@@ -199,6 +199,11 @@ impl<'node> Containerd<'node> {
             "log_directory": "/run/logs",
             "linux": {"cgroup_parent": "/"},
             "port_mappings": ports,
+            // For lists that declare the capability `bandwidth`.
+            "annotations": {
+                "kubernetes.io/ingress-bandwidth": "100M",
+                "kubernetes.io/egress-bandwidth": "100M",
+            },
         });
         let path = format!("/run/{name}.json");
         self.node.write(&path, config.to_string());

@@ -1,7 +1,8 @@
 //! Real clients, built by `make tools`: cnitool, containerd through CRI, and CRI-O's CNI library.
 
 use conformance::clients::tool;
-use conformance::{Containerd, Lab, Node, Plugin, Release, repository, wait_for};
+use conformance::sockets::Place;
+use conformance::{Agent, Containerd, Lab, Node, Plugin, Release, repository, wait_for};
 use serde_json::{Value, json};
 
 /// Plugins that a list may chain, in a release that supports 1.1.0.
@@ -46,13 +47,22 @@ fn list(version: &str, first: &Value, is_chained: bool) -> Value {
     json!({"cniVersion": version, "name": "cbr0", "plugins": plugins})
 }
 
+/// Returns a list with our plugin alone, which opens host ports and limits the bandwidth, too.
+fn ours_alone(version: &str) -> Value {
+    let mut entry = bridge_form("cni-hostgw");
+    entry["capabilities"] = json!({"portMappings": true, "bandwidth": true});
+    list(version, &entry, false)
+}
+
 /// Returns everything that attachments have left on the node.
 fn left(node: &Node<'_>) -> String {
     node.sh(
         "ls /var/lib/cni/networks/cbr0 /var/lib/cni/networks/cbr0/.attachments /var/lib/cni/results \
          | grep -E '^10|eth0|cnitool'; \
          ip -o link show type bridge_slave | grep veth; \
-         iptables-save | grep 10.10.1.; nft list ruleset | grep 10.10.1.",
+         ip -o link show type ifb; iptables-save | grep 10.10.1.; \
+         nft list ruleset | grep 10.10.1. | grep -v '10.10.1.0[/-]24'; \
+         ls /run/cni-hostgw/host-ports/pods /run/cni-hostgw/host-ports/addresses | grep -E '^veth|^10'",
     )
     .stdout
 }
@@ -139,6 +149,117 @@ fn cnitool_sends_every_verb() {
     }
 }
 
+#[test]
+fn cnitool_opens_host_ports_and_limits_bandwidth_with_our_plugin_alone() {
+    for version in ["0.4.0", "1.1.0"] {
+        let lab = Lab::new();
+        let node = node(&lab, &["cnitool"]);
+        let outside = lab.node("outside", &["192.168.2.99/24"]);
+        lab.write("net.d/10.conflist", ours_alone(version).to_string());
+        let pod = node.pod("a");
+        let arguments = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}], "bandwidth": {"ingressRate": 8000000, "ingressBurst": 8000000, "egressRate": 8000000, "egressBurst": 8000000}}"#;
+        let cnitool = |verb: &str| {
+            node.sh(&format!(
+                "CAP_ARGS='{arguments}' NETCONFPATH=/mnt/net.d CNI_PATH=/mnt/bin \
+                 /mnt/bin/cnitool {verb} cbr0 /run/netns/a"
+            ))
+        };
+        cnitool("add").ok();
+        let _server = pod.answer(80, "a");
+        let answer = outside.ask("192.168.2.16:8080").expect("open");
+        assert_eq!(answer, "a 192.168.2.99");
+        let shaped = node.sh("tc qdisc show").ok();
+        assert_eq!(shaped.matches("rate 8Mbit").count(), 2, "{shaped}");
+        cnitool("check").ok();
+        node.sh("nft flush map inet cni-hostgw ports-ipv4").ok();
+        assert!(!cnitool("check").success);
+        cnitool("del").ok();
+        assert_eq!(left(&node), "");
+        cnitool("del").ok();
+    }
+}
+
+/// Takes a node over from `bridge` and `portmap` while a client connects all the time.
+#[test]
+fn host_ports_move_from_portmap_to_ours_without_a_refused_connection() {
+    let lab = Lab::new();
+    let node = node(&lab, &["cnitool"]);
+    let outside = lab.node("outside", &["192.168.2.99/24"]);
+    let stock = json!({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [
+        {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
+        {"type": "portmap", "capabilities": {"portMappings": true}}]});
+    node.write("/run/net.d/10-flannel.conflist", stock.to_string());
+    // The pods are attached by the reference plugins, under flannel's configuration for them.
+    let theirs = json!({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [
+        bridge_form("bridge"), {"type": "portmap", "capabilities": {"portMappings": true}}]});
+    lab.write("net.d/10.conflist", theirs.to_string());
+    let pods = ["a", "b"].map(|name| node.pod(name));
+    let arguments = |port: u16| {
+        format!(
+            r#"{{"portMappings": [{{"hostPort": {port}, "containerPort": 80, "protocol": "tcp"}},
+            {{"hostPort": {port}, "containerPort": 53, "protocol": "udp"}}]}}"#
+        )
+    };
+    let cnitool = |verb: &str, pod: &str, port: u16, lists: &str| {
+        node.sh(&format!(
+            "CAP_ARGS='{}' NETCONFPATH={lists} CNI_PATH=/mnt/bin:/usr/lib/cni \
+             /mnt/bin/cnitool {verb} cbr0 /run/netns/{pod}",
+            arguments(port)
+        ))
+    };
+    cnitool("add", "a", 8080, "/mnt/net.d").ok();
+    cnitool("add", "b", 8081, "/mnt/net.d").ok();
+    let servers = [pods[0].answer(80, "a"), pods[1].answer(80, "b")];
+    let rules = || {
+        node.sh("iptables-save -t nat")
+            .ok()
+            .matches("-j DNAT")
+            .count()
+    };
+    assert_eq!(rules(), 4);
+    lab.write(
+        "cluster.json",
+        r#"{"network": {"Network": "10.10.0.0/16"}, "nodes": [
+            {"name": "worker1", "publicIP": "192.168.2.16", "subnet": "10.10.1.0/24"}]}"#,
+    );
+    let ask = |port: u16| outside.ask(&format!("192.168.2.16:{port}"));
+    let agent = Agent::start(
+        &node,
+        &[
+            "--cluster=/mnt/cluster.json",
+            "--take-over-flannel",
+            "--cni-conf-dir=/run/net.d",
+            "--cni-bin-dir=/run/opt",
+            "--cni-plugin=/mnt/bin/cni-hostgw",
+        ],
+    );
+    let mut asked = 0;
+    while rules() > 0 || asked < 50 {
+        assert_eq!(ask(8080).expect("open all the time"), "a 192.168.2.99");
+        assert_eq!(ask(8081).expect("open all the time"), "b 192.168.2.99");
+        asked += 1;
+        assert!(asked < 1000, "the ports have not moved: {}", agent.log());
+    }
+    agent.wait_for_log("moved 2 host port(s) of pod");
+    let list: Value = serde_json::from_str(
+        &std::fs::read_to_string(node.path("/run/net.d/10-flannel.conflist")).expect("exists"),
+    )
+    .expect("is JSON");
+    let expected = json!([{"type": "cni-hostgw", "capabilities": {"portMappings": true},
+        "delegate": {"hairpinMode": true, "isDefaultGateway": true}}]);
+    assert_eq!(list["plugins"], expected);
+    // The table belongs to a pod without a veth of ours, and the agent keeps it.
+    node.sh("nft flush ruleset").ok();
+    wait_for("the ports to be open again", || ask(8080).is_ok());
+    // Our plugin closes the port of a pod that it did not attach.
+    drop(servers);
+    cnitool("del", "a", 8080, "/run/net.d").ok();
+    let table = node.sh("nft list table inet cni-hostgw").ok();
+    assert!(!table.contains("8080") && table.contains("8081"), "{table}");
+    cnitool("del", "b", 8081, "/run/net.d").ok();
+    assert_eq!(left(&node), "");
+}
+
 /// Does what a user of containerd does, with our plugin and with the reference.
 #[test]
 fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
@@ -151,6 +272,7 @@ fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
     for (kind, list) in [
         ("reference", with_ports(bridge_form("bridge"))),
         ("bridge's form", with_ports(bridge_form("cni-hostgw"))),
+        ("ours alone", ours_alone("1.0.0")),
         ("stock", serde_json::from_str(&stock).expect("is JSON")),
     ] {
         let lab = Lab::new();
@@ -172,6 +294,13 @@ fn containerd_runs_sandboxes_that_reach_each_other_and_their_host_ports() {
             let answer = containerd.in_sandbox(&one, &fetch("10.10.1.3 80")).stdout;
             answer.contains("hello-from-two")
         });
+        if kind == "ours alone" {
+            let shaped = node.sh("tc qdisc show").ok();
+            assert_eq!(shaped.matches("rate 100Mbit").count(), 4, "{shaped}");
+            let table = node.sh("nft list table inet cni-hostgw").ok();
+            assert!(table.contains("shop/two"), "the pod is named: {table}");
+            assert_eq!(node.sh("iptables-save -t nat").stdout.find("CNI-"), None);
+        }
         for (from, answer) in [
             ("outside", outside.sh(&fetch("192.168.2.16 8080"))),
             ("node", node.sh(&fetch("192.168.2.16 8080"))),

@@ -1,7 +1,10 @@
 //! Host ports: the capability `portMappings` of our plugin, next to the reference plugin `portmap`.
 
+use std::time::Duration;
+
+use conformance::reference_picture::{Family, agents, cluster, nodes as cluster_nodes};
 use conformance::sockets::Place;
-use conformance::{Attachment, Lab, Node, Plugin, Pod, Reply, wait_for};
+use conformance::{Agent, Attachment, Lab, Node, Plugin, Pod, Reply, wait_for};
 use serde_json::{Value, json};
 
 /// The plugins that open host ports.
@@ -807,7 +810,7 @@ fn a_list_with_portmap_behind_our_capability_is_refused() {
     let (code, text) = network.add(&pod, &json!([tcp(8080, 80)])).error();
     assert_eq!(code, 7, "{text}");
     assert!(
-        text.starts_with(&format!("{path} maps host ports twice: portmap follows")),
+        text.starts_with(&format!("{path} has the capability portMappings twice")),
         "{text}"
     );
     assert!(node.ports().is_empty());
@@ -861,4 +864,76 @@ fn attachments_at_once_get_their_ports_and_one_of_two_gets_a_contested_one() {
         let port = 8000 + i;
         outside.ask(&format!("192.168.2.16:{port}")).expect("open");
     }
+}
+
+// Long: a table of damages.
+#[test]
+fn the_agent_writes_the_table_again_at_once() {
+    let lab = Lab::new();
+    let nodes = cluster_nodes(&lab, Family::Ipv4);
+    lab.write("cluster.json", cluster(Family::Ipv4, &[]));
+    let agents = agents(&nodes, |node, args| Agent::start(node, args));
+    let (master, worker1) = (&nodes[0], &nodes[1]);
+    let mut network = Network::ours(&lab);
+    network.subnets = json!([[{"subnet": "10.10.1.0/24"}]]);
+    let (web, other, gone) = (
+        worker1.pod("web"),
+        worker1.pod("other"),
+        worker1.pod("gone"),
+    );
+    let mappings = json!([tcp(8080, 80), {"hostPort": 8081, "containerPort": 80,
+        "protocol": "tcp", "hostIP": "192.168.2.16"}]);
+    network.add(&web, &mappings).ok();
+    network.add(&other, &json!([tcp(9090, 80)])).ok();
+    network.add(&gone, &json!([tcp(9091, 80)])).ok();
+    let _server = web.answer(80, "web");
+    // Without the handles, which are new in a new table.
+    let table = || worker1.sh("nft list table inet cni-hostgw").stdout;
+    let sorted = || {
+        let mut lines: Vec<_> = table()
+            .split([',', '\n'])
+            .map(|l| l.trim().to_owned())
+            .collect();
+        lines.sort();
+        lines
+    };
+    let written = sorted();
+    let mut times = Vec::new();
+    for damage in [
+        "nft flush ruleset",
+        "nft delete table inet cni-hostgw",
+        "nft flush chain inet cni-hostgw prerouting",
+        "nft flush map inet cni-hostgw ports-ipv4",
+        "nft delete element inet cni-hostgw address-ports-ipv4 '{ tcp . 192.168.2.16 . 8081 }'",
+        "nft insert rule inet cni-hostgw ports drop",
+        "nft add chain inet cni-hostgw prerouting '{ policy drop; }'",
+        "nft add table inet cni-hostgw '{ flags dormant; }'",
+    ] {
+        worker1.sh(damage).ok();
+        times.push(wait_for(damage, || sorted() == written));
+        master.ask("192.168.2.16:8080").expect(damage);
+        master.ask("192.168.2.16:8081").expect(damage);
+    }
+    let latest = times.iter().max().expect("there are some");
+    assert!(*latest < Duration::from_secs(2), "{times:?}");
+    // A pod that is gone without DEL, and a change of another table.
+    worker1.sh("ip netns delete gone").ok();
+    wait_for("the veth to be gone", || worker1.ports().len() == 2);
+    worker1.sh("nft add table inet other").ok();
+    wait_for("the port of the pod that is gone to be closed", || {
+        !table().contains("9091")
+    });
+    master.ask("192.168.2.16:8080").expect("still open");
+    let log = agents[1].log();
+    assert!(log.contains("restored table inet cni-hostgw"), "{log}");
+    // With ports of pods, cleanup leaves the table; without, it removes it.
+    let cleanup = "/mnt/bin/hostgw-agent cleanup --dry-run";
+    assert!(!worker1.sh(cleanup).stdout.contains("table inet cni-hostgw"));
+    network.del(&web, &mappings);
+    network.del(&other, &json!([tcp(9090, 80)]));
+    let found = worker1.sh(cleanup).stdout;
+    assert!(
+        found.contains("would remove nf_tables table inet cni-hostgw"),
+        "{found}"
+    );
 }

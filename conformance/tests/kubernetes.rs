@@ -386,10 +386,10 @@ impl Cluster<'_> {
         };
         assert!(whole(kubelet.in_pod("client", &fetch(&web)).ok()));
         assert!(whole(self.workers[0].sh(&fetch("192.168.2.15:8080")).ok()));
-        let rules = traces(self.workers[1]).2;
+        let table = self.workers[1].sh("nft list table inet cni-hostgw").ok();
         assert!(
-            rules.contains("CNI-DN-"),
-            "the host port has rules: {rules}"
+            table.contains("tcp . 8080") && table.contains("/web"),
+            "the host port is in the table: {table}"
         );
         (client, web)
     }

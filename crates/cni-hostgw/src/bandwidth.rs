@@ -8,13 +8,13 @@ use std::io;
 
 use cni::{Call, NetworkName};
 use kernel::{Link, Rate, RemoteAddress, Rtnl, ShapedSubnets, Shaping};
-use netconf::NetConf;
+use netconf::{NetConf, SharedCapability};
 use sha2::{Digest, Sha512};
 use util::hex_128;
 
 use crate::error::Error;
 use crate::names::Names;
-use crate::plugin_list::{self, BANDWIDTH};
+use crate::plugin_list::refuse_second_plugin;
 
 /// The limits of a container's traffic.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Bandwidth {
         names: &Names,
         pod: Option<&str>,
     ) -> Result<Option<Link>, Error> {
-        plugin_list::refuse_second_plugin(call, BANDWIDTH)?;
+        refuse_second_plugin(call, SharedCapability::Bandwidth)?;
         let veth = host.link(&names.veth)?;
         let veth = veth.ok_or(Error::Conflict(
             "the host veth was deleted during the setup",

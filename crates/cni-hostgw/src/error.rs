@@ -172,7 +172,7 @@ impl Error {
                 host_ports::Error::InUse { .. } => Code::INVALID_CONFIG,
                 host_ports::Error::Locked(_) => Code::TRY_AGAIN_LATER,
                 host_ports::Error::Files { .. } => Code::IO,
-                host_ports::Error::Kernel(..) => KERNEL,
+                host_ports::Error::Kernel(..) | host_ports::Error::Iptables(..) => KERNEL,
             },
             Self::Store(StoreError::Exhausted { .. }) => EXHAUSTED,
             Self::Store(StoreError::Io { .. })

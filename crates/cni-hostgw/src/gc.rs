@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use cni::{Call, ValidAttachment};
 use host_local::{Attachment, Collected, Holder, Store};
-use host_ports::Record;
+use host_ports::{Record, portmap};
 use ipnetwork::IpNetwork;
 use kernel::{Link, Rtnl};
 use netconf::LenientConf;
@@ -17,7 +17,6 @@ use crate::error::Error;
 use crate::ipam::{Delegate, reclaim, store_from_config};
 use crate::log::StepTimer;
 use crate::names::{Names, Owner, belongs_to, is_ifb_of};
-use crate::port_mappings::portmap;
 use crate::state::Feature;
 use crate::{masquerade, port_mappings, scratch};
 
@@ -155,7 +154,8 @@ impl Collection<'_> {
         let mut errors = port_mappings::collect(self.host, is_valid);
         if self.conf.maps_ports {
             let has_container = |id: &str| self.valid.has_container(id);
-            errors.extend(portmap::collect(&self.call.network, has_container).err());
+            let collected = portmap::collect(network, has_container);
+            errors.extend(collected.err().map(Error::from));
         }
         errors
     }
@@ -256,7 +256,7 @@ impl Collection<'_> {
         let ids: Vec<_> = ids.collect();
         if self.conf.maps_ports {
             for id in &ids {
-                portmap::remove(&self.call.network, id)?;
+                portmap::remove(self.call.network.as_str(), id)?;
             }
         }
         masquerade::remove_bridge_plugin_chains(&self.call.network, &ids)

@@ -1,7 +1,7 @@
 //! The names of an attachment on the host. They are computed from what identifies it, so DEL, CHECK
 //! and GC find them without a result or a file.
 
-use cni::{HOST_VETH_ALIAS, NetworkName, Parameters};
+use cni::{AttachmentHash, HOST_VETH_ALIAS, NetworkName, Parameters};
 use host_local::Attachment;
 use kernel::{ALIAS_MAX, Link, Mac};
 use sha2::{Digest, Sha256};
@@ -50,17 +50,14 @@ pub(crate) struct Names {
 impl Names {
     /// Computes the names of `attachment` in `network`.
     pub(crate) fn of(network: &NetworkName, attachment: &Attachment) -> Self {
-        const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
         let (container_id, ifname) = (attachment.container_id(), attachment.ifname());
-        // None of the three contains a slash.
-        let key = format!("{network}/{container_id}/{ifname}");
-        let hash: [u8; 32] = Sha256::digest(&key).into();
-        let digit = |byte: &u8| char::from(DIGITS[usize::from(byte & 31)]);
+        let hash = AttachmentHash::of(network.as_str(), container_id, ifname);
+        let [container, host] = hash.numbers();
         Self {
-            veth: "veth".chars().chain(hash[..11].iter().map(digit)).collect(),
-            ifb: "bwp".chars().chain(hash[..12].iter().map(digit)).collect(),
-            mac: MacKind::HostVeth.with([hash[28], hash[29], hash[30], hash[31]]),
-            container_mac: MacKind::Container.with([hash[24], hash[25], hash[26], hash[27]]),
+            veth: hash.host_veth(),
+            ifb: hash.name("bwp"),
+            mac: MacKind::HostVeth.with(host),
+            container_mac: MacKind::Container.with(container),
             key: format!("{}/{container_id}/{ifname}", shortened(network)),
         }
     }

@@ -4,19 +4,17 @@
 //! does. DEL also removes what the `portmap` plugin made for an attachment, because a node's list may
 //! have had that plugin before.
 
-pub(crate) mod portmap;
-
 use cni::{Call, NetworkName};
 use host_local::Attachment;
-use host_ports::{HostPorts, Masquerade, PortRequest, Record, resolve};
+use host_ports::{HostPorts, Masquerade, PortRequest, Record, portmap, resolve};
 use ipnetwork::IpNetwork;
 use kernel::{Rtnl, sysctl};
-use netconf::{LenientConf, NetConf};
+use netconf::{LenientConf, NetConf, SharedCapability};
 
 use crate::config::Config;
 use crate::error::Error;
 use crate::names::Names;
-use crate::plugin_list::{self, PORT_MAPPINGS};
+use crate::plugin_list::refuse_second_plugin;
 
 /// The requested host ports.
 #[derive(Debug, Default)]
@@ -72,6 +70,7 @@ impl PortMappings {
             pod: config.pod.clone(),
             veth: names.veth.clone(),
             alias: names.alias(None),
+            host_link: None,
             bridge: config.bridge.clone(),
             mappings: resolve(&self.requests, &ips)?,
             addresses,
@@ -81,7 +80,7 @@ impl PortMappings {
 
     /// Opens the ports of a record.
     pub(crate) fn add(&self, host: &Rtnl, call: &Call, record: &Record) -> Result<(), Error> {
-        plugin_list::refuse_second_plugin(call, PORT_MAPPINGS)?;
+        refuse_second_plugin(call, SharedCapability::PortMappings)?;
         HostPorts::lock(host)?.add(record)?;
         // Answers to the node's loopback address come in by the bridge. The table drops such packets
         // if they do not belong to a connection of the node, so it comes first.
@@ -96,7 +95,7 @@ impl PortMappings {
         if !self.is_declared {
             return Ok(());
         }
-        plugin_list::refuse_second_plugin(call, PORT_MAPPINGS)?;
+        refuse_second_plugin(call, SharedCapability::PortMappings)?;
         Ok(kernel::nftables::is_available()?)
     }
 }
@@ -119,7 +118,10 @@ pub(crate) fn remove(
     if conf.has_port_mappings {
         host_ports::remove_without_record(host, &names.veth)?;
     }
-    portmap::remove(&call.network, attachment.container_id())
+    Ok(portmap::remove(
+        call.network.as_str(),
+        attachment.container_id(),
+    )?)
 }
 
 /// Compares the ports of an attachment with the kernel. Returns the first difference.

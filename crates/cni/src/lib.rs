@@ -32,6 +32,10 @@ pub use route::Route;
 pub use valid::ValidAttachment;
 pub use version::Version;
 
+mod attachment_hash;
+
+pub use attachment_hash::AttachmentHash;
+
 /// The start of the alias of every host veth of the plugin. It shows which ports of a bridge belong to
 /// pods of the plugin.
 pub const HOST_VETH_ALIAS: &str = "cni-hostgw ";

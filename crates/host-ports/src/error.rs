@@ -36,6 +36,9 @@ pub enum Error {
     /// Other requests hold the lock for too long.
     #[error("wait for other requests to release the lock of the host ports")]
     Locked(#[source] LockTimeout),
+    /// A program of iptables failed.
+    #[error("remove what the portmap plugin left with {0}")]
+    Iptables(&'static str, #[source] programs::iptables::Error),
     /// The kernel refused a request.
     #[error("{0}")]
     Kernel(&'static str, #[source] kernel::Error),

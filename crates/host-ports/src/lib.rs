@@ -13,6 +13,7 @@ mod error;
 mod flows;
 mod layout;
 mod mapping;
+pub mod portmap;
 mod record;
 mod restore;
 mod table;
@@ -238,7 +239,9 @@ fn is_alive(links: &[Link], veth: &str, record: Option<&Record>) -> bool {
     links.iter().any(|link| {
         let alias = link.alias.as_deref().unwrap_or_default();
         let rest = record.and_then(|record| alias.strip_prefix(&record.alias));
-        link.name == veth || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+        let name = record.and_then(|record| record.host_link.as_deref());
+        link.name == name.unwrap_or(veth)
+            || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
     })
 }
 

@@ -54,8 +54,11 @@ pub struct Record {
     /// Name of the pod, if the runtime gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// Name of the host veth. It identifies the attachment.
+    /// Name of the host veth as our plugin computes it. It identifies the attachment.
     pub veth: String,
+    /// Name of the host veth if another plugin made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_link: Option<String>,
     /// The start of the host veth's alias, which stays if someone renames it.
     pub alias: String,
     /// Name of the bridge.

@@ -25,7 +25,7 @@ pub fn has_unused_table() -> Result<bool, Error> {
 
 impl HostPorts<'_> {
     /// Removes the mappings of the attachments that are not wanted, and [restores](Self::restore) the
-    /// rest. Returns everything that failed.
+    /// rest. A table without mappings is deleted. Returns everything that failed.
     pub fn collect(&self, is_wanted: impl Fn(&Record) -> bool) -> Vec<Error> {
         let records = match records() {
             Ok(records) => records,
@@ -35,7 +35,8 @@ impl HostPorts<'_> {
         for record in records.values().filter(|record| !is_wanted(record)) {
             errors.extend(self.remove(&record.veth).err());
         }
-        errors.extend(self.restore().err());
+        let rest = self.restore().and_then(|_| self.delete_unused_table());
+        errors.extend(rest.err());
         errors
     }
 

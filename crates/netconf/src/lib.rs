@@ -11,6 +11,7 @@
 mod documented;
 mod keys;
 mod lenient;
+mod list;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,7 @@ pub use keys::{
 };
 use keys::{DelegateKeys, TopLevelKeys};
 pub use lenient::LenientConf;
+pub use list::SharedCapability;
 
 /// Name of the IPAM plugin that `cni-hostgw` replaces. Any other IPAM plugin is run as a separate
 /// program.

@@ -217,6 +217,9 @@ impl Agent {
         }
         if let Some(install) = &self.config.install {
             self.has_installed_list = findings.check(install.install_list()).is_some();
+            if self.has_installed_list {
+                findings.check(install.take_over_host_ports(&self.kernel));
+            }
         }
     }
 

@@ -137,8 +137,8 @@ pub(super) struct Files {
 /// --take-over-flannel.
 #[derive(Args, Debug)]
 pub(super) struct InstallFlags {
-    /// The CNI configuration list to install. The default has `cni-hostgw` and `portmap`, or is
-    /// kube-flannel's with our plugin in place of theirs.
+    /// The CNI configuration list to install. The default has `cni-hostgw` alone, or is
+    /// kube-flannel's with our plugin in place of `flannel`, `portmap` and `bandwidth`.
     #[arg(long, value_name = "FILE")]
     cni_conf: Option<PathBuf>,
     /// The plugin to install. The default is the one beside this program.
@@ -151,7 +151,7 @@ pub(super) struct InstallFlags {
     #[arg(long, value_name = "FOLDER", default_value = "/opt/cni/bin")]
     cni_bin_dir: PathBuf,
     /// Replace kube-flannel's 10-flannel.conflist atomically, if it exists. Pods that it attached
-    /// stay attached, and are detached by our plugin.
+    /// stay attached, and are detached by our plugin. Their host ports stay open.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_parser = parse_bool)]
     take_over_flannel: bool,
     /// The file that records what was installed.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cni::{Json, NetworkName, Version};
 use host_local::{RangeSets, RangeSpec};
-use netconf::{NetConf as PluginConf, RangeConf};
+use netconf::{NetConf as PluginConf, RangeConf, SharedCapability};
 use serde_json::Value;
 
 use super::invalid::Invalid;
@@ -110,6 +110,14 @@ fn check_list(value: &Value) -> Result<String, Invalid> {
         let json = Json::parse(entry.to_string().as_bytes())
             .map_err(|reason| format!("plugins[{i}]: {reason}"))?;
         kinds.push(check_plugin(&json).map_err(|reason| format!("plugins[{i}].{reason}"))?);
+    }
+    let json = Json::parse(value.to_string().as_bytes())?;
+    let mut shared = SharedCapability::ALL.into_iter();
+    if let Some(shared) = shared.find(|shared| shared.is_handled_twice(&json)) {
+        let (capability, plugin) = (shared.name(), shared.plugin());
+        let reason =
+            format!("plugins: {plugin} and another entry declare the capability {capability}");
+        return Err(reason.into());
     }
     Ok(format!(
         "the network configuration list {name} with {}",
@@ -225,6 +233,12 @@ mod tests {
             (
                 r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{}]}"#,
                 "plugins[0].type: is missing",
+            ),
+            (
+                r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [
+                    {"type": "cni-hostgw", "capabilities": {"portMappings": true}},
+                    {"type": "portmap", "capabilities": {"portMappings": true}}]}"#,
+                "plugins: portmap and another entry declare the capability portMappings",
             ),
             (
                 r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "cni-hostgw", "mtu": "x"}]}"#,

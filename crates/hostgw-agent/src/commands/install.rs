@@ -2,6 +2,8 @@
 //! configuration list in its folder of configurations. `run` keeps them there if asked to.
 
 pub(crate) mod error;
+mod flannel_list;
+mod portmap;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kernel::Rtnl;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -28,6 +31,7 @@ pub(crate) use error::Error;
 /// The default list: flannel's own, with our plugin.
 const LIST: &str = include_str!("../../../../examples/10-cni-hostgw.conflist");
 const LIST_NAME: &str = "10-cni-hostgw.conflist";
+/// Name of the plugin's executable.
 const PLUGIN_NAME: &str = "cni-hostgw";
 /// Name of the list that kube-flannel installs.
 const FLANNEL_LIST_NAME: &str = "10-flannel.conflist";
@@ -90,6 +94,17 @@ impl Install {
         Ok(installed)
     }
 
+    /// Moves host ports of running pods from the `portmap` plugin to ours, if kube-flannel's list was
+    /// replaced and ours opens host ports.
+    pub(crate) fn take_over_host_ports(&self, kernel: &Rtnl) -> Result<()> {
+        if !self.takes_over_flannel {
+            return Ok(());
+        }
+        let (_, list) = self.desired_list()?;
+        let list = serde_json::from_str(&list).expect("it was checked");
+        portmap::take_over(kernel, &list)
+    }
+
     /// Undoes what was installed under an earlier setting, unless someone changed it since.
     fn undo_unchanged(&self, path: &Path) -> Result<()> {
         let mut record = Record::read(&self.record)?;
@@ -125,18 +140,18 @@ impl Install {
             return Ok((self.conf_dir.join(LIST_NAME), text));
         }
         let text = fs::read(&flannel_path).map_err(|error| invalid(error.to_string().into()))?;
-        let flannel_list = check::parse_list(&text).map_err(invalid)?;
+        let list = check::parse_list(&text).map_err(invalid)?;
         let Some((path, text)) = given else {
-            return Ok((flannel_path, with_our_plugin(flannel_list)));
+            return Ok((flannel_path, flannel_list::with_our_plugin(list)));
         };
         // Pods' addresses are reserved in the name of the network.
-        let list: Value = serde_json::from_str(&text).expect("it was checked");
-        if list["name"] != flannel_list["name"] {
+        let given: Value = serde_json::from_str(&text).expect("it was checked");
+        if given["name"] != list["name"] {
             return Err(Error::OtherNetwork {
                 path: path.clone(),
-                name: list["name"].clone(),
+                name: given["name"].clone(),
                 flannel_path,
-                flannel_name: flannel_list["name"].clone(),
+                flannel_name: list["name"].clone(),
             });
         }
         Ok((flannel_path, text))
@@ -194,6 +209,7 @@ impl Install {
             sleep(Duration::from_millis(100)).await;
         }
         installed.extend(self.install_list()?);
+        self.take_over_host_ports(&Rtnl::connect()?)?;
         if let Some(path) = self.shadowing_config() {
             warn!("{}", shadow_warning(&path));
         }
@@ -327,15 +343,6 @@ impl Record {
         let text = serde_json::to_vec_pretty(self).expect("paths and texts");
         Ok(files::replace(path, &text, 0o644)?)
     }
-}
-
-/// flannel's list, with our plugin in place of theirs.
-fn with_our_plugin(mut list: Value) -> String {
-    let plugins = list["plugins"].as_array_mut().into_iter().flatten();
-    for plugin in plugins.filter(|plugin| plugin["type"] == "flannel") {
-        plugin["type"] = PLUGIN_NAME.into();
-    }
-    format!("{list:#}\n")
 }
 
 /// The permission bits of a file.

@@ -3,13 +3,12 @@
 
 use std::fs;
 
-use cni::NetworkName;
 use kernel::nftables::{self, Family, Transaction};
 use programs::iptables::Iptables;
 use sha2::{Digest, Sha512};
 use util::hex_128;
 
-use crate::error::Error;
+use crate::error::{Error, refused};
 
 /// The chain with a jump to the chain of each container.
 const JUMPS: &str = "CNI-HOSTPORT-DNAT";
@@ -18,25 +17,47 @@ const JUMPS: &str = "CNI-HOSTPORT-DNAT";
 const TABLE: &str = "cni_hostport";
 
 /// Removes the rules of one container, of both backends. Succeeds if there are none.
-pub(crate) fn remove(network: &NetworkName, container_id: &str) -> Result<(), Error> {
-    let hash = hex_128(&Sha512::digest(format!("{network}{container_id}")));
-    let chain = format!("CNI-DN-{hash:.21}");
+pub fn remove(network: &str, container_id: &str) -> Result<(), Error> {
+    let chain = chain_of(network, container_id);
+    let failed = || refused("remove what the portmap plugin left");
     for family in [Family::Ipv4, Family::Ipv6] {
-        remove_chain(family, &chain)?;
-        remove_rules(family, container_id)?;
+        remove_chain(family, &chain).map_err(failed())?;
+        remove_rules(family, container_id).map_err(failed())?;
         remove_legacy(family, &chain)?;
     }
     Ok(())
 }
 
+/// Returns whether there are rules of the backend `iptables` for a container, over netlink.
+pub fn has_rules(network: &str, container_id: &str) -> Result<bool, Error> {
+    let chain = chain_of(network, container_id);
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let found = nftables::chain(family, "nat", &chain);
+        if found
+            .map_err(refused("look for the portmap plugin's rules"))?
+            .is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The chain of a container.
+fn chain_of(network: &str, container_id: &str) -> String {
+    let hash = hex_128(&Sha512::digest(format!("{network}{container_id}")));
+    format!("CNI-DN-{hash:.21}")
+}
+
 /// Removes the chains of the network's containers that are not valid, of the backend `iptables`. The
 /// rules of the other backend do not tell their network.
-pub(crate) fn collect(network: &NetworkName, is_valid: impl Fn(&str) -> bool) -> Result<(), Error> {
+pub fn collect(network: &str, is_valid: impl Fn(&str) -> bool) -> Result<(), Error> {
     for family in [Family::Ipv4, Family::Ipv6] {
-        for rule in nftables::rules(family, "nat", JUMPS)? {
+        let rules = nftables::rules(family, "nat", JUMPS);
+        for rule in rules.map_err(refused("read the portmap plugin's rules"))? {
             let owner = rule.comment.as_deref().and_then(owner);
             if let Some((name, id)) = owner
-                && name == network.as_str()
+                && name == network
                 && !is_valid(id)
             {
                 remove(network, id)?;
@@ -54,7 +75,7 @@ fn owner(comment: &str) -> Option<(&str, &str)> {
 }
 
 /// Removes the chain of a container in the table of iptables-nft, with the jumps to it.
-fn remove_chain(family: Family, chain: &str) -> Result<(), Error> {
+fn remove_chain(family: Family, chain: &str) -> Result<(), kernel::Error> {
     if nftables::chain(family, "nat", chain)?.is_none() {
         return Ok(());
     }
@@ -70,7 +91,7 @@ fn remove_chain(family: Family, chain: &str) -> Result<(), Error> {
 
 /// Removes the rules of a container in the table of the backend `nftables`. Their comment is the
 /// container's id.
-fn remove_rules(family: Family, container_id: &str) -> Result<(), Error> {
+fn remove_rules(family: Family, container_id: &str) -> Result<(), kernel::Error> {
     if !nftables::has_table(family, TABLE)? {
         return Ok(());
     }
@@ -117,9 +138,9 @@ fn remove_legacy(family: Family, chain: &str) -> Result<(), Error> {
 }
 
 /// Another process may remove the same rules.
-fn succeed_if_gone(result: Result<(), kernel::Error>) -> Result<(), Error> {
+fn succeed_if_gone(result: Result<(), kernel::Error>) -> Result<(), kernel::Error> {
     match result {
-        Err(error) if !error.is_gone() => Err(error.into()),
+        Err(error) if !error.is_gone() => Err(error),
         _ => Ok(()),
     }
 }
