@@ -872,7 +872,7 @@ fn the_agent_writes_the_table_again_at_once() {
     let lab = Lab::new();
     let nodes = cluster_nodes(&lab, Family::Ipv4);
     lab.write("cluster.json", cluster(Family::Ipv4, &[]));
-    let agents = agents(&nodes, |node, args| Agent::start(node, args));
+    let agents = agents(&nodes, Agent::start);
     let (master, worker1) = (&nodes[0], &nodes[1]);
     let mut network = Network::ours(&lab);
     network.subnets = json!([[{"subnet": "10.10.1.0/24"}]]);

@@ -10,7 +10,7 @@ use std::path::Path;
 use cni::{Call, Json};
 use netconf::SharedCapability;
 use serde_json::Value;
-use util::none_if_not_found;
+use util::{none_if_not_found, retry_on_eintr};
 
 use crate::error::Error;
 
@@ -38,11 +38,10 @@ pub(crate) fn refuse_second_plugin(call: &Call, shared: SharedCapability) -> Res
 /// The files that name a plugin, with their contents.
 fn lists_with(plugin: &str, directory: &Path) -> io::Result<Vec<(String, Json)>> {
     let mut lists = Vec::new();
-    let Some(entries) = none_if_not_found(fs::read_dir(directory))? else {
-        return Ok(lists);
-    };
-    for entry in entries {
-        let path = entry?.path();
+    let list = || fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>();
+    let entries = none_if_not_found(retry_on_eintr(list))?;
+    for entry in entries.unwrap_or_default() {
+        let path = entry.path();
         if path
             .extension()
             .is_none_or(|extension| extension != "conflist")

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use util::none_if_not_found;
+use util::{none_if_not_found, retry_on_eintr};
 
 use crate::mapping::Mapping;
 
@@ -99,28 +99,30 @@ impl Record {
         comment
     }
 
-    /// Writes the record, and the links from the pod's addresses.
+    /// Writes the record, and the links from the pod's addresses. On failure, nothing is left.
+    ///
+    /// The file is not replaced atomically: it is read and written only under the lock, and one that
+    /// a killed process left incomplete counts as a record without mappings.
     pub(crate) fn write(&self) -> io::Result<()> {
         let text = serde_json::to_vec(self).expect("a record has only text keys");
-        let path = path(&self.veth);
-        let new = Path::new(PODS).join(format!(".{}", self.veth));
         let write = || {
-            fs::write(&new, &text)?;
-            fs::rename(&new, &path)
+            create_directories_if_missing(|| fs::write(path(&self.veth), &text))?;
+            let mut addresses = self.addresses.iter();
+            addresses.try_for_each(|address| self.write_link(address.ip()))
         };
-        create_directories_if_missing(write)?;
-        for address in &self.addresses {
-            let link = address_link(address.ip());
-            let create = || symlink(Path::new("../pods").join(&self.veth), &link);
-            match create() {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    fs::remove_file(&link)?;
-                    create()?;
-                }
-                other => other?,
+        write().inspect_err(|_| drop(self.remove()))
+    }
+
+    fn write_link(&self, address: IpAddr) -> io::Result<()> {
+        let link = address_link(address);
+        let create = || symlink(Path::new("../pods").join(&self.veth), &link);
+        match create() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&link)?;
+                create()
             }
+            other => other,
         }
-        Ok(())
     }
 
     /// Removes the record and the links that lead to it.
@@ -168,18 +170,12 @@ pub(crate) fn remove_link(address: IpAddr) -> io::Result<()> {
 
 /// Returns the host veths that have records. `None` if there never was one since the boot.
 pub(crate) fn veths() -> io::Result<Option<Vec<String>>> {
-    let Some(entries) = none_if_not_found(fs::read_dir(PODS))? else {
+    let list = || fs::read_dir(PODS)?.collect::<io::Result<Vec<_>>>();
+    let Some(entries) = none_if_not_found(retry_on_eintr(list))? else {
         return Ok(None);
     };
-    let mut veths = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        // A record that is being written starts with a dot.
-        if !name.starts_with('.') {
-            veths.push(name);
-        }
-    }
-    Ok(Some(veths))
+    let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    Ok(Some(entries.iter().map(name).collect()))
 }
 
 /// Saves the fingerprint of the table.

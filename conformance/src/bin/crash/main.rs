@@ -3,7 +3,8 @@
 //! same rules.
 //!
 //! The calls are taken from strace of a real request, so new calls are covered automatically.
-//! `--tenth` tries a fixed tenth of all points.
+//! `--tenth` tries a fixed tenth of all points. With a word, only the scenarios are tried whose name
+//! contains it: `crash Ports`, `crash 'GC Masquerade'`.
 
 mod point;
 mod scenario;
@@ -27,22 +28,24 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["worker", worker, every] => {
+        ["worker", worker, every, only] => {
             let number = |text: &str| text.parse().expect("a number");
-            work(number(worker), number(every));
+            work(number(worker), number(every), only);
             ExitCode::SUCCESS
         }
-        [] => supervise(1),
-        ["--tenth"] => supervise(10),
+        [] => supervise(1, ""),
+        ["--tenth"] => supervise(10, ""),
+        ["--tenth", only] => supervise(10, only),
+        [only] if !only.starts_with('-') => supervise(1, only),
         _ => {
-            eprintln!("usage: crash [--tenth]");
+            eprintln!("usage: crash [--tenth] [PART OF A SCENARIO'S NAME]");
             ExitCode::FAILURE
         }
     }
 }
 
 /// Tries every `every`th point, with each worker in its own node.
-fn supervise(every: usize) -> ExitCode {
+fn supervise(every: usize, only: &str) -> ExitCode {
     let begin = Instant::now();
     let lab = Lab::new();
     lab.install(&conformance::dist().join("cni-hostgw"), "bin/cni-hostgw");
@@ -61,7 +64,8 @@ fn supervise(every: usize) -> ExitCode {
     let nodes: Vec<_> = names.iter().map(|name| lab.node(name, &[])).collect();
     let tallies: Vec<_> = thread::scope(|scope| {
         let start = |(i, node): (usize, &conformance::Node<'_>)| {
-            let arguments = ["worker", &i.to_string(), &every.to_string()].map(str::to_owned);
+            let arguments = ["worker", &i.to_string(), &every.to_string(), only];
+            let arguments = arguments.map(str::to_owned);
             let child = node
                 .command(Path::new(&this))
                 .args(arguments)
@@ -92,13 +96,15 @@ fn supervise(every: usize) -> ExitCode {
 }
 
 /// Tries this worker's share of the points, in the current node.
-fn work(worker: usize, every: usize) {
+fn work(worker: usize, every: usize, only: &str) {
     assert!(
         Command::new("strace").arg("-V").output().is_ok(),
         "strace is missing: run `make packages` as root first"
     );
     let mut tally = Tally::default();
-    for scenario in Scenario::all() {
+    let mut scenarios = Scenario::all();
+    scenarios.retain(|scenario| scenario.name().contains(only));
+    for scenario in scenarios {
         trial::run(&scenario, (worker, WORKERS), every, &mut tally);
     }
     tally.write();

@@ -11,6 +11,8 @@ pub(crate) enum Network {
     Flannel,
     Delegated,
     Layer2,
+    /// With host ports and limits of the traffic.
+    Ports,
 }
 
 /// A request of one verb in one kind of network.
@@ -31,6 +33,7 @@ impl Scenario {
             Network::Flannel,
             Network::Delegated,
             Network::Layer2,
+            Network::Ports,
         ];
         let mut all = Vec::new();
         for verb in ["ADD", "DEL", "CHECK", "GC"] {
@@ -80,6 +83,19 @@ impl Scenario {
                 });
             }
             Network::Layer2 => conf["ipam"] = json!({}),
+            Network::Ports => {
+                conf["ipam"] = json!({"ranges": [[{"subnet": v4}], [{"subnet": v6}]]});
+                add_ports(&mut conf, 8000);
+            }
+        }
+        conf
+    }
+
+    /// The network configuration for the other pod, which has other host ports.
+    pub(crate) fn conf_of_other(&self) -> Value {
+        let mut conf = self.conf();
+        if self.network == Network::Ports {
+            add_ports(&mut conf, 9000);
         }
         conf
     }
@@ -100,4 +116,18 @@ impl Scenario {
     pub(crate) fn has_rules(&self) -> bool {
         matches!(self.network, Network::Masquerade | Network::Flannel)
     }
+}
+
+/// Adds host ports from `first` on, and limits of the traffic.
+fn add_ports(conf: &mut Value, first: u16) {
+    conf["capabilities"] = json!({"portMappings": true, "bandwidth": true});
+    conf["runtimeConfig"] = json!({
+        "portMappings": [
+            {"hostPort": first, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": first + 1, "containerPort": 53, "protocol": "udp"},
+            {"hostPort": first + 2, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
+        ],
+        "bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000,
+            "egressRate": 8_000_000, "egressBurst": 800_000},
+    });
 }

@@ -130,7 +130,7 @@ fn prepare(scenario: &Scenario) {
 /// Restores a node without attachments except the other pod's. Without the other pod, also removes
 /// every trace of the network.
 fn reset(scenario: &Scenario) {
-    let conf = scenario.conf();
+    let conf = scenario.conf_of_other();
     let request = |verb, id| Request {
         verb,
         id,
@@ -147,9 +147,10 @@ fn reset(scenario: &Scenario) {
     if links().contains("cni0") {
         sh("ip link delete cni0");
     }
-    if scenario.has_rules() {
+    if scenario.has_rules() || scenario.network == Network::Ports {
         sh("nft flush ruleset");
     }
+    drop(fs::remove_dir_all("/run/cni-hostgw"));
     drop(fs::remove_dir_all("/var/lib/cni"));
 }
 
@@ -160,7 +161,7 @@ struct State {
     links: BTreeSet<String>,
     /// Reservations, index entries and incomplete files, without files that belong to the network.
     files: BTreeSet<String>,
-    /// Chains of `nf_tables`.
+    /// Chains of `nf_tables`, or the elements of host ports.
     rules: BTreeSet<String>,
     /// Addresses and links of each pod.
     pods: Vec<(BTreeSet<String>, BTreeSet<String>)>,
@@ -179,7 +180,17 @@ impl State {
         links.remove("cni0");
         let mut files = files(Path::new("/var/lib/cni"));
         files.retain(|path| !of_network(path));
-        let rules = if scenario.has_rules() {
+        for folder in ["pods", "addresses"] {
+            let folder = Path::new("/run/cni-hostgw/host-ports").join(folder);
+            files.extend(conformance::inside::files(&folder));
+        }
+        let rules = if scenario.network == Network::Ports {
+            let text = sh("nft list table inet cni-hostgw || true");
+            let elements = text
+                .split([',', '{', '}'])
+                .filter(|part| part.contains("comment"));
+            elements.map(|element| element.trim().to_owned()).collect()
+        } else if scenario.has_rules() {
             let text = sh("nft list chains");
             text.lines().map(|line| line.trim().to_owned()).collect()
         } else {
