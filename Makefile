@@ -65,6 +65,7 @@ bench: PACKAGES += time
 bench: build packages tools
 	$(STATIC) -p conformance --bin floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- plugin $(BUILT)/floor
+	$(CARGO) run --locked -q --release -p conformance --bin bench -- ports $(BUILT)/floor
 	$(CARGO) run --locked -q --release -p conformance --bin bench -- agent
 
 # Kills a request before and after each of its system calls, and makes each call fail in every way:

@@ -181,6 +181,58 @@ impl Transfer {
     }
 }
 
+/// Sends the first packet of an SCTP association from `client` to port `to`, and returns the port that
+/// it has where it arrives at `server`. `None` if it does not arrive within a second.
+///
+/// Raw sockets of IPv4: a kernel may track connections of SCTP and have no sockets of it.
+///
+/// # Panics
+///
+/// If raw sockets cannot be opened, which requires root.
+pub fn sctp_arrives(client: &impl Place, to: &str, server: &impl Place) -> Option<u16> {
+    use rustix::net::{
+        AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, recv, sendto, socket, sockopt,
+    };
+    const SCTP: u32 = 132;
+    let open = || {
+        let number = rustix::net::RawProtocol::new(SCTP).expect("not 0");
+        let protocol = Some(Protocol::from_raw(number));
+        socket(AddressFamily::INET, SocketType::RAW, protocol).expect("root may open a raw socket")
+    };
+    let to: SocketAddr = to.parse().expect("an address with a port");
+    let (sending, receiving) = (client.enter(open), server.enter(open));
+    let timeout = Some(Duration::from_secs(1));
+    sockopt::set_socket_timeout(&receiving, sockopt::Timeout::Recv, timeout).expect("a timeout");
+    // Ports, verification tag, checksum; then INIT with tag, window, two counts and a sequence number.
+    let mut packet = [40_000_u16.to_be_bytes(), to.port().to_be_bytes()].concat();
+    packet.extend([0; 8]);
+    packet.extend([1, 0, 0, 20, 1, 2, 3, 4, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let checksum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&checksum);
+    sendto(
+        &sending,
+        &packet,
+        SendFlags::empty(),
+        &SocketAddr::new(to.ip(), 0),
+    )
+    .expect("there is a route");
+    let mut received = [0; 128];
+    let (_, length) = recv(&receiving, &mut received, RecvFlags::empty()).ok()?;
+    // Behind the header of IPv4.
+    let ports = received[..length].get(20..24)?;
+    Some(u16::from_be_bytes([ports[2], ports[3]]))
+}
+
+/// The checksum of SCTP (RFC 9260).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
+        })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say everything")]

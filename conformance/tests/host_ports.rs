@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conformance::reference_picture::{Family, agents, cluster, nodes as cluster_nodes};
-use conformance::sockets::Place;
+use conformance::sockets::{Place, sctp_arrives};
 use conformance::{Agent, Attachment, Lab, Node, Plugin, Pod, Reply, wait_for};
 use serde_json::{Value, json};
 
@@ -936,4 +936,63 @@ fn the_agent_writes_the_table_again_at_once() {
         found.contains("would remove nf_tables table inet cni-hostgw"),
         "{found}"
     );
+}
+
+#[test]
+fn sctp_is_mapped_and_its_flows_are_forgotten() {
+    for opener in BOTH {
+        let lab = Lab::new();
+        let (node, outside) = nodes(&lab);
+        let network = Network::new(opener, &lab);
+        let (first, second) = (node.pod("first"), node.pod("second"));
+        let mapping = json!([{"hostPort": 3868, "containerPort": 3869, "protocol": "SCTP"}]);
+        let arrives = |pod: &Pod<'_>| sctp_arrives(&outside, "192.168.2.16:3868", pod);
+        network.add(&first, &mapping).ok();
+        assert_eq!(arrives(&first), Some(3869), "{opener:?}");
+        network.del(&first, &mapping);
+        if opener == Opener::Ours {
+            let flows = node.sh("grep -c sctp /proc/net/nf_conntrack").stdout;
+            assert_eq!(flows.trim(), "0");
+            network.add(&second, &mapping).ok();
+            assert_eq!(arrives(&second), Some(3869), "the same ports of the client");
+        }
+    }
+}
+
+/// The rules that Docker and firewalld make, and what they do with them.
+#[test]
+fn host_ports_work_beside_dockers_and_firewalls_rules() {
+    let lab = Lab::new();
+    let (node, outside) = nodes(&lab);
+    let network = Network::ours(&lab);
+    let (web, container) = (node.pod("web"), node.pod("container"));
+    network.add(&web, &json!([tcp(8080, 80)])).ok();
+    network.add(&container, &json!([])).ok();
+    let _servers = [web.answer(80, "web"), container.answer(80, "container")];
+    let docker = "iptables -t nat -N DOCKER
+        iptables -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+        iptables -t nat -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+        iptables -t nat -A DOCKER -p tcp --dport 9000 -j DNAT --to-destination 10.10.1.3:80";
+    node.sh(docker).ok();
+    let firewalld = "table inet firewalld
+        delete table inet firewalld
+        table inet firewalld {
+            chain nat_PREROUTING { type nat hook prerouting priority dstnat + 10; }
+            chain nat_POSTROUTING { type nat hook postrouting priority srcnat + 10; }
+            chain filter_INPUT { type filter hook input priority filter + 10; policy accept; }
+        }";
+    node.write("/run/firewalld.nft", firewalld);
+    for reload in [
+        "true",
+        "nft -f /run/firewalld.nft",
+        "nft -f /run/firewalld.nft",
+        "iptables -t nat -F DOCKER; iptables -t nat -A DOCKER -p tcp --dport 9000 -j DNAT \
+         --to-destination 10.10.1.3:80",
+    ] {
+        node.sh(reload).ok();
+        let ask = |port: u16| outside.ask(&format!("192.168.2.16:{port}")).expect(reload);
+        assert_eq!(ask(8080), "web 192.168.2.99", "{reload}");
+        assert_eq!(ask(9000), "container 192.168.2.99", "{reload}");
+        node.ask("127.0.0.1:8080").expect(reload);
+    }
 }

@@ -79,7 +79,8 @@ fn is_admitted(kube: &Kube<'_>) {
     let unavoidable_violations = "non-default capabilities (container \"agent\" must not include \
         \"NET_ADMIN\", \"NET_RAW\" in securityContext.capabilities.add), \
         host namespaces (hostNetwork=true), \
-        hostPath volumes (volumes \"subnet-file\", \"socket\", \"state\", \"plugins\", \"lists\", \"settings\")";
+        hostPath volumes (volumes \"subnet-file\", \"socket\", \"state\", \"plugins\", \"lists\", \
+        \"host-ports\", \"results\", \"settings\")";
     assert!(
         message.ends_with(&format!("\"baseline:latest\": {unavoidable_violations}")),
         "{message}"

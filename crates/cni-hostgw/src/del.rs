@@ -34,7 +34,7 @@ pub(crate) fn del(
     let host = Rtnl::connect()?;
     steps.done("netns");
     // No port must lead to an address that is free.
-    port_mappings::remove(&host, call, &conf, &attachment, &names)?;
+    let ports = port_mappings::remove(&host, call, &conf, &attachment, &names)?;
     steps.done("host ports");
     // The namespace matters only if the link is not one of ours.
     let is_deleted = match host.link(&names.ifb)? {
@@ -54,6 +54,8 @@ pub(crate) fn del(
         delete_container_interface(&host, &host_netns, &netns, attachment.ifname())?;
     }
     steps.done("veth");
+    ports.finish()?;
+    steps.done("flows");
     let store = store_from_config(network, &conf)?;
     let delegate = Delegate::with_known_subnets(call, &conf, &store)?;
     // With another IPAM plugin, only the links show which attachment was the last, if no ADD is under

@@ -6,7 +6,7 @@
 
 use cni::{Call, NetworkName};
 use host_local::Attachment;
-use host_ports::{HostPorts, Masquerade, PortRequest, Record, portmap, resolve};
+use host_ports::{HostPorts, Masquerade, PortRequest, Record, Removed, portmap, resolve};
 use ipnetwork::IpNetwork;
 use kernel::{Rtnl, sysctl};
 use netconf::{LenientConf, NetConf, SharedCapability};
@@ -75,6 +75,7 @@ impl PortMappings {
             mappings: resolve(&self.requests, &ips)?,
             addresses,
             masquerade: self.masquerade,
+            is_closed: false,
         }))
     }
 
@@ -104,24 +105,25 @@ fn route_localnet(bridge: &str) -> String {
     format!("net/ipv4/conf/{bridge}/route_localnet")
 }
 
-/// Closes the ports of an attachment: ours, and those of the `portmap` plugin.
+/// Closes the ports of an attachment: ours, and those of the `portmap` plugin. The result has to be
+/// finished before the attachment's addresses are free.
 pub(crate) fn remove(
     host: &Rtnl,
     call: &Call,
     conf: &LenientConf,
     attachment: &Attachment,
     names: &Names,
-) -> Result<(), Error> {
-    if host_ports::remove(host, &names.veth)? || !conf.maps_ports {
-        return Ok(());
+) -> Result<Removed, Error> {
+    if let Some(removed) = host_ports::remove(host, &names.veth)? {
+        return Ok(removed);
     }
-    if conf.has_port_mappings {
+    if conf.maps_ports && conf.has_port_mappings {
         host_ports::remove_without_record(host, &names.veth)?;
     }
-    Ok(portmap::remove(
-        call.network.as_str(),
-        attachment.container_id(),
-    )?)
+    if conf.maps_ports {
+        portmap::remove(call.network.as_str(), attachment.container_id())?;
+    }
+    Ok(Removed::default())
 }
 
 /// Compares the ports of an attachment with the kernel. Returns the first difference.

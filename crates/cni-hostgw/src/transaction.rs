@@ -50,11 +50,15 @@ impl<'a> Transaction<'a> {
             self.delete_veth();
             return;
         };
-        if !self.remove_host_ports() {
-            // While a port leads to the address, no other container must get it.
-            self.delete_veth();
-            allocation.keep();
-        } else if allocation.is_delegated() {
+        if self.has_host_ports {
+            let is_gone = self.delete_host_ports_and_veth();
+            if !is_gone {
+                // While a port leads to the address, no other container must get it.
+                allocation.keep();
+                return;
+            }
+        }
+        if allocation.is_delegated() {
             // The other IPAM plugin may need the interface to release an address.
             drop(allocation.release());
             self.delete_veth();
@@ -74,9 +78,21 @@ impl<'a> Transaction<'a> {
     }
 
     /// Returns true if no host port leads to the container any more.
-    fn remove_host_ports(&self) -> bool {
-        let veth = self.veth.as_deref().filter(|_| self.has_host_ports);
-        veth.is_none_or(|veth| host_ports::remove(&self.host, veth).is_ok())
+    fn delete_host_ports_and_veth(&self) -> bool {
+        let Some(veth) = &self.veth else {
+            return true;
+        };
+        match host_ports::remove(&self.host, veth) {
+            Ok(Some(removed)) => {
+                self.delete_veth();
+                removed.finish().is_ok()
+            }
+            Ok(None) => true,
+            Err(_) => {
+                self.delete_veth();
+                false
+            }
+        }
     }
 
     /// Returns true if there is no host veth of this ADD any more.

@@ -1,6 +1,6 @@
 //! The elements of the table's sets and maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -18,9 +18,9 @@ pub(crate) struct Names {
     pub(crate) all: &'static str,
     /// Ports that are open on one address: (protocol, address, port) to the target.
     pub(crate) one: &'static str,
-    /// Number of elements in `one` for each (protocol, port). A port must not be open on all
+    /// How a (protocol, port) is open: on all addresses, or on some. It must not be open on all
     /// addresses for one pod, and on one address for another.
-    pub(crate) count: &'static str,
+    pub(crate) claim: &'static str,
     /// What is masqueraded: (protocol, port of the node, address of the pod) to a chain.
     pub(crate) masquerade: &'static str,
 }
@@ -28,16 +28,28 @@ pub(crate) struct Names {
 pub(crate) const IPV4: Names = Names {
     all: "ports-ipv4",
     one: "address-ports-ipv4",
-    count: "address-ports-count-ipv4",
+    claim: "claims-ipv4",
     masquerade: "masquerade-ipv4",
 };
 
 pub(crate) const IPV6: Names = Names {
     all: "ports-ipv6",
     one: "address-ports-ipv6",
-    count: "address-ports-count-ipv6",
+    claim: "claims-ipv6",
     masquerade: "masquerade-ipv6",
 };
+
+impl Names {
+    /// The sets whose elements belong to one pod each.
+    pub(crate) fn sets(&self) -> [&'static str; 4] {
+        [self.all, self.one, self.claim, self.masquerade]
+    }
+}
+
+/// Values of a claim: the port is open on all addresses, for one pod, or on some of them. Several pods
+/// share the second kind, so that it has no comment.
+const ON_ALL: u32 = 0;
+const ON_SOME: u32 = 1;
 
 pub(crate) fn names(is_ipv6: bool) -> &'static Names {
     if is_ipv6 { &IPV6 } else { &IPV4 }
@@ -56,6 +68,11 @@ impl Elements {
             let (set, key) = place(mapping);
             let (address, port) = (mapping.target.ip(), mapping.target.port());
             let target = Key::new().address(address).port(port);
+            if mapping.host_ip.is_none() {
+                let claim = names(address.is_ipv6()).claim;
+                let value = Value::Fields(Key::new().number(ON_ALL));
+                elements.insert(claim, key.clone(), value, &comment);
+            }
             elements.insert(set, key, Value::Fields(target), &comment);
             if let Some(chain) = masquerade_chain(record, address) {
                 let key = Key::new().protocol(mapping.protocol.number());
@@ -90,14 +107,15 @@ impl Elements {
     /// The elements in the kernel. `None` if there is no such table.
     pub(crate) fn present() -> Result<Option<Self>, Error> {
         let mut present = Self::default();
-        for set in [IPV4, IPV6].map(|names| [names.all, names.one, names.masquerade]) {
-            for set in set {
-                let Some(elements) = nftables::elements(FAMILY, TABLE, set)? else {
-                    return Ok(None);
-                };
-                let keyed = elements.into_iter().map(|e| (e.key.clone(), e));
-                present.0.insert(set, keyed.collect());
-            }
+        for set in [IPV4, IPV6].iter().flat_map(Names::sets) {
+            let Some(elements) = nftables::elements(FAMILY, TABLE, set)? else {
+                return Ok(None);
+            };
+            let of_one_pod = elements
+                .into_iter()
+                .filter(|element| !element.comment.is_empty());
+            let keyed = of_one_pod.map(|element| (element.key.clone(), element));
+            present.0.insert(set, keyed.collect());
         }
         Ok(Some(present))
     }
@@ -140,32 +158,16 @@ impl Elements {
         elements.cloned().collect()
     }
 
-    /// An element for each (protocol, port) of a set, to find out whether another set has it. The
-    /// value is of the type of that other set.
-    pub(crate) fn probes(&self, set: &str) -> Vec<Element> {
-        let is_on_all = [IPV4.all, IPV6.all].contains(&set);
-        let probe = |element: Element| {
-            if is_on_all {
-                return counted(element.key, 0);
-            }
-            Element {
-                key: element.key.without_middle(),
-                value: element.value,
-                comment: String::new(),
-            }
+    /// The claims for ports that are open on one address.
+    pub(crate) fn shared_claims(&self, names: &Names) -> Vec<Element> {
+        let claims = self.in_set(names.one).into_iter();
+        let claims: BTreeSet<_> = claims.map(|element| element.key.without_middle()).collect();
+        let claim = |key| Element {
+            key,
+            value: Value::Fields(Key::new().number(ON_SOME)),
+            comment: String::new(),
         };
-        let probes = self.in_set(set).into_iter().map(probe);
-        let probes: BTreeMap<_, _> = probes.map(|probe| (probe.key.clone(), probe)).collect();
-        probes.into_values().collect()
-    }
-
-    /// The number of elements for one address of the node, for each (protocol, port).
-    pub(crate) fn counts(&self, names: &Names) -> BTreeMap<Key, u32> {
-        let mut counts = BTreeMap::new();
-        for element in self.in_set(names.one) {
-            *counts.entry(element.key.without_middle()).or_default() += 1;
-        }
-        counts
+        claims.into_iter().map(claim).collect()
     }
 }
 
@@ -203,12 +205,4 @@ pub(crate) fn masquerade_chain(record: &Record, address: IpAddr) -> Option<Strin
 pub(crate) fn subnet_chain(address: IpNetwork) -> String {
     let subnet = format!("{}/{}", address.network(), address.prefix());
     format!("masquerade-{subnet}").replace(['/', ':'], "-")
-}
-
-pub(crate) fn counted(key: Key, number: u32) -> Element {
-    Element {
-        key,
-        value: Value::Fields(Key::new().number(number)),
-        comment: String::new(),
-    }
 }

@@ -7,7 +7,7 @@ use kernel::nftables::{
     Chain, Element, Existing, Field, Hook, Key, Load, Rule, Set, Transaction, Value, ValueType,
 };
 
-use crate::elements::{Elements, IPV4, IPV6, counted, names, subnet_chain};
+use crate::elements::{Elements, IPV4, IPV6, names, subnet_chain};
 use crate::record::Record;
 use crate::table::{FAMILY, TABLE};
 
@@ -86,7 +86,7 @@ pub(crate) fn replacement(elements: &Elements, places: &Places) -> Transaction {
     let bridges: Vec<_> = bridges.collect();
     transaction.add_elements(FAMILY, TABLE, BRIDGES, Existing::Stays, &bridges);
     for names in [IPV4, IPV6] {
-        for set in [names.all, names.one, names.masquerade] {
+        for set in names.sets() {
             let known = elements.in_set(set).into_iter();
             // The chain of an element without a record may be gone.
             let has_chain = |element: &Element| match &element.value {
@@ -98,9 +98,8 @@ pub(crate) fn replacement(elements: &Elements, places: &Places) -> Transaction {
             let added: Vec<_> = known.filter(has_chain).collect();
             transaction.add_elements(FAMILY, TABLE, set, Existing::Fails, &added);
         }
-        let counts = elements.counts(&names).into_iter();
-        let counts: Vec<_> = counts.map(|(key, number)| counted(key, number)).collect();
-        transaction.add_elements(FAMILY, TABLE, names.count, Existing::Fails, &counts);
+        let shared = elements.shared_claims(&names);
+        transaction.add_elements(FAMILY, TABLE, names.claim, Existing::Fails, &shared);
     }
     transaction
 }
@@ -140,8 +139,8 @@ fn sets() -> Vec<Set<'static>> {
             &[Protocol, Ipv6, Port],
             ValueType::Fields(&[Ipv6, Port]),
         ),
-        map(IPV4.count, &[Protocol, Port], ValueType::Fields(&[Number])),
-        map(IPV6.count, &[Protocol, Port], ValueType::Fields(&[Number])),
+        map(IPV4.claim, &[Protocol, Port], ValueType::Fields(&[Number])),
+        map(IPV6.claim, &[Protocol, Port], ValueType::Fields(&[Number])),
         map(IPV4.masquerade, &[Protocol, Port, Ipv4], ValueType::Verdict),
         map(IPV6.masquerade, &[Protocol, Port, Ipv6], ValueType::Verdict),
     ]

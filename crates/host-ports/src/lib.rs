@@ -23,7 +23,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use kernel::nftables::Attempt;
+use kernel::nftables::{Attempt, Pending};
 use kernel::{Link, Rtnl};
 use util::FileLock;
 
@@ -69,13 +69,35 @@ pub fn has_records() -> Result<bool, Error> {
         .is_some())
 }
 
-/// Removes the mappings of a host veth. Returns false if it has none.
-pub fn remove(host: &Rtnl, veth: &str) -> Result<bool, Error> {
+/// Removes the mappings of a host veth. Returns `None` if it has none.
+pub fn remove(host: &Rtnl, veth: &str) -> Result<Option<Removed>, Error> {
     if !record::exists(veth).map_err(files("look up a record"))? {
-        return Ok(false);
+        return Ok(None);
     }
-    HostPorts::lock(host)?.remove(veth)?;
-    Ok(true)
+    HostPorts::lock(host)?.remove(veth).map(Some)
+}
+
+/// Mappings that no new connection uses any more. [`finish`](Removed::finish) waits for the kernel, so
+/// that links are best deleted before.
+#[derive(Default)]
+#[must_use = "without `finish`, flows to the pod stay"]
+pub struct Removed {
+    pending: Option<Pending>,
+    /// The record, if flows to its ports have to be deleted.
+    record: Option<Record>,
+}
+
+impl Removed {
+    /// Deletes the flows to the ports. Until then, the pod's addresses must not be used again.
+    pub fn finish(self) -> Result<(), Error> {
+        drop(self.pending);
+        let Some(record) = self.record else {
+            return Ok(());
+        };
+        let deleted = flows::delete_current(&record.mappings);
+        deleted.map_err(refused("delete the flows of a host port"))?;
+        record.remove().map_err(files("remove a record"))
+    }
 }
 
 /// Removes the mappings of a host veth that has no record, which is only the case if somebody deleted
@@ -110,10 +132,10 @@ impl<'a> HostPorts<'a> {
     /// Fails with [`Error::InUse`] if a pod whose host veth exists has one of the ports. Ports of pods
     /// that are gone are taken over.
     pub fn add(&self, record: &Record) -> Result<(), Error> {
-        self.remove(&record.veth)?;
+        self.remove(&record.veth)?.finish()?;
         record.write().map_err(files("write a record"))?;
         self.add_to_kernel(record).inspect_err(|_| {
-            drop(self.remove(&record.veth));
+            drop(self.remove(&record.veth).and_then(Removed::finish));
         })
     }
 
@@ -121,11 +143,7 @@ impl<'a> HostPorts<'a> {
         let failed = refused("add mappings to the table of host ports");
         let mut last = None;
         for _ in 0..MAX_TRIES {
-            let attempt = match table::addition(record) {
-                Ok(transaction) => transaction.try_commit("commit the transaction"),
-                Err(error) => Attempt::Refused(error),
-            };
-            match attempt {
+            match table::addition(record).try_commit("commit the transaction") {
                 Attempt::Applied => {
                     let older = flows::delete_older(self.host, &record.mappings);
                     return older.map_err(refused("delete older flows to a host port"));
@@ -172,7 +190,7 @@ impl<'a> HostPorts<'a> {
                 });
             }
             match owner {
-                Some(owner) if veth != record.veth => self.remove(&owner.veth)?,
+                Some(owner) if veth != record.veth => self.remove(&owner.veth)?.finish()?,
                 _ => remove_elements(|other| other == veth)?,
             }
         }
@@ -181,21 +199,35 @@ impl<'a> HostPorts<'a> {
     }
 
     /// Removes the mappings of a host veth, and then its record. Succeeds if there are none.
-    pub fn remove(&self, veth: &str) -> Result<(), Error> {
+    pub fn remove(&self, veth: &str) -> Result<Removed, Error> {
         if !record::exists(veth).map_err(files("look up a record"))? {
-            return Ok(());
+            return Ok(Removed::default());
         }
         let Some(record) = read(veth)? else {
             // It cannot be read. The comments in the table say what belongs to it.
             remove_elements(|owner| owner == veth)?;
-            return record::remove(veth).map_err(files("remove a record"));
+            record::remove(veth).map_err(files("remove a record"))?;
+            return Ok(Removed::default());
         };
-        remove_from_kernel(&record)?;
-        record.remove().map_err(files("remove a record"))
+        let mut removed = Removed::default();
+        if !record.is_closed {
+            removed.pending = remove_from_kernel(&record)?;
+        }
+        if record
+            .mappings
+            .iter()
+            .any(|mapping| mapping.protocol.is_silent())
+        {
+            let closed = record.close().map_err(files("write a record"))?;
+            removed.record = Some(closed);
+        } else {
+            record.remove().map_err(files("remove a record"))?;
+        }
+        Ok(removed)
     }
 
     fn free_address(&self, address: IpAddr, owner: &str) -> Result<(), Error> {
-        self.remove(owner)?;
+        self.remove(owner)?.finish()?;
         record::remove_link(address).map_err(files("remove the link of an address"))
     }
 
@@ -206,7 +238,8 @@ impl<'a> HostPorts<'a> {
         if expected.mappings.is_empty() {
             return Ok(None);
         }
-        let Some(record) = read(&expected.veth)? else {
+        let record = read(&expected.veth)?.filter(|record| !record.is_closed);
+        let Some(record) = record else {
             return Ok(Some("the record of its host ports is missing".to_owned()));
         };
         let missing = |mapping: &&Mapping| !record.mappings.contains(mapping);
@@ -292,16 +325,15 @@ fn records() -> Result<BTreeMap<String, Record>, Error> {
     Ok(records)
 }
 
-fn remove_from_kernel(record: &Record) -> Result<(), Error> {
-    let removed = table::removal(record).and_then(|removal| removal.commit("commit"));
+fn remove_from_kernel(record: &Record) -> Result<Option<Pending>, Error> {
+    let removed = table::removal(record).and_then(|removal| removal.commit_pending("commit"));
     match removed {
-        Ok(()) => {}
+        Ok(pending) => Ok(Some(pending)),
         // Somebody changed or deleted the table, or the reply was lost.
         Err(error) if error.is_gone() || error.may_have_leftovers() => {
             remove_elements(|owner| owner == record.veth)?;
+            Ok(None)
         }
-        Err(error) => return Err(refused("remove mappings of a pod")(error)),
+        Err(error) => Err(refused("remove mappings of a pod")(error)),
     }
-    let current = flows::delete_current(&record.mappings);
-    current.map_err(refused("delete the flows of a host port"))
 }

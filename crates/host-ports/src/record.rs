@@ -24,6 +24,8 @@ pub(crate) const LOCK: &str = "/run/cni-hostgw/host-ports/lock";
 const FINGERPRINT: &str = "/run/cni-hostgw/host-ports/table";
 /// The records, by the name of the host veth.
 const PODS: &str = "/run/cni-hostgw/host-ports/pods";
+/// The records whose ports are closed, while flows to them may be left.
+const CLOSED: &str = "/run/cni-hostgw/host-ports/closed";
 /// The links to the records, by the pod's address.
 const ADDRESSES: &str = "/run/cni-hostgw/host-ports/addresses";
 
@@ -69,6 +71,9 @@ pub struct Record {
     pub masquerade: Masquerade,
     /// The mappings.
     pub mappings: Vec<Mapping>,
+    /// True if the ports are closed, and only flows to them may be left.
+    #[serde(skip)]
+    pub is_closed: bool,
 }
 
 impl Record {
@@ -113,6 +118,15 @@ impl Record {
         write().inspect_err(|_| drop(self.remove()))
     }
 
+    /// Notes that the ports are closed, if that is not noted yet.
+    pub(crate) fn close(mut self) -> io::Result<Self> {
+        if !self.is_closed {
+            fs::rename(path(&self.veth), Path::new(CLOSED).join(&self.veth))?;
+            self.is_closed = true;
+        }
+        Ok(self)
+    }
+
     fn write_link(&self, address: IpAddr) -> io::Result<()> {
         let link = address_link(address);
         let create = || symlink(Path::new("../pods").join(&self.veth), &link);
@@ -139,21 +153,35 @@ impl Record {
 
     /// Reads the record of a host veth. `None` if it has none.
     pub(crate) fn read(veth: &str) -> io::Result<Option<Self>> {
-        match none_if_not_found(fs::read(path(veth)))? {
-            Some(text) => Ok(Some(serde_json::from_slice(&text)?)),
-            None => Ok(None),
+        for (directory, is_closed) in [(PODS, false), (CLOSED, true)] {
+            if let Some(text) = none_if_not_found(fs::read(Path::new(directory).join(veth)))? {
+                let record: Self = serde_json::from_slice(&text)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                return Ok(Some(Self {
+                    is_closed,
+                    ..record
+                }));
+            }
         }
+        Ok(None)
     }
 }
 
 /// Returns whether a host veth has a record, without reading it.
 pub(crate) fn exists(veth: &str) -> io::Result<bool> {
-    Ok(none_if_not_found(fs::symlink_metadata(path(veth)))?.is_some())
+    let is_in = |directory| -> io::Result<bool> {
+        let file = fs::symlink_metadata(Path::new(directory).join(veth));
+        Ok(none_if_not_found(file)?.is_some())
+    };
+    Ok(is_in(PODS)? || is_in(CLOSED)?)
 }
 
 /// Removes the record of a host veth. Succeeds if there is none.
 pub(crate) fn remove(veth: &str) -> io::Result<()> {
-    none_if_not_found(fs::remove_file(path(veth))).map(drop)
+    for directory in [PODS, CLOSED] {
+        none_if_not_found(fs::remove_file(Path::new(directory).join(veth)))?;
+    }
+    Ok(())
 }
 
 /// Returns the host veth to whose record the link of an address leads, if there is one.
@@ -170,12 +198,16 @@ pub(crate) fn remove_link(address: IpAddr) -> io::Result<()> {
 
 /// Returns the host veths that have records. `None` if there never was one since the boot.
 pub(crate) fn veths() -> io::Result<Option<Vec<String>>> {
-    let list = || fs::read_dir(PODS)?.collect::<io::Result<Vec<_>>>();
-    let Some(entries) = none_if_not_found(retry_on_eintr(list))? else {
-        return Ok(None);
-    };
-    let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-    Ok(Some(entries.iter().map(name).collect()))
+    let mut veths = Vec::new();
+    for directory in [PODS, CLOSED] {
+        let list = || fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>();
+        let Some(entries) = none_if_not_found(retry_on_eintr(list))? else {
+            return Ok(None);
+        };
+        let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        veths.extend(entries.iter().map(name));
+    }
+    Ok(Some(veths))
 }
 
 /// Saves the fingerprint of the table.
@@ -193,8 +225,9 @@ pub(crate) fn saved_fingerprint() -> io::Result<Option<u64>> {
 fn create_directories_if_missing(write: impl Fn() -> io::Result<()>) -> io::Result<()> {
     match write() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(PODS)?;
-            fs::create_dir_all(ADDRESSES)?;
+            for directory in [PODS, CLOSED, ADDRESSES] {
+                fs::create_dir_all(directory)?;
+            }
             write()
         }
         other => other,

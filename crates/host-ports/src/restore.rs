@@ -6,7 +6,7 @@ use crate::elements::Elements;
 use crate::error::{Error, files, refused};
 use crate::layout::{self, Places};
 use crate::record::{self, Record};
-use crate::{HostPorts, is_alive, is_intact, records, remove_elements, table};
+use crate::{HostPorts, Removed, is_alive, is_intact, records, remove_elements, table};
 
 /// What [`HostPorts::restore`] changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,10 +31,15 @@ impl HostPorts<'_> {
             Ok(records) => records,
             Err(error) => return vec![error],
         };
-        let mut errors = Vec::new();
+        let (mut errors, mut removed) = (Vec::new(), Vec::new());
         for record in records.values().filter(|record| !is_wanted(record)) {
-            errors.extend(self.remove(&record.veth).err());
+            match self.remove(&record.veth) {
+                Ok(one) => removed.push(one),
+                Err(error) => errors.push(error),
+            }
         }
+        let finished = removed.into_iter().map(Removed::finish);
+        errors.extend(finished.filter_map(Result::err));
         let rest = self.restore().and_then(|_| self.delete_unused_table());
         errors.extend(rest.err());
         errors
@@ -57,9 +62,11 @@ impl HostPorts<'_> {
         let mut expected = Elements::default();
         for record in records()?.into_values() {
             if is_alive(&links, &record.veth, Some(&record)) {
-                expected.extend(Elements::of(&record));
+                if !record.is_closed {
+                    expected.extend(Elements::of(&record));
+                }
             } else {
-                self.remove(&record.veth)?;
+                self.remove(&record.veth)?.finish()?;
                 restored.removed += 1;
             }
         }
@@ -102,7 +109,10 @@ impl HostPorts<'_> {
             places.add(record);
         }
         for record in records()?.values() {
-            if is_selected(record) && is_alive(&links, &record.veth, Some(record)) {
+            if is_selected(record)
+                && !record.is_closed
+                && is_alive(&links, &record.veth, Some(record))
+            {
                 elements.extend(Elements::of(record));
                 places.add(record);
             }

@@ -3,9 +3,9 @@
 //! A packet of a new connection is looked up once or twice, however many ports are mapped.
 
 use kernel::Error;
-use kernel::nftables::{self, Element, Existing, Family, Key, Transaction, Value};
+use kernel::nftables::{self, Element, Existing, Family, Key, Transaction};
 
-use crate::elements::{Elements, IPV4, IPV6, Names, counted, names, place, veth_of};
+use crate::elements::{Elements, IPV4, IPV6, names, place, veth_of};
 use crate::layout::BRIDGES;
 use crate::mapping::Mapping;
 use crate::record::Record;
@@ -17,7 +17,7 @@ pub(crate) const FAMILY: Family = Family::Inet;
 
 /// The changes that add a record's elements. They fail if another attachment has one of the ports,
 /// or if the table or a chain does not exist.
-pub(crate) fn addition(record: &Record) -> Result<Transaction, Error> {
+pub(crate) fn addition(record: &Record) -> Transaction {
     let elements = Elements::of(record);
     let mut transaction = Transaction::new();
     let bridge = Element {
@@ -26,30 +26,14 @@ pub(crate) fn addition(record: &Record) -> Result<Transaction, Error> {
     };
     transaction.add_elements(FAMILY, TABLE, BRIDGES, Existing::Stays, &[bridge]);
     for names in [IPV4, IPV6] {
-        // A port that is open on all addresses must not be open on one for another pod, and the
-        // other way round. These elements fail if there is such a port, and do not stay.
-        for (set, probes) in [
-            (names.count, elements.probes(names.all)),
-            (names.all, elements.probes(names.one)),
-        ] {
-            transaction.add_elements(FAMILY, TABLE, set, Existing::Fails, &probes);
-            transaction.delete_elements(FAMILY, TABLE, set, &probes);
-        }
-        for set in [names.all, names.one] {
+        for set in names.sets() {
             let added = elements.in_set(set);
             transaction.add_elements(FAMILY, TABLE, set, Existing::Fails, &added);
         }
-        let masqueraded = elements.in_set(names.masquerade);
-        transaction.add_elements(
-            FAMILY,
-            TABLE,
-            names.masquerade,
-            Existing::Fails,
-            &masqueraded,
-        );
-        count(&mut transaction, &names, &elements, i64::from)?;
+        let shared = elements.shared_claims(&names);
+        transaction.add_elements(FAMILY, TABLE, names.claim, Existing::Stays, &shared);
     }
-    Ok(transaction)
+    transaction
 }
 
 /// The changes that delete a record's elements. They fail if one does not exist.
@@ -61,37 +45,19 @@ pub(crate) fn removal(record: &Record) -> Result<Transaction, Error> {
 pub(crate) fn deletion(elements: &Elements) -> Result<Transaction, Error> {
     let mut transaction = Transaction::new();
     for names in [IPV4, IPV6] {
-        for set in [names.all, names.one, names.masquerade] {
+        for set in names.sets() {
             transaction.delete_elements(FAMILY, TABLE, set, &elements.in_set(set));
         }
-        count(&mut transaction, &names, elements, |number| {
-            -i64::from(number)
-        })?;
-    }
-    Ok(transaction)
-}
-
-/// Changes the counts of ports that are open on one address.
-fn count(
-    transaction: &mut Transaction,
-    names: &Names,
-    elements: &Elements,
-    change: impl Fn(u32) -> i64,
-) -> Result<(), Error> {
-    for (key, number) in elements.counts(names) {
-        let known = nftables::element(FAMILY, TABLE, names.count, &key)?;
-        let before = known.as_ref().map_or(0, |element| match &element.value {
-            Value::Fields(value) => value.as_number().unwrap_or_default(),
-            _ => 0,
-        });
-        transaction.delete_elements(FAMILY, TABLE, names.count, known.as_slice());
-        let after = u32::try_from(i64::from(before) + change(number)).unwrap_or(0);
-        if after > 0 {
-            let counted = counted(key, after);
-            transaction.add_elements(FAMILY, TABLE, names.count, Existing::Fails, &[counted]);
+        let mut shared = elements.shared_claims(&names);
+        if !shared.is_empty() {
+            let deleted = elements.in_set(names.one);
+            let mut others = nftables::elements(FAMILY, TABLE, names.one)?.unwrap_or_default();
+            others.retain(|other| !deleted.iter().any(|element| element.key == other.key));
+            shared.retain(|claim| !others.iter().any(|o| o.key.without_middle() == claim.key));
+            transaction.delete_elements(FAMILY, TABLE, names.claim, &shared);
         }
     }
-    Ok(())
+    Ok(transaction)
 }
 
 /// The fingerprint of the table's chains. `None` if the table or one of them does not exist.

@@ -17,12 +17,21 @@ pub(crate) const APPEND: u16 = 0x800;
 
 /// Sends a request on a socket of its own and collects the replies.
 pub(crate) fn request(request: &[u8]) -> io::Result<Answer> {
-    let socket = Socket::new(NETLINK_NETFILTER)?;
+    request_on(&connect()?, request)
+}
+
+/// Opens a socket in the namespace of this thread.
+pub(crate) fn connect() -> io::Result<Socket> {
+    Socket::new(NETLINK_NETFILTER)
+}
+
+/// The same on a socket that stays open.
+pub(crate) fn request_on(socket: &Socket, request: &[u8]) -> io::Result<Answer> {
     if request.len() > SEND_BUFFER {
         // Counts the memory of a packet, too.
-        setsockopt(&socket, sockopt::SndBufForce, &(2 * request.len()))?;
+        setsockopt(socket, sockopt::SndBufForce, &(2 * request.len()))?;
     }
-    exchange(&socket, request)
+    exchange(socket, request)
 }
 
 /// Size of a request that fits into the send buffer of every socket, in bytes.

@@ -12,6 +12,7 @@ mod count;
 mod etcd;
 mod instruments;
 mod kube;
+mod ports;
 mod table;
 
 use std::env;
@@ -42,16 +43,18 @@ fn main() -> ExitCode {
     let args: Vec<_> = env::args().skip(1).collect();
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--inside"] => inside(),
+        ["--inside-ports"] => ports::inside(),
         ["agent"] => agent::bench(&mut io::stdout()),
         ["agent", "kube"] => agent::bench_on_kube(&mut io::stdout()),
         ["agent", count] if count.parse::<u32>().is_ok() => {
             let count = count.parse().expect("just tried");
             agent::bench_of(count, &mut io::stdout())
         }
-        ["plugin", floor] => outside(Path::new(floor)),
+        ["plugin", floor] => outside(Path::new(floor), "--inside"),
+        ["ports", floor] => outside(Path::new(floor), "--inside-ports"),
         _ => {
             eprintln!(
-                "usage: bench agent [NODES|kube] | bench plugin FLOOR, where FLOOR is the static executable of that name"
+                "usage: bench agent [NODES|kube] | bench plugin FLOOR | bench ports FLOOR, where FLOOR is the static executable of that name"
             );
             return ExitCode::FAILURE;
         }
@@ -67,7 +70,7 @@ fn main() -> ExitCode {
 
 /// Creates a node with its pods, and runs this program in it, because entering the node for each
 /// request would cost more than the request.
-fn outside(floor: &Path) -> io::Result<()> {
+fn outside(floor: &Path, part: &str) -> io::Result<()> {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24", "fd00:192:168:2::16/64"]);
     let count = SERIAL.max(CONCURRENT * ROUNDS) + OTHER_PODS;
@@ -82,10 +85,7 @@ fn outside(floor: &Path) -> io::Result<()> {
     }
     let bench = env::current_exe().expect("a running program has a path");
     lab.install(&bench, "bin/bench");
-    let status = node
-        .command(Lab::path("bin/bench"))
-        .arg("--inside")
-        .status()?;
+    let status = node.command(Lab::path("bin/bench")).arg(part).status()?;
     if status.success() {
         Ok(())
     } else {

@@ -180,7 +180,7 @@ impl State {
         links.remove("cni0");
         let mut files = files(Path::new("/var/lib/cni"));
         files.retain(|path| !of_network(path));
-        for folder in ["pods", "addresses"] {
+        for folder in ["pods", "closed", "addresses"] {
             let folder = Path::new("/run/cni-hostgw/host-ports").join(folder);
             files.extend(conformance::inside::files(&folder));
         }

@@ -4,8 +4,8 @@ use ipnetwork::IpNetwork;
 
 use super::uapi::UDATA_COMMENT;
 pub(super) use crate::nfnetlink::{
-    ACK, APPEND, Answer, CREATE, DUMP, EXCL, attribute, attributes, message, messages, nest,
-    number, read_u32, request, text, text_in, was_interrupted,
+    ACK, APPEND, Answer, CREATE, DUMP, EXCL, attribute, attributes, connect, message, messages,
+    nest, number, read_u32, request, request_on, text, text_in, was_interrupted,
 };
 
 pub(super) const SUBSYSTEM: u16 = 10;

@@ -30,7 +30,7 @@ pub use map::{Element, Field, Key, Set, Value, ValueType, element, elements};
 pub use message::Family;
 pub use packet::{MatchMode, Packet};
 pub use rule::{Load, Rule};
-pub use transaction::{Attempt, Chain, Existing, Hook, Transaction};
+pub use transaction::{Attempt, Chain, Existing, Hook, Pending, Transaction};
 
 use crate::Error;
 use message::{ACK, GET_GENERATION, message, request};

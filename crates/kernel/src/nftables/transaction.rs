@@ -1,10 +1,12 @@
 //! Atomic changes to `nf_tables`: whole tables, and single rules in tables of other programs.
 
+use rtnetlink::sys::Socket;
+
 use super::map::{Element, Set};
 use super::message::{
     ACK, APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_TABLE, EXCL, Family,
-    NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, attribute, comment, message, nest,
-    number, object, request, text, transaction,
+    NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, attribute, comment, connect, message,
+    nest, number, object, request, request_on, text, transaction,
 };
 use super::rule::Rule;
 use super::uapi::{
@@ -77,6 +79,12 @@ pub enum Existing {
     /// The element stays as it is. The transaction fails if its value is another one.
     Stays,
 }
+
+/// A socket with which something was deleted. The kernel frees what was deleted after a grace period
+/// of up to 20 ms, and whoever closes a socket waits for that. Other work that needs a grace period can
+/// be done before this value is dropped.
+#[derive(Default)]
+pub struct Pending(#[expect(dead_code, reason = "dropping it closes it")] Option<Socket>);
 
 /// The result of [`Transaction::try_commit`].
 #[derive(Debug)]
@@ -264,6 +272,22 @@ impl Transaction {
                 Some(errno) => Attempt::Refused(Error::new(doing, errno)),
             },
             Err(error) => Attempt::Unknown(Error::new(doing, error)),
+        }
+    }
+
+    /// Applies the changes, and returns what is still to be waited for. As [`commit`](Self::commit), but
+    /// that waits at once if something was deleted.
+    pub fn commit_pending(&self, doing: &str) -> Result<Pending, Error> {
+        if self.is_empty() {
+            return Ok(Pending(None));
+        }
+        let failed = |error: std::io::Error| Error::new(doing, error);
+        let socket = connect().map_err(failed)?;
+        let answer = request_on(&socket, &transaction(&self.messages));
+        let answer = answer.map_err(|error| failed(error).with_leftovers())?;
+        match answer.error {
+            None => Ok(Pending(Some(socket))),
+            Some(errno) => Err(Error::new(doing, errno)),
         }
     }
 

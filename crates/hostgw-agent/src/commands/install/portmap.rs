@@ -170,5 +170,6 @@ fn record(
         addresses,
         masquerade,
         mappings,
+        is_closed: false,
     }))
 }
