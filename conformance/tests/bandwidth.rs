@@ -168,6 +168,20 @@ fn static_keys_win_over_those_of_the_runtime() {
         "{shown}"
     );
     assert!(!has_link(&node, "bwp"));
+    // Also if they ask for no limit, and with a limit of one way only.
+    let unlimited = node.pod("u");
+    let keys = json!({"ingressRate": 0, "ingressBurst": 0});
+    plugin.add(&unlimited, &conf(&keys, &limits())).ok();
+    let sending = node.pod("s");
+    let keys = json!({"egressRate": 8_000_000, "egressBurst": 800_000});
+    plugin.add(&sending, &conf(&keys, &json!({}))).ok();
+    let shown = node.sh("tc qdisc show").ok();
+    assert_eq!(shown.matches("tbf 1: dev veth").count(), 1, "{shown}");
+    assert_eq!(shown.matches("tbf 1: dev bwp").count(), 1, "{shown}");
+    let gone = conf(&keys, &json!({}));
+    plugin
+        .call(&node, "DEL", &Attachment::of(&sending), &gone)
+        .ok();
     // Without the capability, what the runtime sends is for another plugin.
     let other = node.pod("b");
     let mut undeclared = conf(&json!({}), &limits());

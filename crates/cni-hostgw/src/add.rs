@@ -253,9 +253,9 @@ impl<'a> Add<'a, '_> {
         let allocation = transaction.allocation.insert(allocation?);
         steps.done("delegate");
         let host = &transaction.host;
-        host_ports::free_addresses(host, allocation.ips(), &pair.names.veth)?;
         let _lock = bridge_lock::lock()?;
         allocation.refuse_shared(host, &self.config.store, transaction.network)?;
+        host_ports::free_addresses(host, allocation.ips(), &pair.names.veth)?;
         bridge::ensure_addresses(
             host,
             self.config,

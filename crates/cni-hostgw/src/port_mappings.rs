@@ -6,7 +6,9 @@
 
 use cni::{Call, NetworkName};
 use host_local::Attachment;
-use host_ports::{HostPorts, Masquerade, PortRequest, Record, Removed, portmap, resolve};
+use host_ports::{
+    HostPorts, Masquerade, PortRequest, Record, Removed, portmap, resolve, route_localnet,
+};
 use ipnetwork::IpNetwork;
 use kernel::{Rtnl, sysctl};
 use netconf::{LenientConf, NetConf, SharedCapability};
@@ -101,10 +103,6 @@ impl PortMappings {
     }
 }
 
-fn route_localnet(bridge: &str) -> String {
-    format!("net/ipv4/conf/{bridge}/route_localnet")
-}
-
 /// Closes the ports of an attachment: ours, and those of the `portmap` plugin. The result has to be
 /// finished before the attachment's addresses are free.
 pub(crate) fn remove(
@@ -115,6 +113,9 @@ pub(crate) fn remove(
     names: &Names,
 ) -> Result<Removed, Error> {
     if let Some(removed) = host_ports::remove(host, &names.veth)? {
+        if removed.was_moved() {
+            portmap::remove(call.network.as_str(), attachment.container_id())?;
+        }
         return Ok(removed);
     }
     if conf.maps_ports && conf.has_port_mappings {

@@ -51,7 +51,7 @@ impl<'a> Transaction<'a> {
             return;
         };
         if self.has_host_ports {
-            let is_gone = self.delete_host_ports_and_veth();
+            let is_gone = self.delete_host_ports(allocation.is_delegated());
             if !is_gone {
                 // While a port leads to the address, no other container must get it.
                 allocation.keep();
@@ -77,14 +77,17 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Returns true if no host port leads to the container any more.
-    fn delete_host_ports_and_veth(&self) -> bool {
+    /// Returns true if no host port leads to the container any more. Deletes the veth, too, unless
+    /// another IPAM plugin may need it.
+    fn delete_host_ports(&self, is_delegated: bool) -> bool {
         let Some(veth) = &self.veth else {
             return true;
         };
         match host_ports::remove(&self.host, veth) {
             Ok(Some(removed)) => {
-                self.delete_veth();
+                if !is_delegated {
+                    self.delete_veth();
+                }
                 removed.finish().is_ok()
             }
             Ok(None) => true,

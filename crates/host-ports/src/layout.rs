@@ -36,6 +36,11 @@ impl Places {
         self.subnets.extend(subnets.filter_map(Result::ok));
         self.bridges.insert(record.bridge.clone());
     }
+
+    /// Adds bridges.
+    pub(crate) fn add_bridges(&mut self, bridges: Vec<String>) {
+        self.bridges.extend(bridges);
+    }
 }
 
 /// The changes that replace the whole table, so that it has exactly these elements.

@@ -23,7 +23,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use kernel::nftables::{Attempt, Pending};
+use kernel::nftables::{self, Attempt, Pending};
 use kernel::{Link, Rtnl};
 use util::FileLock;
 
@@ -31,6 +31,7 @@ use elements::Elements;
 pub use error::Error;
 use error::{files, refused};
 pub use mapping::{InvalidRequest, Mapping, PortRequest, Protocol, Unresolvable, resolve};
+use record::Written;
 pub use record::{Masquerade, Record};
 pub use restore::{Restored, has_unused_table};
 pub use table::TABLE;
@@ -62,6 +63,12 @@ pub fn free_addresses(
     Ok(())
 }
 
+/// The sysctl that lets a bridge route loopback addresses: answers to `127.0.0.1` come in by it.
+#[must_use]
+pub fn route_localnet(bridge: &str) -> String {
+    format!("net/ipv4/conf/{bridge}/route_localnet")
+}
+
 /// Returns whether a port was mapped since the boot.
 pub fn has_records() -> Result<bool, Error> {
     Ok(record::veths()
@@ -85,9 +92,17 @@ pub struct Removed {
     pending: Option<Pending>,
     /// The record, if flows to its ports have to be deleted.
     record: Option<Record>,
+    /// True if the `portmap` plugin opened the ports, and rules of it may be left.
+    was_moved: bool,
 }
 
 impl Removed {
+    /// True if the `portmap` plugin opened the ports, and rules of it may be left.
+    #[must_use]
+    pub fn was_moved(&self) -> bool {
+        self.was_moved
+    }
+
     /// Deletes the flows to the ports. Until then, the pod's addresses must not be used again.
     pub fn finish(self) -> Result<(), Error> {
         drop(self.pending);
@@ -103,6 +118,9 @@ impl Removed {
 /// Removes the mappings of a host veth that has no record, which is only the case if somebody deleted
 /// it. This reads all mappings of the node.
 pub fn remove_without_record(host: &Rtnl, veth: &str) -> Result<(), Error> {
+    if nftables::is_available().is_err() {
+        return Ok(());
+    }
     if !table::exists().map_err(refused("look up the table of host ports"))? {
         return Ok(());
     }
@@ -172,11 +190,13 @@ impl<'a> HostPorts<'a> {
     /// exists.
     fn take_over(&self, record: &Record) -> Result<(), Error> {
         let links = self.links()?;
+        let mut has_owner = false;
         for mapping in &record.mappings {
             let taken = table::taken_by(mapping).map_err(refused("find who has a host port"))?;
             let Some(element) = taken else {
                 continue;
             };
+            has_owner = true;
             let veth = table::owner_of(&element);
             let owner = read(&veth)?;
             if veth != record.veth && is_alive(&links, &veth, owner.as_ref()) {
@@ -194,8 +214,12 @@ impl<'a> HostPorts<'a> {
                 _ => remove_elements(|other| other == veth)?,
             }
         }
-        // What is left is of pods without a record.
-        remove_elements(|veth| !is_alive(&links, veth, None))
+        // What is left is of pods without a record, or of nobody: it goes with a new table.
+        if !has_owner {
+            self.remove_unowned()?;
+            self.rebuild(&|other| other.veth != record.veth, Some(record))?;
+        }
+        Ok(())
     }
 
     /// Removes the mappings of a host veth, and then its record. Succeeds if there are none.
@@ -209,7 +233,10 @@ impl<'a> HostPorts<'a> {
             record::remove(veth).map_err(files("remove a record"))?;
             return Ok(Removed::default());
         };
-        let mut removed = Removed::default();
+        let mut removed = Removed {
+            was_moved: record.host_link.is_some(),
+            ..Removed::default()
+        };
         if !record.is_closed {
             removed.pending = remove_from_kernel(&record)?;
         }
@@ -262,6 +289,11 @@ impl<'a> HostPorts<'a> {
         Ok((!is_intact()?).then_some(what))
     }
 
+    /// Returns whether the host veth of a record exists.
+    pub fn is_alive(&self, record: &Record) -> Result<bool, Error> {
+        Ok(is_alive(&self.links()?, &record.veth, Some(record)))
+    }
+
     fn links(&self) -> Result<Vec<Link>, Error> {
         self.host.links().map_err(refused("list links"))
     }
@@ -281,6 +313,7 @@ fn is_alive(links: &[Link], veth: &str, record: Option<&Record>) -> bool {
 /// Removes the elements whose host veth is selected, whatever records there are.
 fn remove_elements(is_selected: impl Fn(&str) -> bool) -> Result<(), Error> {
     let failed = refused("remove mappings");
+    let mut last = None;
     for _ in 0..MAX_TRIES {
         let present = Elements::present().map_err(&failed)?;
         let Some(mut unwanted) = present else {
@@ -292,16 +325,17 @@ fn remove_elements(is_selected: impl Fn(&str) -> bool) -> Result<(), Error> {
         }
         let transaction = table::deletion(&unwanted).map_err(&failed)?;
         match transaction.commit("commit") {
-            Err(error) if error.is_gone() => {}
+            Err(error) if error.is_gone() => last = Some(error),
             other => return other.map_err(failed),
         }
     }
-    Ok(())
+    Err(failed(last.expect("every attempt failed")))
 }
 
 /// True if nobody changed the table's chains since they were written.
 fn is_intact() -> Result<bool, Error> {
-    let saved = record::saved_fingerprint().map_err(files("read the table's fingerprint"))?;
+    let saved = Written::saved().map_err(files("read the table's fingerprint"))?;
+    let saved = saved.map(|written| written.fingerprint);
     let found = table::fingerprint().map_err(refused("read the table of host ports"))?;
     Ok(found.is_some() && found == saved)
 }

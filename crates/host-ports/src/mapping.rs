@@ -125,12 +125,12 @@ impl PortRequest {
             let rule = "must be tcp, udp or sctp";
             return invalid("protocol", format!("{protocol:?}"), rule);
         };
-        let host = match host_ip.parse::<IpAddr>() {
+        // An IPv4 address in the notation of IPv6 is that address.
+        let host = match host_ip.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
             Ok(ip) if ip.is_unspecified() => HostAddresses::Family {
                 is_ipv6: ip.is_ipv6(),
             },
-            // An IPv4 address in the notation of IPv6 is that address.
-            Ok(ip) => HostAddresses::One(ip.to_canonical()),
+            Ok(ip) => HostAddresses::One(ip),
             Err(_) if host_ip.is_empty() => HostAddresses::All,
             Err(_) => return invalid("hostIP", format!("{host_ip:?}"), "must be an IP address"),
         };

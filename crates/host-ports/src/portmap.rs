@@ -20,9 +20,12 @@ const TABLE: &str = "cni_hostport";
 pub fn remove(network: &str, container_id: &str) -> Result<(), Error> {
     let chain = chain_of(network, container_id);
     let failed = || refused("remove what the portmap plugin left");
+    let has_nftables = nftables::is_available().is_ok();
     for family in [Family::Ipv4, Family::Ipv6] {
-        remove_chain(family, &chain).map_err(failed())?;
-        remove_rules(family, container_id).map_err(failed())?;
+        if has_nftables {
+            remove_chain(family, &chain).map_err(failed())?;
+            remove_rules(family, container_id).map_err(failed())?;
+        }
         remove_legacy(family, &chain)?;
     }
     Ok(())
@@ -30,6 +33,9 @@ pub fn remove(network: &str, container_id: &str) -> Result<(), Error> {
 
 /// Returns whether there are rules of the backend `iptables` for a container, over netlink.
 pub fn has_rules(network: &str, container_id: &str) -> Result<bool, Error> {
+    if nftables::is_available().is_err() {
+        return Ok(false);
+    }
     let chain = chain_of(network, container_id);
     for family in [Family::Ipv4, Family::Ipv6] {
         let found = nftables::chain(family, "nat", &chain);
@@ -52,6 +58,9 @@ fn chain_of(network: &str, container_id: &str) -> String {
 /// Removes the chains of the network's containers that are not valid, of the backend `iptables`. The
 /// rules of the other backend do not tell their network.
 pub fn collect(network: &str, is_valid: impl Fn(&str) -> bool) -> Result<(), Error> {
+    if nftables::is_available().is_err() {
+        return Ok(());
+    }
     for family in [Family::Ipv4, Family::Ipv6] {
         let rules = nftables::rules(family, "nat", JUMPS);
         for rule in rules.map_err(refused("read the portmap plugin's rules"))? {

@@ -20,8 +20,8 @@ use crate::mapping::Mapping;
 pub(crate) const DIRECTORY: &str = "/run/cni-hostgw/host-ports";
 /// The lock for all changes of mappings.
 pub(crate) const LOCK: &str = "/run/cni-hostgw/host-ports/lock";
-/// The fingerprint of the table as it was written last.
-const FINGERPRINT: &str = "/run/cni-hostgw/host-ports/table";
+/// The table as it was written last.
+const TABLE: &str = "/run/cni-hostgw/host-ports/table";
 /// The records, by the name of the host veth.
 const PODS: &str = "/run/cni-hostgw/host-ports/pods";
 /// The records whose ports are closed, while flows to them may be left.
@@ -210,15 +210,37 @@ pub(crate) fn veths() -> io::Result<Option<Vec<String>>> {
     Ok(Some(veths))
 }
 
-/// Saves the fingerprint of the table.
-pub(crate) fn save_fingerprint(fingerprint: u64) -> io::Result<()> {
-    create_directories_if_missing(|| fs::write(FINGERPRINT, fingerprint.to_string()))
+/// The table as it was written last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// The fingerprint of its chains.
+    pub(crate) fingerprint: u64,
+    /// The bridges that may route loopback addresses.
+    pub(crate) bridges: Vec<String>,
 }
 
-/// Returns the saved fingerprint of the table.
-pub(crate) fn saved_fingerprint() -> io::Result<Option<u64>> {
-    let text = none_if_not_found(fs::read_to_string(FINGERPRINT))?;
-    Ok(text.and_then(|text| text.parse().ok()))
+impl Written {
+    /// Saves it.
+    pub(crate) fn save(&self) -> io::Result<()> {
+        let text = format!("{} {}\n", self.fingerprint, self.bridges.join(" "));
+        create_directories_if_missing(|| fs::write(TABLE, &text))
+    }
+
+    /// Returns what was saved. `None` if the table was never written, or is not ours any more.
+    pub(crate) fn saved() -> io::Result<Option<Self>> {
+        let text = none_if_not_found(fs::read_to_string(TABLE))?.unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let fingerprint = words.next().and_then(|word| word.parse().ok());
+        Ok(fingerprint.map(|fingerprint| Self {
+            fingerprint,
+            bridges: words.map(str::to_owned).collect(),
+        }))
+    }
+
+    /// Forgets it.
+    pub(crate) fn forget() -> io::Result<()> {
+        none_if_not_found(fs::remove_file(TABLE)).map(drop)
+    }
 }
 
 /// Runs `write`, and again with the directories if they are missing.

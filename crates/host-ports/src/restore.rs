@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 use crate::elements::Elements;
 use crate::error::{Error, files, refused};
 use crate::layout::{self, Places};
-use crate::record::{self, Record};
-use crate::{HostPorts, Removed, is_alive, is_intact, records, remove_elements, table};
+use crate::record::{self, Record, Written};
+use kernel::sysctl;
+
+use crate::{
+    HostPorts, Removed, is_alive, is_intact, records, remove_elements, route_localnet, table,
+};
 
 /// What [`HostPorts::restore`] changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +29,7 @@ pub fn has_unused_table() -> Result<bool, Error> {
 
 impl HostPorts<'_> {
     /// Removes the mappings of the attachments that are not wanted, and [restores](Self::restore) the
-    /// rest. A table without mappings is deleted. Returns everything that failed.
+    /// rest. Returns everything that failed.
     pub fn collect(&self, is_wanted: impl Fn(&Record) -> bool) -> Vec<Error> {
         let records = match records() {
             Ok(records) => records,
@@ -40,13 +44,12 @@ impl HostPorts<'_> {
         }
         let finished = removed.into_iter().map(Removed::finish);
         errors.extend(finished.filter_map(Result::err));
-        let rest = self.restore().and_then(|_| self.delete_unused_table());
-        errors.extend(rest.err());
+        errors.extend(self.restore().err());
         errors
     }
 
     /// Removes the mappings that have no record and whose host veth does not exist.
-    fn remove_unowned(&self) -> Result<(), Error> {
+    pub(crate) fn remove_unowned(&self) -> Result<(), Error> {
         let links = self.links()?;
         let known = record::veths().map_err(files("list the records"))?;
         let known: BTreeSet<_> = known.into_iter().flatten().collect();
@@ -79,17 +82,21 @@ impl HostPorts<'_> {
             if !unknown.is_empty() {
                 self.remove_unowned()?;
             }
-        } else if !expected.is_empty() || present.is_some() {
+        } else if !expected.is_empty() || present.is_some() || !saved_bridges()?.is_empty() {
             self.rebuild(&|_| true, None)?;
             restored.table = true;
         }
         Ok(restored)
     }
 
-    /// Deletes the table if no pod has a host port. Returns whether it was deleted.
+    /// Deletes the table if no pod has a host port, and lets no bridge route loopback addresses any more. Returns whether it was deleted.
     pub fn delete_unused_table(&self) -> Result<bool, Error> {
         let is_unused = has_unused_table()?;
         if is_unused {
+            for bridge in table::bridges().map_err(refused("read the guarded bridges"))? {
+                forbid_loopback(&bridge)?;
+            }
+            Written::forget().map_err(files("forget the table"))?;
             table::delete().map_err(refused("delete the table of host ports"))?;
         }
         Ok(is_unused)
@@ -118,18 +125,42 @@ impl HostPorts<'_> {
             }
         }
         let own = extra.map(|record| record.veth.as_str());
+        // A bridge that may route loopback addresses keeps its guard.
+        places.add_bridges(table::bridges().map_err(&failed)?);
+        places.add_bridges(saved_bridges()?);
         if let Some(mut present) = Elements::present().map_err(&failed)? {
             present.retain(|veth| Some(veth) != own && is_alive(&links, veth, None));
             elements.extend(present);
         }
         let replacement = layout::replacement(&elements, &places);
         replacement.commit("commit").map_err(failed)?;
-        save_fingerprint()
+        save_written_table()
     }
 }
 
-fn save_fingerprint() -> Result<(), Error> {
-    let found = table::fingerprint().map_err(refused("read the table of host ports"))?;
-    let saved = record::save_fingerprint(found.unwrap_or_default());
-    saved.map_err(files("save the fingerprint of the table"))
+fn save_written_table() -> Result<(), Error> {
+    let failed = refused("read the table of host ports");
+    let written = Written {
+        fingerprint: table::fingerprint().map_err(&failed)?.unwrap_or_default(),
+        bridges: table::bridges().map_err(failed)?,
+    };
+    written
+        .save()
+        .map_err(files("save the fingerprint of the table"))
+}
+
+fn saved_bridges() -> Result<Vec<String>, Error> {
+    let saved = Written::saved().map_err(files("read the table's fingerprint"))?;
+    Ok(saved.unwrap_or_default().bridges)
+}
+
+/// Lets a bridge route loopback addresses no more. Nothing needs that without host ports, and the table
+/// with the rules against its misuse is about to go.
+fn forbid_loopback(bridge: &str) -> Result<(), Error> {
+    match sysctl::set(&route_localnet(bridge), "0") {
+        Err(error) if !error.is_gone() => {
+            Err(refused("forbid routing of loopback addresses")(error))
+        }
+        _ => Ok(()),
+    }
 }

@@ -54,6 +54,9 @@ pub(crate) fn deletion(elements: &Elements) -> Result<Transaction, Error> {
             let mut others = nftables::elements(FAMILY, TABLE, names.one)?.unwrap_or_default();
             others.retain(|other| !deleted.iter().any(|element| element.key == other.key));
             shared.retain(|claim| !others.iter().any(|o| o.key.without_middle() == claim.key));
+            // Somebody may have deleted a claim.
+            let claims = nftables::elements(FAMILY, TABLE, names.claim)?.unwrap_or_default();
+            shared.retain(|claim| claims.iter().any(|found| found.key == claim.key));
             transaction.delete_elements(FAMILY, TABLE, names.claim, &shared);
         }
     }
@@ -64,6 +67,15 @@ pub(crate) fn deletion(elements: &Elements) -> Result<Transaction, Error> {
 pub(crate) fn fingerprint() -> Result<Option<u64>, Error> {
     let chains = nftables::chains(FAMILY, TABLE)?;
     nftables::fingerprint(FAMILY, TABLE, &chains)
+}
+
+/// The bridges from which packets to loopback addresses are dropped.
+pub(crate) fn bridges() -> Result<Vec<String>, Error> {
+    let elements = nftables::elements(FAMILY, TABLE, BRIDGES)?.unwrap_or_default();
+    Ok(elements
+        .iter()
+        .map(|element| element.key.to_interface())
+        .collect())
 }
 
 /// Returns whether the table exists.

@@ -22,7 +22,10 @@ pub(crate) fn request(request: &[u8]) -> io::Result<Answer> {
 
 /// Opens a socket in the namespace of this thread.
 pub(crate) fn connect() -> io::Result<Socket> {
-    Socket::new(NETLINK_NETFILTER)
+    let socket = Socket::new(NETLINK_NETFILTER)?;
+    // Error replies contain no copy of our request, which may be long.
+    socket.set_cap_ack(true)?;
+    Ok(socket)
 }
 
 /// The same on a socket that stays open.

@@ -214,6 +214,18 @@ pub struct CniKeys {
     pub mac: Option<String>,
 }
 
+impl Bandwidth {
+    /// The keys. If one of them is at the top level, the capability is not used.
+    pub const KEYS: [&'static str; 6] = [
+        "ingressRate",
+        "ingressBurst",
+        "egressRate",
+        "egressBurst",
+        "shapedSubnets",
+        "unshapedSubnets",
+    ];
+}
+
 /// Deserializes a list of networks.
 fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNetwork>, D::Error> {
     #[derive(Deserialize)]

@@ -107,10 +107,10 @@ impl NetConf {
         let fixed: Bandwidth = json.to().map_err(|error| decode(&error))?;
         let requested = runtime_config.bandwidth.clone();
         let requested = requested.filter(|_| top.capabilities.bandwidth);
-        let bandwidth = if fixed == Bandwidth::default() {
-            requested.unwrap_or_default()
-        } else {
+        let bandwidth = if Bandwidth::KEYS.iter().any(|key| json.has(key)) {
             fixed
+        } else {
+            requested.unwrap_or_default()
         };
         let args = CniKeys {
             ips: [top.args.cni.ips, delegated.args.cni.ips].concat(),

@@ -74,6 +74,8 @@ fn a_mapping_leads_to_the_first_address_of_each_family() {
     let ipv4 = [request("udp", "0.0.0.0", 53, 53)];
     let expected = ["0.0.0.0:53/udp -> 10.10.1.5:53"];
     assert_eq!(resolved(&ipv4, &pod).expect("possible"), expected);
+    let mapped = [request("udp", "::ffff:0.0.0.0", 53, 53)];
+    assert_eq!(resolved(&mapped, &pod).expect("possible"), expected);
     let one = [request("sctp", "::ffff:192.168.2.16", 53, 53)];
     let expected = ["192.168.2.16:53/sctp -> 10.10.1.5:53"];
     assert_eq!(resolved(&one, &pod).expect("possible"), expected);

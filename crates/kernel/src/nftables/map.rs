@@ -191,6 +191,13 @@ impl Key {
         Some(u32::from_ne_bytes(*self.0.first_chunk()?))
     }
 
+    /// Reads a key that is the name of an interface.
+    #[must_use]
+    pub fn to_interface(&self) -> String {
+        let name = self.0.split(|byte| *byte == 0).next();
+        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+    }
+
     /// Reads a value that is an address and a port.
     #[must_use]
     pub fn as_address_and_port(&self) -> Option<(IpAddr, u16)> {

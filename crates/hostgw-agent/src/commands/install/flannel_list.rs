@@ -1,7 +1,7 @@
 //! kube-flannel's list, with our plugin in place of `flannel`, `portmap` and `bandwidth`.
 
 use cni::Json;
-use netconf::{NetConf, SharedCapability};
+use netconf::{Bandwidth, NetConf, SharedCapability};
 use serde_json::{Value, json};
 
 use super::PLUGIN_NAME;
@@ -10,14 +10,7 @@ use super::PLUGIN_NAME;
 fn keys(shared: SharedCapability) -> &'static [&'static str] {
     match shared {
         SharedCapability::PortMappings => &["snat", "masqAll", "markMasqBit"],
-        SharedCapability::Bandwidth => &[
-            "ingressRate",
-            "ingressBurst",
-            "egressRate",
-            "egressBurst",
-            "shapedSubnets",
-            "unshapedSubnets",
-        ],
+        SharedCapability::Bandwidth => &Bandwidth::KEYS,
     }
 }
 

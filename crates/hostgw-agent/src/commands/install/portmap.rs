@@ -113,12 +113,19 @@ fn move_ports(
     let Some(record) = record(cached, masquerade, &links)? else {
         return Ok(None);
     };
-    let add = || -> Result<(), host_ports::Error> {
-        HostPorts::lock(kernel)?.add(&record)?;
-        portmap::remove(&record.network, &record.container_id)
+    let add = || -> Result<bool, host_ports::Error> {
+        let ports = HostPorts::lock(kernel)?;
+        ports.add(&record)?;
+        // A pod that was deleted meanwhile had no record: its address may be free.
+        if !ports.is_alive(&record)? {
+            ports.remove(&record.veth)?.finish()?;
+            return Ok(false);
+        }
+        portmap::remove(&record.network, &record.container_id)?;
+        Ok(true)
     };
-    add().map_err(|error| text(&error))?;
-    Ok(Some(record))
+    let is_alive = add().map_err(|error| text(&error))?;
+    Ok(Some(record).filter(|_| is_alive))
 }
 
 /// The record of a pod that other plugins attached. `None` if it has no host veth any more.
@@ -133,7 +140,8 @@ fn record(
         .and_then(Version::supported)
         .unwrap_or(Version::LATEST);
     let result = AddResult::read(&result, version)?;
-    let names: Vec<_> = result.interfaces.iter().map(|i| i.name.as_str()).collect();
+    let on_host = result.interfaces.iter().filter(|i| i.sandbox.is_empty());
+    let names: Vec<_> = on_host.map(|i| i.name.as_str()).collect();
     let is_host_veth =
         |link: &&Link| link.kind == Kind::Veth && names.contains(&link.name.as_str());
     let Some(veth) = links.iter().find(is_host_veth) else {
