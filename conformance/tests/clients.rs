@@ -179,19 +179,51 @@ fn cnitool_opens_host_ports_and_limits_bandwidth_with_our_plugin_alone() {
     }
 }
 
-/// Takes a node over from `bridge` and `portmap` while a client connects all the time.
+/// How the `portmap` plugin makes its rules.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Backend {
+    IptablesNft,
+    IptablesLegacy,
+    Nftables,
+}
+
 #[test]
 fn host_ports_move_from_portmap_to_ours_without_a_refused_connection() {
+    for backend in [
+        Backend::IptablesNft,
+        Backend::IptablesLegacy,
+        Backend::Nftables,
+    ] {
+        host_ports_move(backend);
+    }
+}
+
+/// Takes a node over from `bridge` and `portmap` while a client connects all the time.
+fn host_ports_move(backend: Backend) {
     let lab = Lab::new();
     let node = node(&lab, &["cnitool"]);
+    // The newest release has both backends. Which iptables it runs, its path says.
+    lab.install(&tool("portmap"), "theirs/portmap");
+    let mut portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+    portmap["backend"] = json!(if backend == Backend::Nftables {
+        "nftables"
+    } else {
+        "iptables"
+    });
+    let path = if backend == Backend::IptablesLegacy {
+        node.sh("mkdir /run/legacy && cd /run/legacy && for v in ip ip6; do for e in '' -save -restore; \
+                 do ln -s $(command -v ${v}tables-legacy$e) ${v}tables$e; done; done").ok();
+        "/run/legacy:$PATH"
+    } else {
+        "$PATH"
+    };
     let outside = lab.node("outside", &["192.168.2.99/24"]);
     let stock = json!({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [
-        {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
-        {"type": "portmap", "capabilities": {"portMappings": true}}]});
+        {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}}, portmap]});
     node.write("/run/net.d/10-flannel.conflist", stock.to_string());
     // The pods are attached by the reference plugins, under flannel's configuration for them.
     let theirs = json!({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [
-        bridge_form("bridge"), {"type": "portmap", "capabilities": {"portMappings": true}}]});
+        bridge_form("bridge"), portmap]});
     lab.write("net.d/10.conflist", theirs.to_string());
     let pods = ["a", "b"].map(|name| node.pod(name));
     let arguments = |port: u16| {
@@ -202,8 +234,8 @@ fn host_ports_move_from_portmap_to_ours_without_a_refused_connection() {
     };
     let cnitool = |verb: &str, pod: &str, port: u16, lists: &str| {
         node.sh(&format!(
-            "CAP_ARGS='{}' NETCONFPATH={lists} CNI_PATH=/mnt/bin:/usr/lib/cni \
-             /mnt/bin/cnitool {verb} cbr0 /run/netns/{pod}",
+            "PATH={path} CAP_ARGS='{}' NETCONFPATH={lists} \
+             CNI_PATH=/mnt/bin:/mnt/theirs:/usr/lib/cni /mnt/bin/cnitool {verb} cbr0 /run/netns/{pod}",
             arguments(port)
         ))
     };
@@ -211,12 +243,15 @@ fn host_ports_move_from_portmap_to_ours_without_a_refused_connection() {
     cnitool("add", "b", 8081, "/mnt/net.d").ok();
     let servers = [pods[0].answer(80, "a"), pods[1].answer(80, "b")];
     let rules = || {
-        node.sh("iptables-save -t nat")
-            .ok()
-            .matches("-j DNAT")
-            .count()
+        let listing = match backend {
+            Backend::IptablesNft => "iptables-save -t nat | grep -c -e '-j DNAT'",
+            Backend::IptablesLegacy => "iptables-legacy-save -t nat | grep -c -e '-j DNAT'",
+            Backend::Nftables => "nft list table ip cni_hostport | grep -c 'dnat to'",
+        };
+        let count = node.sh(listing).stdout;
+        count.trim().parse::<usize>().expect("a count")
     };
-    assert_eq!(rules(), 4);
+    assert_eq!(rules(), 4, "{backend:?}");
     lab.write(
         "cluster.json",
         r#"{"network": {"Network": "10.10.0.0/16"}, "nodes": [
@@ -249,7 +284,7 @@ fn host_ports_move_from_portmap_to_ours_without_a_refused_connection() {
         "delegate": {"hairpinMode": true, "isDefaultGateway": true}}]);
     assert_eq!(list["plugins"], expected);
     // The table belongs to a pod without a veth of ours, and the agent keeps it.
-    node.sh("nft flush ruleset").ok();
+    node.sh("nft delete table inet cni-hostgw").ok();
     wait_for("the ports to be open again", || ask(8080).is_ok());
     // Our plugin closes the port of a pod that it did not attach.
     drop(servers);

@@ -1,8 +1,8 @@
 //! Limits of a container's traffic: the keys of the `bandwidth` plugin, and its capability if our
 //! entry in the list declares it.
 //!
-//! What the container receives is limited where the host veth sends it. What it sends arrives at the
-//! host veth, and takes the way through a link of kind `ifb`, which limits it.
+//! The host veth limits the packets that it sends to the container. Packets from the container arrive at
+//! the host veth, which redirects them through a link of kind `ifb`, which limits them.
 
 use std::io;
 
@@ -19,9 +19,9 @@ use crate::plugin_list::refuse_second_plugin;
 /// The limits of a container's traffic.
 #[derive(Debug)]
 pub(crate) struct Bandwidth {
-    /// What it receives.
+    /// Limit of the traffic that it receives.
     ingress: Option<Rate>,
-    /// What it sends.
+    /// Limit of the traffic that it sends.
     egress: Option<Rate>,
     subnets: ShapedSubnets,
 }

@@ -18,10 +18,10 @@ pub(crate) struct Names {
     pub(crate) all: &'static str,
     /// Ports that are open on one address: (protocol, address, port) to the target.
     pub(crate) one: &'static str,
-    /// How a (protocol, port) is open: on all addresses, or on some. It must not be open on all
+    /// Kind of each open (protocol, port): on all addresses, or on some. It must not be open on all
     /// addresses for one pod, and on one address for another.
     pub(crate) claim: &'static str,
-    /// What is masqueraded: (protocol, port of the node, address of the pod) to a chain.
+    /// Masqueraded connections: (protocol, port of the node, address of the pod) to a chain.
     pub(crate) masquerade: &'static str,
 }
 

@@ -28,7 +28,7 @@ pub enum Error {
     /// A file of a record could not be read or written.
     #[error("{doing} in {}", record::DIRECTORY)]
     Files {
-        /// What failed.
+        /// The operation that failed.
         doing: &'static str,
         /// Why.
         source: io::Error,

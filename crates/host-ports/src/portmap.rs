@@ -1,4 +1,4 @@
-//! What the reference plugin `portmap` left for an attachment, on a node whose plugin list had that
+//! Rules that the reference plugin `portmap` left for an attachment, on a node whose plugin list had that
 //! plugin when the attachment was made.
 
 use std::fs;
@@ -31,18 +31,18 @@ pub fn remove(network: &str, container_id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns whether there are rules of the backend `iptables` for a container, over netlink.
+/// Returns whether there are rules for a container, of either backend.
 pub fn has_rules(network: &str, container_id: &str) -> Result<bool, Error> {
-    if nftables::is_available().is_err() {
-        return Ok(false);
-    }
     let chain = chain_of(network, container_id);
+    let failed = || refused("look for the portmap plugin's rules");
+    let has_nftables = nftables::is_available().is_ok();
     for family in [Family::Ipv4, Family::Ipv6] {
-        let found = nftables::chain(family, "nat", &chain);
-        if found
-            .map_err(refused("look for the portmap plugin's rules"))?
-            .is_some()
-        {
+        let is_found = has_nftables
+            && (nftables::chain(family, "nat", &chain)
+                .map_err(failed())?
+                .is_some()
+                || !rules_of(family, container_id).map_err(failed())?.is_empty());
+        if is_found || legacy_chain(family, &chain)?.is_some() {
             return Ok(true);
         }
     }
@@ -101,40 +101,33 @@ fn remove_chain(family: Family, chain: &str) -> Result<(), kernel::Error> {
 /// Removes the rules of a container in the table of the backend `nftables`. Their comment is the
 /// container's id.
 fn remove_rules(family: Family, container_id: &str) -> Result<(), kernel::Error> {
-    if !nftables::has_table(family, TABLE)? {
-        return Ok(());
-    }
     let mut transaction = Transaction::new();
-    for chain in nftables::chains(family, TABLE)? {
-        for rule in nftables::rules(family, TABLE, &chain)? {
-            if rule.comment.as_deref() == Some(container_id) {
-                transaction.delete_rule(family, TABLE, &chain, rule.handle);
-            }
-        }
+    for (chain, handle) in rules_of(family, container_id)? {
+        transaction.delete_rule(family, TABLE, &chain, handle);
     }
     succeed_if_gone(transaction.commit("remove the portmap plugin's rules"))
+}
+
+/// The rules of a container in the table of the backend `nftables`: their chains and handles.
+fn rules_of(family: Family, container_id: &str) -> Result<Vec<(String, u64)>, kernel::Error> {
+    let mut found = Vec::new();
+    if !nftables::has_table(family, TABLE)? {
+        return Ok(found);
+    }
+    for chain in nftables::chains(family, TABLE)? {
+        let rules = nftables::rules(family, TABLE, &chain)?.into_iter();
+        let of_container = rules.filter(|rule| rule.comment.as_deref() == Some(container_id));
+        found.extend(of_container.map(|rule| (chain.clone(), rule.handle)));
+    }
+    Ok(found)
 }
 
 /// Removes the chain of a container in the tables of iptables-legacy, which only its program can
 /// change.
 fn remove_legacy(family: Family, chain: &str) -> Result<(), Error> {
-    let (tables, name) = match family {
-        Family::Ipv6 => ("/proc/net/ip6_tables_names", "ip6tables-legacy"),
-        _ => ("/proc/net/ip_tables_names", "iptables-legacy"),
+    let Some((program, saved)) = legacy_chain(family, chain)? else {
+        return Ok(());
     };
-    let tables = fs::read_to_string(tables).unwrap_or_default();
-    let program = Iptables { name, lock_wait: 5 };
-    let failed = |error| Error::Iptables(name, error);
-    if !tables.lines().any(|table| table == "nat") || !program.is_installed().map_err(failed)? {
-        return Ok(());
-    }
-    let saved = program.save("nat").map_err(failed)?;
-    if !saved
-        .lines()
-        .any(|line| line.starts_with(&format!(":{chain} ")))
-    {
-        return Ok(());
-    }
     let jump = format!("-A {JUMPS} ");
     let to_chain = format!(" -j {chain}");
     let jumps = saved.lines().filter_map(|line| {
@@ -143,7 +136,27 @@ fn remove_legacy(family: Family, chain: &str) -> Result<(), Error> {
             .then(|| format!("-D {JUMPS} {rule}\n"))
     });
     let removal: String = jumps.chain([format!("-F {chain}\n-X {chain}\n")]).collect();
-    program.restore("nat", &removal).map_err(failed)
+    let restored = program.restore("nat", &removal);
+    restored.map_err(|error| Error::Iptables(program.name, error))
+}
+
+/// The table of iptables-legacy with the chain of a container, and the program that changes it. `None`
+/// if there is no such chain.
+fn legacy_chain(family: Family, chain: &str) -> Result<Option<(Iptables, String)>, Error> {
+    let (tables, name) = match family {
+        Family::Ipv6 => ("/proc/net/ip6_tables_names", "ip6tables-legacy"),
+        _ => ("/proc/net/ip_tables_names", "iptables-legacy"),
+    };
+    let tables = fs::read_to_string(tables).unwrap_or_default();
+    let program = Iptables { name, lock_wait: 5 };
+    let failed = |error| Error::Iptables(name, error);
+    if !tables.lines().any(|table| table == "nat") || !program.is_installed().map_err(failed)? {
+        return Ok(None);
+    }
+    let saved = program.save("nat").map_err(failed)?;
+    let start = format!(":{chain} ");
+    let has_chain = saved.lines().any(|line| line.starts_with(&start));
+    Ok(has_chain.then_some((program, saved)))
 }
 
 /// Another process may remove the same rules.

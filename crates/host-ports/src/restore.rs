@@ -12,7 +12,7 @@ use crate::{
     HostPorts, Removed, is_alive, is_intact, records, remove_elements, route_localnet, table,
 };
 
-/// What [`HostPorts::restore`] changed.
+/// Changes by [`HostPorts::restore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// True if the table was missing or had been changed, and was written again.

@@ -30,7 +30,7 @@ struct List {
     plugins: Vec<(PathBuf, Value)>,
 }
 
-/// What a container asks for.
+/// The ports and limits that a container asks for.
 #[derive(Clone, Copy)]
 struct Wish {
     /// Number of host ports, from `first` on.

@@ -1,6 +1,6 @@
 //! Moves the host ports of running pods from the `portmap` plugin to ours.
 //!
-//! What a pod has is in the result that the runtime's CNI library keeps of each ADD. Our rules come
+//! The runtime's CNI library keeps the result of each ADD, with the pod's ports. Our rules are added
 //! before those of the plugin are removed, so that a port is open all the time.
 
 use std::fs;
