@@ -16,7 +16,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::lab::{Node, Pod};
 
-/// How long a client waits for an answer.
+/// Timeout of a client.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A place with a network namespace: a node or a pod.

@@ -179,7 +179,7 @@ fn cnitool_opens_host_ports_and_limits_bandwidth_with_our_plugin_alone() {
     }
 }
 
-/// How the `portmap` plugin makes its rules.
+/// Kind of rules that the `portmap` plugin makes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Backend {
     IptablesNft,

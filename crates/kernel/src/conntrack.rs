@@ -41,7 +41,7 @@ mod uapi {
     pub(super) const PROTO_DST_PORT: u16 = 3;
 }
 
-/// How often a dump is repeated if the flows change while they are read.
+/// Number of attempts at a dump if the flows change while they are read.
 const MAX_TRIES: usize = 8;
 
 /// A flow.

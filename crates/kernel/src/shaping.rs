@@ -17,7 +17,7 @@ use crate::rtnl::{Answer, RawRequest, attributes, number, text};
 use crate::{Error, Link, Rtnl};
 use uapi::{KIND, OPTIONS};
 
-/// How long a packet may wait in the queue of a shaped link, in microseconds.
+/// Maximum wait of a packet in the queue of a shaped link, in microseconds.
 const LATENCY: u64 = 25_000;
 
 /// Handle of the root discipline, and its two classes if only some packets are shaped.
@@ -54,7 +54,7 @@ pub enum RemoteAddress {
     Destination,
 }
 
-/// How the packets that a link sends are shaped.
+/// Limits for the packets that a link sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Shaping<'a> {
     /// Limit of the shaped packets.
@@ -185,7 +185,6 @@ impl Rtnl {
     }
 }
 
-/// Time that `burst` takes at this rate, in nanoseconds.
 impl Rate {
     /// The time that the burst takes, in nanoseconds.
     #[must_use]
@@ -297,7 +296,7 @@ fn classes(
 
 /// A class of `htb`.
 fn class(link: &Link, handle: u32, rate: Rate) -> RawRequest {
-    /// How much one class sends before the other, in bytes.
+    /// Bytes that one class sends before it is the turn of the other.
     const QUANTUM: u32 = 60_000;
     message(uapi::NEW_CLASS, link, (handle, ROOT_HANDLE, 0), |body| {
         attribute(body, KIND, b"htb\0");
@@ -336,31 +335,15 @@ fn keys(subnet: IpNetwork, remote: RemoteAddress) -> Vec<(u32, u32, i32)> {
             .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
             .collect()
     };
-    let (address, mask, start) = match (subnet, remote) {
-        (IpNetwork::V4(v4), remote) => {
-            let start = if remote == RemoteAddress::Source {
-                12
-            } else {
-                16
-            };
-            (
-                words(&v4.network().octets()),
-                words(&v4.mask().octets()),
-                start,
-            )
-        }
-        (IpNetwork::V6(v6), remote) => {
-            let start = if remote == RemoteAddress::Source {
-                8
-            } else {
-                24
-            };
-            (
-                words(&v6.network().octets()),
-                words(&v6.mask().octets()),
-                start,
-            )
-        }
+    let (address, mask) = match subnet {
+        IpNetwork::V4(v4) => (words(&v4.network().octets()), words(&v4.mask().octets())),
+        IpNetwork::V6(v6) => (words(&v6.network().octets()), words(&v6.mask().octets())),
+    };
+    let start = match (remote, subnet) {
+        (RemoteAddress::Source, IpNetwork::V4(_)) => 12,
+        (RemoteAddress::Destination, IpNetwork::V4(_)) => 16,
+        (RemoteAddress::Source, IpNetwork::V6(_)) => 8,
+        (RemoteAddress::Destination, IpNetwork::V6(_)) => 24,
     };
     let offsets = (start..).step_by(4);
     let keys = mask.into_iter().zip(address).zip(offsets);

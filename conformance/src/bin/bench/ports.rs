@@ -243,12 +243,9 @@ pub(crate) fn inside() -> io::Result<()> {
         "{:25}{:>10}{:>10}{:>10}",
         "", "no port", "one port", "one port"
     )?;
-    let flat = |pick: fn(&(Duration, Duration)) -> Duration| {
-        ratio(pick(&by_count[2].1[1]), pick(&by_count[0].1[1]))
-    };
     marks.at_most(
         "ADD with one port, 1,000 held / 1",
-        flat(|times| times.0),
+        ratio(by_count[2].1[1].0, by_count[0].1[1].0),
         1.1,
     );
     // How long a DEL waits for the kernel depends on what else is on the node, such as the rules of

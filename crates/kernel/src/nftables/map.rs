@@ -1,6 +1,6 @@
 //! Sets and maps of our own tables: their types, and their elements.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 
@@ -18,7 +18,7 @@ use super::uapi::{
 };
 use crate::Error;
 
-/// How often a dump is repeated if the elements change while they are read.
+/// Number of attempts at a dump if the elements change while they are read.
 const MAX_TRIES: usize = 8;
 
 /// Part of a key or of a value.
@@ -185,34 +185,11 @@ impl Key {
         self.field(&number.to_ne_bytes())
     }
 
-    /// Reads a value that is a single number.
-    #[must_use]
-    pub fn as_number(&self) -> Option<u32> {
-        Some(u32::from_ne_bytes(*self.0.first_chunk()?))
-    }
-
     /// Reads a key that is the name of an interface.
     #[must_use]
     pub fn to_interface(&self) -> String {
         let name = self.0.split(|byte| *byte == 0).next();
         String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
-    }
-
-    /// Reads a value that is an address and a port.
-    #[must_use]
-    pub fn as_address_and_port(&self) -> Option<(IpAddr, u16)> {
-        let (address, port) = match self.0.len() {
-            8 => (
-                IpAddr::from(Ipv4Addr::from(*self.0.first_chunk()?)),
-                &self.0[4..],
-            ),
-            20 => (
-                IpAddr::from(Ipv6Addr::from(*self.0.first_chunk()?)),
-                &self.0[16..],
-            ),
-            _ => return None,
-        };
-        Some((address, u16::from_be_bytes(*port.first_chunk()?)))
     }
 
     /// Returns the first and the last field, of four bytes each: a protocol and a port, for a key

@@ -71,7 +71,7 @@ pub struct Transaction {
 /// at most 256 bytes.
 const ELEMENTS_IN_MESSAGE: usize = 200;
 
-/// What happens if an element to add exists.
+/// Outcome if an element to add exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// The transaction fails.
@@ -81,8 +81,8 @@ pub enum Existing {
 }
 
 /// A socket with which something was deleted. The kernel frees what was deleted after a grace period
-/// of up to 20 ms, and whoever closes a socket waits for that. Other work that needs a grace period can
-/// be done before this value is dropped.
+/// of up to 20 ms, and closing the socket waits for that. Other work that needs a grace period can be
+/// done before this value is dropped.
 #[derive(Default)]
 pub struct Pending(#[expect(dead_code, reason = "dropping it closes it")] Option<Socket>);
 
