@@ -17,7 +17,7 @@ PREFIX     ?= /usr/local
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
-.PHONY: build demo test test-clients e2e bench crash soak lint tools image install packages build-packages image-packages clean
+.PHONY: build demo test test-clients test-kubernetes e2e bench crash soak lint tools tools-kubernetes image install packages build-packages image-packages clean
 
 build: build-packages
 	$(STATIC) -p cni-hostgw
@@ -56,8 +56,12 @@ test-clients: build packages tools image
 	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test kube_clusters --test kube_proxy --test manifest
 	$(CARGO) test --locked -p conformance --features clients --test kubernetes
 
+# Kubernetes' own network tests in a whole cluster. ONLY selects runs by a part of their names.
+test-kubernetes: build packages tools-kubernetes image
+	$(CARGO) test --locked -p conformance --features kubernetes --test kubernetes_e2e -- --test-threads=1 $(ONLY)
+
 # Everything, however long it takes.
-e2e: test test-clients
+e2e: test test-clients test-kubernetes
 	for store in file etcd kube; do $(MAKE) demo STORE=$$store || exit 1; done
 	$(MAKE) bench
 
@@ -92,6 +96,8 @@ lint: build-packages
 # their modules refer to each other only by folder.
 GO_BUILD := GOFLAGS=-mod=readonly CGO_ENABLED=0 go build -trimpath
 
+KUBERNETES := kube-apiserver kube-proxy kubelet
+
 # flanneld requires a module of a cloud provider that is not available: its sources are built
 # without that backend.
 FLANNEL := target/tools-src/flannel
@@ -99,11 +105,22 @@ FLANNEL := target/tools-src/flannel
 tools:
 	cd conformance/tools && $(GO_BUILD) -o ../../target/tools/ tool ./ocicni-start
 	cd conformance/tools/containerd && $(GO_BUILD) -tags 'no_btrfs no_devmapper no_zfs' -o ../../../target/tools/ tool
-	cd conformance/tools/kubernetes && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ tool
+	cd conformance/tools/kubernetes && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ $(KUBERNETES:%=k8s.io/kubernetes/cmd/%)
 	test -x target/tools/flanneld || { set -e; rm -rf $(FLANNEL); mkdir -p target/tools-src; \
 	  sources=$$(cd conformance/tools/flannel && go mod download && go list -m -f '{{.Dir}}' github.com/flannel-io/flannel); \
 	  cp -r "$$sources" $(FLANNEL); chmod -R u+w $(FLANNEL); echo 'package tencentvpc' > $(FLANNEL)/pkg/backend/tencentvpc/tencentvpc.go; \
 	  cd $(FLANNEL) && GOFLAGS=-mod=readonly CGO_ENABLED=1 go build -trimpath -ldflags='-s -w' -o ../../tools/flanneld .; }
+
+# The rest of a whole Kubernetes, its own tests, and the images that they start. All programs of
+# Kubernetes are of one release.
+tools-kubernetes: tools image-packages
+	cd conformance/tools/kubernetes && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ \
+	  tool k8s.io/kubernetes/test/images/regression-issue-74839 github.com/onsi/ginkgo/v2/ginkgo
+	cd conformance/tools/kubernetes && $(subst build,test -c,$(GO_BUILD)) -ldflags='-s -w' -o ../../../target/tools/e2e.test k8s.io/kubernetes/test/e2e
+	cd conformance/tools/coredns && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ tool
+	sources=$$(cd conformance/tools/kubernetes && go list -m -f '{{.Dir}}' k8s.io/kubernetes) && \
+	  install -m 644 "$$sources"/test/images/agnhost/porter/localhost.* "$$sources"/cluster/addons/dns/coredns/coredns.yaml.base target/tools/
+	sh conformance/src/cluster/images.sh target/kubernetes target/tools
 
 # The agent's image as archives to import: plain, and with iptables-legacy. Both executables are
 # inside. Nothing is left in buildah's own storage.

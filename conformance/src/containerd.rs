@@ -1,13 +1,11 @@
 //! The real containerd on a node, with the processes that it starts.
 
-use std::fs;
-use std::process::Command;
-
 use serde_json::{Value, json};
 
 use crate::clients::tool;
 use crate::holder::{Output, run};
-use crate::process::{Lifetime, Process, log_file};
+use crate::kubelet::BUSYBOX;
+use crate::supervisor::Supervisor;
 use crate::{Lab, Node, Plugin, wait_for};
 
 const SOCKET: &str = "unix:///run/containerd-test/containerd.sock";
@@ -16,8 +14,8 @@ const SOCKET: &str = "unix:///run/containerd-test/containerd.sock";
 /// this value is dropped, or when the program that started it ends.
 pub struct Containerd<'node> {
     node: &'node Node<'node>,
-    process: Process,
-    init: u32,
+    supervisor: Supervisor<'node>,
+    snapshotter: &'static str,
 }
 
 /// The containerd release to run.
@@ -66,6 +64,15 @@ impl<'node> Containerd<'node> {
     /// If containerd does not start.
     #[must_use]
     pub fn start_unconfigured(node: &'node Node<'node>, release: Release) -> Self {
+        Self::start_with_pause(node, release, BUSYBOX)
+    }
+
+    /// The same, with the image `pause` for sandboxes.
+    pub(crate) fn start_with_pause(
+        node: &'node Node<'node>,
+        release: Release,
+        pause: &str,
+    ) -> Self {
         let lab = node.lab();
         let mut config = include_str!("containerd/config.toml");
         let mut path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
@@ -76,39 +83,16 @@ impl<'node> Containerd<'node> {
             path = format!("{}:{path}", Lab::path("newest").display());
             config = include_str!("containerd/newest.toml");
         }
-        node.make_etc_private();
-        node.sh(include_str!("containerd/node.sh")).ok();
-        node.write("/run/containerd.toml", config);
-        node.write("/run/supervise.sh", include_str!("containerd/supervise.sh"));
-        node.write("/run/cgroups.sh", include_str!("containerd/cgroups.sh"));
-        node.write("/run/enter.sh", include_str!("containerd/enter.sh"));
-        let mut command = node.command("sh");
-        command
-            .args([
-                "/run/enter.sh",
-                &format!("hostgw-{}-{}", node.name, node.pid()),
-            ])
-            .args(["unshare", "--pid", "--fork", "--kill-child", "--mount"])
-            .args(["--propagation", "unchanged", "sh", "/run/supervise.sh"])
-            .env("PATH", path);
-        let log = log_file(&node.path("/run/supervise.log"));
-        let process = Process::start(&command, Lifetime::Killed, log);
-        // The cgroups are created before `unshare` runs, by other child processes, so wait for
-        // `unshare` itself.
-        let proc = format!("/proc/{0}/task/{0}", process.pid());
-        let mut init = 0;
-        wait_for("the PID namespace of containerd", || {
-            let read =
-                |name: &str| fs::read_to_string(format!("{proc}/{name}")).unwrap_or_default();
-            if read("comm").trim() == "unshare" {
-                init = read("children").trim().parse().unwrap_or_default();
-            }
-            init != 0
-        });
+        Supervisor::prepare(node);
+        node.write("/run/containerd.toml", config.replace(BUSYBOX, pause));
+        let command = ["containerd", "containerd", "-c", "/run/containerd.toml"];
         let containerd = Self {
             node,
-            process,
-            init,
+            supervisor: Supervisor::start(node, &path, &command),
+            snapshotter: match release {
+                Release::Debian => "native",
+                Release::Newest => "overlayfs",
+            },
         };
         wait_for(
             "containerd answers: are containerd and runc installed?",
@@ -140,15 +124,18 @@ impl<'node> Containerd<'node> {
     /// passes its own process id to containerd.
     #[must_use]
     pub fn ctr(&self, args: &str) -> Output {
-        let script = format!("ctr -a {} {args}", SOCKET.trim_start_matches("unix://"));
-        run(self.inside().args(["sh", "-c", &script]))
+        self.sh(&format!(
+            "ctr -a {} {args}",
+            SOCKET.trim_start_matches("unix://")
+        ))
     }
 
     /// Imports an image archive.
     pub fn import(&self, archive: &std::path::Path) {
         let archive = archive.display();
+        let snapshotter = self.snapshotter;
         self.ctr(&format!(
-            "-n k8s.io images import --snapshotter native {archive}"
+            "-n k8s.io images import --snapshotter {snapshotter} {archive}"
         ))
         .ok();
     }
@@ -254,13 +241,13 @@ impl<'node> Containerd<'node> {
 
     /// Kills a supervised process by its name. The supervisor restarts it.
     pub(crate) fn end(&self, name: &str) {
-        self.sh(&format!("kill -9 $(cat /run/{name}.pid)")).ok();
+        self.supervisor.end(name);
     }
 
     /// Runs a script in containerd's namespaces.
     #[must_use]
     pub fn sh(&self, script: &str) -> Output {
-        run(self.inside().args(["sh", "-c", script]))
+        self.supervisor.sh(script)
     }
 
     /// Lets the supervisor restart containerd, and waits until CRI answers.
@@ -274,25 +261,5 @@ impl<'node> Containerd<'node> {
         let log = || self.node.sh("tail -5 /run/containerd.log").stdout;
         let what = format!("CRI answers: {}", log());
         wait_for(&what, || self.crictl("version").success);
-    }
-
-    fn inside(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        let init = self.init.to_string();
-        command.args(["-t", &init, "-r", "-w", "-m", "-n", "-p", "-C", "--"]);
-        command
-    }
-}
-
-impl Drop for Containerd<'_> {
-    fn drop(&mut self) {
-        self.process.kill();
-        // The cgroups belong to the machine. After the processes have been killed, they are empty
-        // directories.
-        let remove = "for own in $(cat /run/cgroups); do find $own -depth -type d -exec rmdir {} +; done 2>/dev/null; \
-             for own in $(cat /run/cgroups); do test ! -e $own || exit 1; done";
-        wait_for("the pods end together with containerd", || {
-            self.node.sh(remove).success
-        });
     }
 }

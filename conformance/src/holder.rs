@@ -47,14 +47,14 @@ impl Root {
 }
 
 impl Holder {
-    /// Runs `script` in new network and mount namespaces. `unshare` is a command that runs the
+    /// Runs `script` in new network, mount and UTS namespaces. `unshare` is a command that runs the
     /// program `unshare`, perhaps inside other namespaces, with the options that follow.
     pub(crate) fn start(unshare: &mut Command, root: Root, script: &str) -> Self {
         // The holder ends at the end of its input. A line of input makes it stay.
         let script =
             format!("{script} && echo ready && read line && exec sleep infinity </dev/null");
         let child = unshare
-            .args(["--net", "--mount", "--propagation"])
+            .args(["--net", "--uts", "--mount", "--propagation"])
             .args(root.shell())
             .args(["-c", &script])
             .stdin(Stdio::piped())

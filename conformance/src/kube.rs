@@ -16,7 +16,7 @@ pub use objects::{full_node, node_key};
 /// Bearer token of the administrator.
 const ADMIN: &str = "the-admin";
 /// Folder of the cluster's keys and certificates on the API server's node.
-const KEYS: &str = "/run/kube";
+pub(crate) const KEYS: &str = "/run/kube";
 
 /// A running API server. It ends when this value is dropped, or when the program that started it
 /// ends.
@@ -27,6 +27,7 @@ pub struct Kube<'a> {
     etcd: Option<Etcd<'a>>,
     process: Process,
     lifetime: Lifetime,
+    flags: Vec<String>,
 }
 
 /// A response of the API server.
@@ -43,20 +44,46 @@ impl<'a> Kube<'a> {
     #[must_use]
     pub fn start(node: &'a Node<'a>, address: &str) -> Self {
         let etcd = Etcd::start(node, &in_url(address));
-        Self::begin(node, address, Some(etcd), 6443, Lifetime::Killed)
+        let flags = store_flags(address);
+        Self::begin(node, address, Some(etcd), 6443, Lifetime::Killed, flags)
+    }
+
+    /// Starts etcd and the API server of a whole cluster, whose services have addresses of the
+    /// ranges `services`, separated by a comma.
+    #[must_use]
+    pub fn start_for_cluster(node: &'a Node<'a>, address: &str, services: &str) -> Self {
+        let etcd = Etcd::start(node, &in_url(address));
+        let flags = vec![
+            format!("--service-cluster-ip-range={services}"),
+            format!("--client-ca-file={KEYS}/ca.crt"),
+            format!("--requestheader-client-ca-file={KEYS}/ca.crt"),
+            "--requestheader-username-headers=X-Remote-User".to_owned(),
+            "--requestheader-group-headers=X-Remote-Group".to_owned(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
+        ];
+        Self::begin(node, address, Some(etcd), 6443, Lifetime::Killed, flags)
     }
 
     /// Starts etcd and an API server that outlive this program once [`Self::detach`] is called.
     #[must_use]
     pub fn start_detached(node: &'a Node<'a>, address: &str) -> Self {
         let etcd = Etcd::start_detached(node, address);
-        Self::begin(node, address, Some(etcd), 6443, Lifetime::Detached)
+        let flags = store_flags(address);
+        Self::begin(node, address, Some(etcd), 6443, Lifetime::Detached, flags)
     }
 
     /// Starts another API server on the same etcd, at another port.
     #[must_use]
     pub fn second(&self) -> Self {
-        Self::begin(self.node, &self.address, None, 6444, Lifetime::Killed)
+        let flags = self.flags.clone();
+        Self::begin(
+            self.node,
+            &self.address,
+            None,
+            6444,
+            Lifetime::Killed,
+            flags,
+        )
     }
 
     fn begin(
@@ -65,6 +92,7 @@ impl<'a> Kube<'a> {
         etcd: Option<Etcd<'a>>,
         port: u16,
         lifetime: Lifetime,
+        flags: Vec<String>,
     ) -> Self {
         node.lab()
             .install(&tool("kube-apiserver"), "bin/kube-apiserver");
@@ -90,7 +118,7 @@ impl<'a> Kube<'a> {
                 .expect("certificates.sh has created the file");
             node.lab().write("kube/ca.crt", ca);
         }
-        let process = Self::process(node, address, port, lifetime);
+        let process = Self::process(node, address, port, lifetime, &flags);
         let kube = Self {
             node,
             address: address.to_owned(),
@@ -98,12 +126,19 @@ impl<'a> Kube<'a> {
             etcd,
             process,
             lifetime,
+            flags,
         };
         kube.wait();
         kube
     }
 
-    fn process(node: &Node<'_>, address: &str, port: u16, lifetime: Lifetime) -> Process {
+    fn process(
+        node: &Node<'_>,
+        address: &str,
+        port: u16,
+        lifetime: Lifetime,
+        flags: &[String],
+    ) -> Process {
         let mut command = node.command(Lab::path("bin/kube-apiserver"));
         command
             .args([
@@ -120,19 +155,14 @@ impl<'a> Kube<'a> {
             ])
             .args([
                 "--service-account-issuer=https://kubernetes.default.svc",
-                if address.contains(':') {
-                    "--service-cluster-ip-range=fd00:10:96::/112"
-                } else {
-                    "--service-cluster-ip-range=10.96.0.0/16"
-                },
                 "--authorization-mode=Node,RBAC",
                 "--enable-admission-plugins=NodeRestriction",
                 "--allow-privileged=true",
-                "--endpoint-reconciler-type=none",
                 "--kubelet-preferred-address-types=InternalIP",
                 // JSON, so that a test can write many objects directly into etcd.
                 "--storage-media-type=application/json",
-            ]);
+            ])
+            .args(flags);
         let log = log_file(&node.path(&format!("/run/kube-apiserver-{port}.log")));
         Process::start(&command, lifetime, log)
     }
@@ -294,7 +324,13 @@ impl<'a> Kube<'a> {
     /// Restarts the API server on the same etcd data.
     pub fn restart(&mut self) {
         self.kill();
-        self.process = Self::process(self.node, &self.address, self.port, self.lifetime);
+        self.process = Self::process(
+            self.node,
+            &self.address,
+            self.port,
+            self.lifetime,
+            &self.flags,
+        );
         self.wait();
     }
 
@@ -319,6 +355,19 @@ impl<'a> Kube<'a> {
     pub fn freeze(&self, is_frozen: bool) {
         self.process.freeze(is_frozen);
     }
+}
+
+/// Returns the flags of an API server that is only a store: no controller runs.
+fn store_flags(address: &str) -> Vec<String> {
+    let services = if address.contains(':') {
+        "fd00:10:96::/112"
+    } else {
+        "10.96.0.0/16"
+    };
+    vec![
+        format!("--service-cluster-ip-range={services}"),
+        "--endpoint-reconciler-type=none".to_owned(),
+    ]
 }
 
 /// Formats an address as the host part of a URL.

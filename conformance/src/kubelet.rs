@@ -42,28 +42,14 @@ impl<'node> Kubelet<'node> {
         address: &str,
         kube: Option<&Kube<'_>>,
     ) -> Self {
-        node.lab().install(&tool("kubelet"), "bin/kubelet");
         let containerd = Containerd::start_unconfigured(node, release).with_image();
-        let kubeconfig = kube.map(|kube| {
-            let file = kube.kubeconfig(&format!("kubelet-{}", node.name));
-            format!("--kubeconfig={file} ")
-        });
-        let flags = format!(
-            "{}--hostname-override={} --node-ip={address} --v=2",
-            kubeconfig.unwrap_or_default(),
-            node.name
-        );
-        node.write("/run/kubelet.yaml", include_str!("containerd/kubelet.yaml"));
-        node.write("/run/kubelet.flags", flags);
+        configure(node, address, kube, str::to_owned, "");
         Self { containerd, node }
     }
 
     /// Waits until kubelet is healthy.
     pub fn wait(&self) {
-        wait_for("kubelet answers", || {
-            let healthz = "busybox wget -q -O - http://127.0.0.1:10248/healthz";
-            self.node.sh(healthz).stdout == "ok"
-        });
+        wait(self.node);
     }
 
     /// Returns kubelet's log.
@@ -121,6 +107,38 @@ impl<'node> Kubelet<'node> {
         path.expect("the sandbox has a network namespace")
             .to_owned()
     }
+}
+
+/// Writes kubelet's files on a node, which has this address, or one of each family separated by a
+/// comma. `change` edits the configuration file, and `more` is added to the command line.
+pub(crate) fn configure(
+    node: &Node<'_>,
+    address: &str,
+    kube: Option<&Kube<'_>>,
+    change: impl Fn(&str) -> String,
+    more: &str,
+) {
+    node.lab().install(&tool("kubelet"), "bin/kubelet");
+    let kubeconfig = kube.map(|kube| {
+        let file = kube.kubeconfig(&format!("kubelet-{}", node.name));
+        format!("--kubeconfig={file} ")
+    });
+    let flags = format!(
+        "{}--hostname-override={} --node-ip={address} --v=2 {more}",
+        kubeconfig.unwrap_or_default(),
+        node.name
+    );
+    let yaml = change(include_str!("containerd/kubelet.yaml"));
+    node.write("/run/kubelet.yaml", yaml);
+    node.write("/run/kubelet.flags", flags);
+}
+
+/// Waits until a node's kubelet is healthy.
+pub(crate) fn wait(node: &Node<'_>) {
+    wait_for("kubelet answers", || {
+        let healthz = "busybox wget -q -O - http://127.0.0.1:10248/healthz";
+        node.sh(healthz).stdout == "ok"
+    });
 }
 
 /// Returns a busybox pod on a node that runs a shell script. The fields of `more` are added to its

@@ -20,8 +20,8 @@ pub struct Lab {
     switch: Holder,
 }
 
-/// A node: a network namespace with its own `/run` and `/var/lib`, and an interface `enp0s5`
-/// connected to the switch.
+/// A node: a network namespace with its own host name, `/run` and `/var/lib`, and an interface
+/// `enp0s5` connected to the switch.
 pub struct Node<'lab> {
     /// Name of the node.
     pub name: String,
@@ -60,9 +60,11 @@ impl Lab {
     pub fn node(&self, name: &str, addresses: &[&str]) -> Node<'_> {
         let mut inside = self.switch.enter(&["-m"]);
         inside.arg("unshare");
-        let script = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib \
-             && mkdir -p /run/netns /var/lib/cni && ip link set lo up";
-        let holder = Holder::start(&mut inside, Root::Private, script);
+        let script = format!(
+            "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && hostname {name} \
+             && mkdir -p /run/netns /var/lib/cni && ip link set lo up"
+        );
+        let holder = Holder::start(&mut inside, Root::Private, &script);
         let node = Node {
             name: name.to_owned(),
             holder,
@@ -188,7 +190,7 @@ impl<'lab> Node<'lab> {
     /// Returns a command that will run in the node's namespaces.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = self.holder.enter(&["-m", "-n"]);
+        let mut command = self.holder.enter(&["-m", "-n", "-u"]);
         command.arg(program.as_ref());
         command
     }

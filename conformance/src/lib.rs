@@ -15,6 +15,7 @@
 
 mod agent;
 pub mod clients;
+pub mod cluster;
 mod containerd;
 pub mod etcd;
 mod flanneld;
@@ -28,6 +29,7 @@ mod plugin;
 mod process;
 pub mod reference_picture;
 pub mod sockets;
+mod supervisor;
 
 pub use agent::Agent;
 pub use containerd::{Containerd, Release, Sandbox};

@@ -1,5 +1,5 @@
-# Runs as the first process of a PID namespace. Starts containerd, and kubelet once kubelet.hold
-# is removed, and restarts each of them when it is killed.
+# supervise.sh NAME COMMAND...: runs as the first process of a PID namespace. Starts the container
+# runtime NAME, and kubelet once kubelet.hold is removed, and restarts each of them when it is killed.
 mount -t proc proc /proc
 . /run/cgroups.sh
 # kubelet reads the kernel log for processes killed for lack of memory. Hide the log: it also
@@ -19,4 +19,4 @@ keep() { # name, command...
 }
 (while test -e /run/kubelet.hold; do sleep 0.05; done
  keep kubelet /mnt/bin/kubelet --config=/run/kubelet.yaml $(cat /run/kubelet.flags)) &
-keep containerd containerd -c /run/containerd.toml
+keep "$@"

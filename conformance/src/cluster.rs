@@ -1,0 +1,339 @@
+//! A whole Kubernetes: a control plane and two workers, each with kubelet, containerd and
+//! kube-proxy, and our manifest; and Kubernetes' own network tests, run in it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::clients::tool;
+use crate::kube::KEYS;
+use crate::process::{Lifetime, Process, log_file};
+use crate::{Containerd, Kube, Lab, Node, Release, image, kubelet, repository, wait_within};
+
+/// Image of the pause container.
+const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
+const MANIFEST: &str = include_str!("../../examples/kubernetes/cni-hostgw.yaml");
+
+/// Address families of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 only. The manifest is applied without a change.
+    Ipv4,
+    /// IPv4 and IPv6.
+    Dual,
+    /// IPv6 only.
+    Ipv6,
+}
+
+impl Families {
+    /// Selects the values of the families, given that of IPv4 and that of IPv6.
+    fn select(self, ipv4: &str, ipv6: &str) -> Vec<String> {
+        match self {
+            Self::Ipv4 => vec![ipv4.to_owned()],
+            Self::Ipv6 => vec![ipv6.to_owned()],
+            Self::Dual => vec![ipv4.to_owned(), ipv6.to_owned()],
+        }
+    }
+
+    /// Joins the values of the families with a comma.
+    fn joined(self, ipv4: &str, ipv6: &str) -> String {
+        self.select(ipv4, ipv6).join(",")
+    }
+
+    /// Returns the node's own addresses on the switch.
+    fn addresses(self, host: u8) -> Vec<String> {
+        self.select(
+            &format!("192.168.2.{host}"),
+            &format!("fd00:192:168:2::{host}"),
+        )
+    }
+
+    /// Returns the manifest with the user's edit of `net-conf.json`.
+    fn manifest(self) -> String {
+        let network = "\"Network\": \"10.244.0.0/16\",";
+        assert!(
+            MANIFEST.contains(network),
+            "the manifest has an IPv4 network"
+        );
+        let ipv6 = "\"EnableIPv6\": true, \"IPv6Network\": \"fd00:10:244::/56\",";
+        match self {
+            Self::Ipv4 => MANIFEST.to_owned(),
+            Self::Dual => MANIFEST.replace(network, &format!("{network} {ipv6}")),
+            Self::Ipv6 => MANIFEST.replace(network, &format!("\"EnableIPv4\": false, {ipv6}")),
+        }
+    }
+}
+
+/// Creates the nodes of a cluster: the control plane and two workers.
+#[must_use]
+pub fn nodes(lab: &Lab, families: Families) -> [Node<'_>; 3] {
+    [("master", 17), ("worker1", 16), ("worker2", 15)].map(|(name, host)| {
+        let addresses = families.addresses(host);
+        let with_length = |address: &String| {
+            let length = if address.contains(':') { 64 } else { 24 };
+            format!("{address}/{length}")
+        };
+        let addresses: Vec<_> = addresses.iter().map(with_length).collect();
+        let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+        lab.node(name, &addresses)
+    })
+}
+
+/// A running cluster. It ends when this value is dropped.
+pub struct Cluster<'a> {
+    /// The API server.
+    pub kube: Kube<'a>,
+    nodes: &'a [Node<'a>; 3],
+    families: Families,
+    processes: Vec<Process>,
+    runtimes: Vec<Containerd<'a>>,
+}
+
+/// Outcome of a run of Kubernetes' tests.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Specs {
+    /// Number of specs that passed.
+    pub passed: usize,
+    /// Names of the specs that failed.
+    pub failed: Vec<String>,
+}
+
+impl<'a> Cluster<'a> {
+    /// Starts a cluster, with kube-proxy in the mode `proxy`, and waits until its DNS answers.
+    ///
+    /// # Panics
+    ///
+    /// If a part does not start.
+    #[must_use]
+    pub fn start(nodes: &'a [Node<'a>; 3], families: Families, proxy: &str) -> Self {
+        let lab = nodes[0].lab();
+        for name in [
+            "crictl",
+            "kubectl",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+            "e2e.test",
+            "ginkgo",
+        ] {
+            lab.install(&tool(name), &format!("bin/{name}"));
+        }
+        let services = families.joined("10.96.0.0/16", "fd00:10:96::/112");
+        let kube = Kube::start_for_cluster(&nodes[0], &families.addresses(17)[0], &services);
+        let mut cluster = Self {
+            kube,
+            nodes,
+            families,
+            processes: Vec::new(),
+            runtimes: Vec::new(),
+        };
+        cluster.start_controllers(&services);
+        for (node, host) in nodes.iter().zip([17, 16, 15]) {
+            cluster.start_node(node, host, proxy);
+        }
+        cluster.apply("cni-hostgw.yaml", &families.manifest());
+        cluster.apply("coredns.yaml", &coredns(families));
+        cluster.wait_for_nodes();
+        cluster.kubectl("-n kube-system rollout status deployment/coredns --timeout=120s");
+        cluster
+    }
+
+    /// Starts the controller manager and the scheduler on the control plane.
+    fn start_controllers(&mut self, services: &str) {
+        let kubeconfig = format!("--kubeconfig={}", self.kube.admin());
+        let mut manager = vec![
+            kubeconfig.clone(),
+            "--leader-elect=false".to_owned(),
+            "--allocate-node-cidrs".to_owned(),
+            format!(
+                "--cluster-cidr={}",
+                self.families.joined("10.244.0.0/16", "fd00:10:244::/56")
+            ),
+            format!("--service-cluster-ip-range={services}"),
+            format!("--service-account-private-key-file={KEYS}/accounts.key"),
+            format!("--root-ca-file={KEYS}/ca.crt"),
+        ];
+        if self.families == Families::Ipv6 {
+            manager.push("--node-cidr-mask-size-ipv6=64".to_owned());
+        }
+        let scheduler = vec![kubeconfig, "--leader-elect=false".to_owned()];
+        for (name, arguments) in [
+            ("kube-controller-manager", manager),
+            ("kube-scheduler", scheduler),
+        ] {
+            self.start_process(&self.nodes[0], name, &arguments);
+        }
+    }
+
+    fn start_process(&mut self, node: &Node<'_>, name: &str, arguments: &[String]) {
+        let mut command = node.command(Lab::path(&format!("bin/{name}")));
+        command.args(arguments);
+        let log = log_file(&node.path(&format!("/run/{name}.log")));
+        let process = Process::start(&command, Lifetime::Killed, log);
+        self.processes.push(process);
+    }
+
+    /// Starts containerd, kubelet and kube-proxy on a node.
+    fn start_node(&mut self, node: &'a Node<'a>, host: u8, proxy: &str) {
+        let containerd = Containerd::start_with_pause(node, Release::Newest, PAUSE);
+        containerd.import(&archive());
+        containerd.import(&image(""));
+        containerd.wait_for_cri();
+        self.runtimes.push(containerd);
+        let dns = self
+            .families
+            .select("10.96.0.10", "fd00:10:96::a")
+            .remove(0);
+        let change = |yaml: &str| yaml.replace("[10.96.0.10]", &format!("[\"{dns}\"]"));
+        let taint = if node.name == "master" {
+            "--register-with-taints=node-role.kubernetes.io/control-plane=:NoSchedule"
+        } else {
+            ""
+        };
+        let addresses = self.families.addresses(host).join(",");
+        kubelet::configure(node, &addresses, Some(&self.kube), change, taint);
+        node.sh("rm /run/kubelet.hold").ok();
+        kubelet::wait(node);
+        // Nothing of the machine's is set.
+        let config = json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+            "clientConnection": {"kubeconfig": self.kube.admin()},
+            "mode": proxy, "hostnameOverride": node.name, "oomScoreAdj": 0,
+            "clusterCIDR": self.families.joined("10.244.0.0/16", "fd00:10:244::/56"),
+            "conntrack": {
+                "maxPerCore": 0, "min": 0,
+                "tcpEstablishedTimeout": "24h", "tcpCloseWaitTimeout": "1h",
+            },
+        });
+        node.write("/run/kube-proxy.yaml", config.to_string());
+        self.start_process(
+            node,
+            "kube-proxy",
+            &["--config=/run/kube-proxy.yaml".to_owned()],
+        );
+    }
+
+    /// Applies a file with kubectl.
+    pub fn apply(&self, name: &str, text: &str) {
+        self.nodes[0].lab().write(name, text);
+        self.kubectl(&format!("apply -f {}", Lab::path(name).display()));
+    }
+
+    /// Runs kubectl as the administrator and returns its output.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub fn kubectl(&self, arguments: &str) -> String {
+        let script = format!(
+            "/mnt/bin/kubectl --kubeconfig={} {arguments}",
+            self.kube.admin()
+        );
+        self.nodes[0].sh(&script).ok()
+    }
+
+    fn wait_for_nodes(&self) {
+        for node in self.nodes {
+            wait_within("the node is ready", Duration::from_secs(120), || {
+                self.kube.condition(&node.name, "Ready")["status"] == "True"
+            });
+        }
+    }
+
+    /// Runs the specs whose names match `focus` and not `skip`, both regular expressions, with four
+    /// processes on the control plane. The output of the tests goes to standard error.
+    ///
+    /// # Panics
+    ///
+    /// If the tests do not run to their end.
+    #[must_use]
+    pub fn run_specs(&self, focus: &str, skip: &str) -> Specs {
+        let skip = if skip.is_empty() {
+            String::new()
+        } else {
+            format!("--skip='{skip}'")
+        };
+        let script = format!(
+            "cd /run && timeout 2400 /mnt/bin/ginkgo --procs=4 --silence-skips --no-color --focus='{focus}' {skip} /mnt/bin/e2e.test -- \
+             --provider=skeleton --kubeconfig={} --kubectl-path=/mnt/bin/kubectl --num-nodes=2 \
+             --dns-domain=cluster.local --report-dir=/run/e2e --report-complete-ginkgo --disable-log-dump",
+            self.kube.admin()
+        );
+        let text = self.nodes[0].sh(&script).stdout;
+        let report = self.nodes[0].path("/run/e2e/ginkgo/report.json");
+        let report = fs::read_to_string(report)
+            .unwrap_or_else(|error| panic!("the tests did not end: {error}: {text}"));
+        eprintln!("{text}");
+        let report = serde_json::from_str(&report).expect("ginkgo writes JSON");
+        specs(&report)
+    }
+
+    /// Returns the lines in which a node's kubelet says that it could not create a pod's sandbox.
+    #[must_use]
+    pub fn failed_sandboxes(&self) -> Vec<String> {
+        let log = |node: &Node<'_>| {
+            let search = "grep -E 'RunPodSandbox from runtime service failed' /run/kubelet.log";
+            node.sh(search).stdout
+        };
+        let lines: Vec<_> = self.nodes.iter().map(log).collect();
+        lines
+            .iter()
+            .flat_map(|text| text.lines())
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// Reads ginkgo's report.
+fn specs(report: &serde_json::Value) -> Specs {
+    let all = report[0]["SpecReports"].as_array().into_iter().flatten();
+    let mut specs = Specs {
+        passed: 0,
+        failed: Vec::new(),
+    };
+    for spec in all {
+        let containers = spec["ContainerHierarchyTexts"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        let name = containers.chain([&spec["LeafNodeText"]]);
+        let name: Vec<_> = name.filter_map(|text| text.as_str()).collect();
+        match spec["State"].as_str() {
+            Some("passed") if spec["LeafNodeType"] == "It" => specs.passed += 1,
+            Some("passed" | "skipped" | "pending") => {}
+            _ => specs.failed.push(name.join(" ")),
+        }
+    }
+    specs
+}
+
+/// Returns the archive with the images of Kubernetes' tests.
+///
+/// # Panics
+///
+/// If it is not built.
+fn archive() -> PathBuf {
+    let path = repository().join("target/kubernetes/e2e.tar");
+    assert!(
+        path.exists(),
+        "{} does not exist: run `make test-kubernetes`",
+        path.display()
+    );
+    path
+}
+
+/// Returns Kubernetes' own manifest of `CoreDNS`, without the names outside of the cluster.
+fn coredns(families: Families) -> String {
+    let text = fs::read_to_string(tool("coredns.yaml.base")).expect("the file is readable");
+    let (before, after) = text
+        .split_once("        forward . /etc/resolv.conf {\n")
+        .expect("CoreDNS forwards by default");
+    let (_, after) = after.split_once("}\n").expect("the block ends");
+    let dns = families.select("10.96.0.10", "fd00:10:96::a").remove(0);
+    format!("{before}{after}")
+        .replace("__DNS__DOMAIN__", "cluster.local")
+        .replace("__DNS__SERVER__", &dns)
+        .replace("__DNS__MEMORY__LIMIT__", "170Mi")
+}

@@ -1,0 +1,33 @@
+//! Kubernetes' own network tests, in a whole cluster with our manifest.
+
+use conformance::Lab;
+use conformance::cluster::{Cluster, Families, nodes};
+
+/// The tests that every cluster must pass to be called conformant.
+const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
+
+/// Runs the network part of the conformance tests in a new cluster.
+fn passes_conformance(families: Families, proxy: &str) {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, families);
+    let cluster = Cluster::start(&nodes, families, proxy);
+    let specs = cluster.run_specs(CONFORMANCE, "");
+    assert_eq!(specs.failed, Vec::<String>::new());
+    assert_eq!(specs.passed, 45);
+    assert_eq!(cluster.failed_sandboxes(), Vec::<String>::new());
+}
+
+#[test]
+fn conformance_ipv4_with_iptables() {
+    passes_conformance(Families::Ipv4, "iptables");
+}
+
+#[test]
+fn conformance_dual_stack_with_nftables() {
+    passes_conformance(Families::Dual, "nftables");
+}
+
+#[test]
+fn conformance_ipv6_with_iptables() {
+    passes_conformance(Families::Ipv6, "iptables");
+}
