@@ -52,6 +52,15 @@ impl Attachment {
         }
     }
 
+    /// Returns the attachment with another interface name.
+    #[must_use]
+    pub fn interface(self, ifname: &str) -> Self {
+        Self {
+            ifname: ifname.to_owned(),
+            ..self
+        }
+    }
+
     /// Returns the attachment with another `CNI_NETNS`.
     #[must_use]
     pub fn in_netns(self, netns: &str) -> Self {

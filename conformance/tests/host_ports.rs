@@ -466,6 +466,52 @@ fn a_port_of_a_live_pod_is_refused_and_one_of_a_gone_pod_is_taken_over() {
 }
 
 #[test]
+fn a_port_requested_for_two_networks_of_one_container_leads_to_the_first() {
+    let lab = Lab::new();
+    let (node, outside) = nodes(&lab);
+    let network = Network::ours(&lab);
+    let plugin = Plugin::ours(&lab);
+    let pod = node.pod("both");
+    let ports = json!([tcp(8080, 80)]);
+    let first = network.add(&pod, &ports).ok();
+    let second = |ports: &Value| {
+        json!({
+            "cniVersion": "1.0.0", "name": "second", "type": "cni-hostgw", "bridge": "cni1",
+            "isGateway": true, "ipam": {"ranges": [[{"subnet": "10.20.1.0/24"}]]},
+            "capabilities": {"portMappings": true}, "runtimeConfig": {"portMappings": ports},
+        })
+    };
+    let attachment = Attachment::of(&pod).interface("net1");
+    let call = |verb: &str, conf: &Value| plugin.call(&node, verb, &attachment, conf);
+    // One port is open already, the other one is new.
+    for requested in [ports.clone(), json!([tcp(8080, 80), tcp(8081, 80)])] {
+        let mut conf = second(&requested);
+        conf["prevResult"] = call("ADD", &conf).ok();
+        call("CHECK", &conf).ok();
+        let _server = pod.answer(80, "both");
+        outside
+            .ask("192.168.2.16:8080")
+            .expect("the first network has it");
+        let has_second = requested.as_array().is_some_and(|all| all.len() == 2);
+        assert_eq!(outside.ask("192.168.2.16:8081").is_ok(), has_second);
+        call("DEL", &conf).ok();
+        outside
+            .ask("192.168.2.16:8080")
+            .expect("the first network keeps it");
+        assert!(outside.is_closed("192.168.2.16:8081"));
+    }
+    // Without the first network, CHECK of the second one fails.
+    let mut conf = second(&ports);
+    conf["prevResult"] = call("ADD", &conf).ok();
+    network.del(&pod, &ports);
+    let (_, text) = call("CHECK", &conf).error();
+    assert!(text.contains("host ports is missing"), "{text}");
+    call("DEL", &conf).ok();
+    assert_eq!(elements(&node), 0);
+    drop(first);
+}
+
+#[test]
 fn a_pod_can_have_a_range_of_1000_ports() {
     let lab = Lab::new();
     let (node, outside) = nodes(&lab);

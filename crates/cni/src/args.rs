@@ -42,8 +42,9 @@ impl CniArgs {
                 }
                 "IP" => args.ip = Some(value.to_owned()),
                 "MAC" => args.mac = Some(value.to_owned()),
-                "K8S_POD_NAMESPACE" => namespace = Some(value),
-                "K8S_POD_NAME" => name = Some(value),
+                // Multus sends empty values for a container that is not a pod of Kubernetes.
+                "K8S_POD_NAMESPACE" => namespace = Some(value).filter(|value| !value.is_empty()),
+                "K8S_POD_NAME" => name = Some(value).filter(|value| !value.is_empty()),
                 "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
                 _ => unknown.push(pair),
             }
@@ -83,6 +84,17 @@ mod tests {
             CniArgs::parse("").expect("nothing asked for"),
             CniArgs::default()
         );
+    }
+
+    #[test]
+    fn an_empty_name_is_no_name() {
+        let pod = |text: &str| CniArgs::parse(text).expect("valid").pod;
+        assert_eq!(pod("K8S_POD_NAMESPACE=;K8S_POD_NAME="), None);
+        assert_eq!(
+            pod("K8S_POD_NAMESPACE=;K8S_POD_NAME=a").as_deref(),
+            Some("a")
+        );
+        assert_eq!(pod("K8S_POD_NAMESPACE=n;K8S_POD_NAME="), None);
     }
 
     #[test]

@@ -148,16 +148,18 @@ impl<'a> HostPorts<'a> {
     /// replaced. On failure, nothing is left.
     ///
     /// Fails with [`Error::InUse`] if a pod whose host veth exists has one of the ports. Ports of pods
-    /// that are gone are taken over.
-    pub fn add(&self, record: &Record) -> Result<(), Error> {
+    /// that are gone are taken over. A port that leads to another interface of the same container
+    /// stays there: Multus requests the pod's ports for each of its networks.
+    pub fn add(&self, mut record: Record) -> Result<(), Error> {
         self.remove(&record.veth)?.finish()?;
         record.write().map_err(files("write a record"))?;
-        self.add_to_kernel(record).inspect_err(|_| {
-            drop(self.remove(&record.veth).and_then(Removed::finish));
+        let veth = record.veth.clone();
+        self.add_to_kernel(&mut record).inspect_err(|_| {
+            drop(self.remove(&veth).and_then(Removed::finish));
         })
     }
 
-    fn add_to_kernel(&self, record: &Record) -> Result<(), Error> {
+    fn add_to_kernel(&self, record: &mut Record) -> Result<(), Error> {
         let failed = refused("add mappings to the table of host ports");
         let mut last = None;
         for _ in 0..MAX_TRIES {
@@ -172,7 +174,14 @@ impl<'a> HostPorts<'a> {
                     last = Some(error);
                 }
                 Attempt::Refused(error) if error.is_taken() => {
-                    self.take_over(record)?;
+                    let kept = self.take_over(record)?;
+                    record.mappings.retain(|mapping| !kept.contains(mapping));
+                    if record.mappings.is_empty() {
+                        return record.remove().map_err(files("remove a record"));
+                    }
+                    if !kept.is_empty() {
+                        record.write().map_err(files("write a record"))?;
+                    }
                     last = Some(error);
                 }
                 Attempt::Refused(error) => return Err(failed(error)),
@@ -187,10 +196,11 @@ impl<'a> HostPorts<'a> {
     }
 
     /// Removes the mappings of pods that are gone and have a port of the record. Fails if such a pod
-    /// exists.
-    fn take_over(&self, record: &Record) -> Result<(), Error> {
+    /// exists. Returns the mappings whose ports lead to other interfaces of the same container.
+    fn take_over(&self, record: &Record) -> Result<Vec<Mapping>, Error> {
         let links = self.links()?;
         let mut has_owner = false;
+        let mut kept = Vec::new();
         for mapping in &record.mappings {
             let taken = table::taken_by(mapping).map_err(refused("find who has a host port"))?;
             let Some(element) = taken else {
@@ -200,6 +210,13 @@ impl<'a> HostPorts<'a> {
             let veth = table::owner_of(&element);
             let owner = read(&veth)?;
             if veth != record.veth && is_alive(&links, &veth, owner.as_ref()) {
+                if owner
+                    .as_ref()
+                    .is_some_and(|owner| owner.container_id == record.container_id)
+                {
+                    kept.push(mapping.clone());
+                    continue;
+                }
                 let pod = owner.as_ref().map(|owner| owner.owner().to_owned());
                 let id = owner.map(|owner| owner.container_id);
                 return Err(Error::InUse {
@@ -219,7 +236,7 @@ impl<'a> HostPorts<'a> {
             self.remove_unowned()?;
             self.rebuild(&|other| other.veth != record.veth, Some(record))?;
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// Removes the mappings of a host veth, and then its record. Succeeds if there are none.
@@ -266,13 +283,25 @@ impl<'a> HostPorts<'a> {
             return Ok(None);
         }
         let record = read(&expected.veth)?.filter(|record| !record.is_closed);
-        let Some(record) = record else {
-            return Ok(Some("the record of its host ports is missing".to_owned()));
-        };
-        let missing = |mapping: &&Mapping| !record.mappings.contains(mapping);
-        if let Some(mapping) = expected.mappings.iter().find(missing) {
-            return Ok(Some(format!("host port {mapping} is not mapped")));
+        let own = record
+            .as_ref()
+            .map_or(&[][..], |record| &record.mappings[..]);
+        for mapping in expected
+            .mappings
+            .iter()
+            .filter(|mapping| !own.contains(mapping))
+        {
+            if !is_open_for(mapping, &expected.container_id)? {
+                return Ok(Some(if record.is_some() {
+                    format!("host port {mapping} is not mapped")
+                } else {
+                    "the record of its host ports is missing".to_owned()
+                }));
+            }
         }
+        let Some(record) = record else {
+            return Ok(None);
+        };
         let Some(present) = Elements::present().map_err(&failed)? else {
             return Ok(Some(format!("nf_tables table inet {TABLE} is missing")));
         };
@@ -297,6 +326,16 @@ impl<'a> HostPorts<'a> {
     fn links(&self) -> Result<Vec<Link>, Error> {
         self.host.links().map_err(refused("list links"))
     }
+}
+
+/// True if the port of a mapping leads to an interface of this container.
+fn is_open_for(mapping: &Mapping, container_id: &str) -> Result<bool, Error> {
+    let element = table::taken_by(mapping).map_err(refused("find who has a host port"))?;
+    let Some(element) = element else {
+        return Ok(false);
+    };
+    let owner = read(&table::owner_of(&element))?;
+    Ok(owner.is_some_and(|owner| owner.container_id == container_id))
 }
 
 /// True if a host veth exists: under its name, or under another one with the alias of its record.
