@@ -17,7 +17,7 @@ PREFIX     ?= /usr/local
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
-.PHONY: build demo test test-clients test-kubernetes e2e bench crash soak lint tools tools-kubernetes image install packages build-packages image-packages clean
+.PHONY: build demo test test-clients test-kubernetes reference-suite e2e bench crash soak lint tools tools-kubernetes image install packages build-packages image-packages clean
 
 build: build-packages
 	$(STATIC) -p cni-hostgw
@@ -52,13 +52,18 @@ test: lint build packages
 	$(CARGO) test --locked -p conformance
 
 # Everything that requires Go or the image: the real clients, flanneld, kube-apiserver, kubelet.
+test-clients: PACKAGES += buildah conmon podman
 test-clients: build packages tools image
-	$(CARGO) test --locked -p conformance --features clients --test clients --test flannel --test kube --test kube_clusters --test kube_proxy --test manifest
+	$(CARGO) test --locked -p conformance --features clients --test clients --test runtimes --test reference_suite --test flannel --test kube --test kube_clusters --test kube_proxy --test manifest
 	$(CARGO) test --locked -p conformance --features clients --test kubernetes
 
 # Kubernetes' own network tests in a whole cluster. ONLY selects runs by a part of their names.
 test-kubernetes: build packages tools-kubernetes image
 	$(CARGO) test --locked -p conformance --features kubernetes --test kubernetes_e2e -- --test-threads=1 $(ONLY)
+
+# The reference's own test suite of `bridge`, performed by our plugin: how many specs pass.
+reference-suite: build packages tools
+	$(CARGO) test --locked -p conformance --features clients --test reference_suite -- --nocapture
 
 # Everything, however long it takes.
 e2e: test test-clients test-kubernetes
@@ -102,10 +107,26 @@ KUBERNETES := kube-apiserver kube-proxy kubelet
 # without that backend.
 FLANNEL := target/tools-src/flannel
 
+# The reference's test suite of bridge: its files, with verbs that run an executable. Three of its
+# specs attach the node's own namespace instead of a container's. Four lines expect a link-local
+# address on the bridge, which the kernel adds a moment after the first port is up.
+BRIDGE := target/tools-src/bridge
+
 tools:
 	cd conformance/tools && $(GO_BUILD) -o ../../target/tools/ tool ./ocicni-start
 	cd conformance/tools/containerd && $(GO_BUILD) -tags 'no_btrfs no_devmapper no_zfs' -o ../../../target/tools/ tool
 	cd conformance/tools/kubernetes && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ $(KUBERNETES:%=k8s.io/kubernetes/cmd/%)
+	cd conformance/tools/multus && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ tool
+	cd conformance/tools/nerdctl && $(GO_BUILD) -ldflags='-s -w' -o ../../../target/tools/ tool
+	cd conformance/tools/crio && $(GO_BUILD) -ldflags='-s -w' -tags 'containers_image_openpgp exclude_graphdriver_btrfs' -o ../../../target/tools/ tool
+	sources=$$(cd conformance/tools/crio && go list -m -f '{{.Dir}}' github.com/cri-o/cri-o) && \
+	  cc -std=c99 -Os -static -o target/tools/pinns "$$sources"/pinns/src/*.c
+	rm -rf $(BRIDGE) && mkdir -p $(BRIDGE) && cp conformance/tools/bridge/* $(BRIDGE)
+	cd $(BRIDGE) && go mod download && \
+	  cp $$(go list -m -f '{{.Dir}}' github.com/containernetworking/plugins)/plugins/main/bridge/*.go . && chmod u+w *.go && \
+	  sed -i 's/^func cmd\(Add\|Check\|Del\|Status\)(/func reference\1(/' bridge.go && \
+	  sed -i -e 's/createCmdArgs(originalNS,/createCmdArgs(targetNS,/' -e '/Expect(addrs).ToNot(BeEmpty())$$/d' bridge_test.go && \
+	  CGO_ENABLED=0 go test -trimpath -c -o ../../tools/bridge/bridge.test . && $(GO_BUILD) -o ../../tools/bridge/ tool
 	test -x target/tools/flanneld || { set -e; rm -rf $(FLANNEL); mkdir -p target/tools-src; \
 	  sources=$$(cd conformance/tools/flannel && go mod download && go list -m -f '{{.Dir}}' github.com/flannel-io/flannel); \
 	  cp -r "$$sources" $(FLANNEL); chmod -R u+w $(FLANNEL); echo 'package tencentvpc' > $(FLANNEL)/pkg/backend/tencentvpc/tencentvpc.go; \

@@ -270,6 +270,24 @@ impl<'a> Cluster<'a> {
         specs(&report)
     }
 
+    /// Disturbs the network of all nodes every 20 seconds until the cluster ends: kills the agent,
+    /// replaces the plugin's executable, and deletes all of our `nf_tables` tables.
+    pub fn start_trouble(&mut self) {
+        let script = "while sleep 20; do kill -9 $(pidof hostgw-agent); \
+             cd /opt/cni/bin && cp cni-hostgw .copy && mv .copy cni-hostgw; \
+             nft list tables | grep -E 'hostgw' | while read -r table; do nft delete $table; done; \
+             echo >>/run/trouble; done";
+        let started = self.runtimes.iter();
+        let started = started.map(|runtime| runtime.start_script(script));
+        self.processes.extend(started);
+    }
+
+    /// Returns how often the network of the first worker was disturbed.
+    #[must_use]
+    pub fn times_disturbed(&self) -> usize {
+        self.nodes[1].sh("cat /run/trouble").stdout.lines().count()
+    }
+
     /// Returns the lines in which a node's kubelet says that it could not create a pod's sandbox.
     #[must_use]
     pub fn failed_sandboxes(&self) -> Vec<String> {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::clients::tool;
 use crate::holder::{Output, run};
 use crate::kubelet::BUSYBOX;
+use crate::process::Process;
 use crate::supervisor::Supervisor;
 use crate::{Lab, Node, Plugin, wait_for};
 
@@ -248,6 +249,11 @@ impl<'node> Containerd<'node> {
     #[must_use]
     pub fn sh(&self, script: &str) -> Output {
         self.supervisor.sh(script)
+    }
+
+    /// Starts a script in containerd's namespaces.
+    pub(crate) fn start_script(&self, script: &str) -> Process {
+        self.supervisor.start_script(script)
     }
 
     /// Lets the supervisor restart containerd, and waits until CRI answers.

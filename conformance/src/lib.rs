@@ -17,6 +17,7 @@ mod agent;
 pub mod clients;
 pub mod cluster;
 mod containerd;
+mod crio;
 pub mod etcd;
 mod flanneld;
 mod holder;
@@ -33,6 +34,7 @@ mod supervisor;
 
 pub use agent::Agent;
 pub use containerd::{Containerd, Release, Sandbox};
+pub use crio::Crio;
 pub use etcd::Etcd;
 pub use flanneld::Flanneld;
 pub use holder::Output;

@@ -1,7 +1,7 @@
 //! A container runtime and kubelet in their own PID namespace, restarted when they are killed.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::holder::{Output, run};
 use crate::process::{Lifetime, Process, log_file};
@@ -67,10 +67,20 @@ impl<'node> Supervisor<'node> {
 
     /// Runs a script in the runtime's namespaces.
     pub(crate) fn sh(&self, script: &str) -> Output {
+        run(&mut self.command(script))
+    }
+
+    /// Starts a script in the runtime's namespaces.
+    pub(crate) fn start_script(&self, script: &str) -> Process {
+        Process::start(&self.command(script), Lifetime::Killed, Stdio::null())
+    }
+
+    fn command(&self, script: &str) -> Command {
         let mut command = Command::new("nsenter");
         let init = self.init.to_string();
         command.args(["-t", &init, "-r", "-w", "-m", "-n", "-u", "-p", "-C", "--"]);
-        run(command.args(["sh", "-c", script]))
+        command.args(["sh", "-c", script]);
+        command
     }
 }
 

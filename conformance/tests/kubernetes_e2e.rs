@@ -31,3 +31,38 @@ fn conformance_dual_stack_with_nftables() {
 fn conformance_ipv6_with_iptables() {
     passes_conformance(Families::Ipv6, "iptables");
 }
+
+#[test]
+fn conformance_while_agents_are_killed_and_rules_deleted() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Families::Ipv4);
+    let mut cluster = Cluster::start(&nodes, Families::Ipv4, "nftables");
+    cluster.start_trouble();
+    let specs = cluster.run_specs(CONFORMANCE, "");
+    assert!(
+        cluster.times_disturbed() > 3,
+        "{} times",
+        cluster.times_disturbed()
+    );
+    assert_eq!(specs.failed, Vec::<String>::new());
+    assert_eq!(specs.passed, 45);
+    assert_eq!(cluster.failed_sandboxes(), Vec::<String>::new());
+}
+
+/// The other tests of Kubernetes' network that need no cloud, no Internet, and no network plugin with
+/// policies.
+#[test]
+fn wider_network_tests() {
+    let skip = r"\[Conformance\]|LoadBalancer|Netpol|NetworkPolicy|Internet|\[Disruptive\]|PerformanceDNS|IPv6DualStack|KubeProxyDaemonSet|\[Provider:GCE\]|OffByDefault|SCTP|Feature:Networking-Perf|Feature:Ingress|NFAcct";
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Families::Ipv4);
+    let cluster = Cluster::start(&nodes, Families::Ipv4, "iptables");
+    let specs = cluster.run_specs(r"\[sig-network\]", skip);
+    assert_eq!(
+        specs.failed,
+        Vec::<String>::new(),
+        "{} passed",
+        specs.passed
+    );
+    assert_eq!(cluster.failed_sandboxes(), Vec::<String>::new());
+}
