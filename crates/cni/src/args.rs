@@ -111,4 +111,13 @@ mod tests {
             assert!(CniArgs::parse(bad).is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn damaged_text_never_panics() {
+        let valid =
+            "IP=10.10.1.6;MAC=02:00:00:00:00:01;IgnoreUnknown=1;K8S_POD_NAMESPACE=n;K8S_POD_NAME=a";
+        random_input::never_panics(&[valid.as_bytes()], |text| {
+            drop(CniArgs::parse(&String::from_utf8_lossy(text)));
+        });
+    }
 }

@@ -313,4 +313,27 @@ mod tests {
         };
         assert_eq!((parameters.netns, version), (None, Version::V0_1_0));
     }
+
+    #[test]
+    fn damaged_requests_never_panic() {
+        let verbs = ["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"];
+        let valid = br#"CNI\0pod1\0/run/netns/pod1\0eth0\0IP=10.10.1.6\0{"cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "cni.dev/valid-attachments": null}"#;
+        random_input::never_panics(&[valid], |input| {
+            // The fields are separated by zeros.
+            let mut fields = input.split(|byte| *byte == 0);
+            let mut text =
+                || String::from_utf8_lossy(fields.next().unwrap_or_default()).into_owned();
+            let (command, id, netns, ifname, args, conf) =
+                (text(), text(), text(), text(), text(), text());
+            let vars = [
+                ("CNI_CONTAINERID", id.as_str()),
+                ("CNI_NETNS", &netns),
+                ("CNI_IFNAME", &ifname),
+                ("CNI_ARGS", &args),
+            ];
+            for verb in verbs.iter().copied().chain([command.as_str()]) {
+                drop(read(verb, &vars, &conf));
+            }
+        });
+    }
 }

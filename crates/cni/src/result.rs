@@ -402,4 +402,20 @@ mod tests {
             error.msg
         );
     }
+
+    #[test]
+    fn damaged_results_of_every_version_never_panic() {
+        let valid = Version::ALL.map(|version| dual().to_json(version).to_string());
+        let valid: Vec<_> = valid.iter().map(String::as_bytes).collect();
+        random_input::never_panics(&valid, |text| {
+            let Ok(json) = Json::parse(text) else {
+                return;
+            };
+            for version in Version::ALL {
+                if let Ok(result) = AddResult::read(&json, version) {
+                    drop(dual().after(result).to_json(version));
+                }
+            }
+        });
+    }
 }

@@ -117,3 +117,17 @@ impl Boot {
         Ok(SystemTime::now() - Duration::from_secs(seconds))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_files_never_panic() {
+        random_input::never_panics(&[b"pod1\r\neth0", b"pod1", b"\0\0\0\0"], |content| {
+            if let Some(Holder::Container(id)) = Holder::parse(content) {
+                assert!(is_identifier(&id), "{id:?}");
+            }
+        });
+    }
+}

@@ -134,6 +134,12 @@ impl Flow {
     }
 }
 
+/// Decodes a message of any kind, for tests.
+#[cfg(test)]
+pub(crate) fn decode(body: &[u8]) {
+    drop(Flow::read(body));
+}
+
 /// One direction of a flow.
 struct Tuple {
     protocol: u8,

@@ -169,3 +169,61 @@ pub(crate) fn was_interrupted(answer: &Answer) -> bool {
     const INTERRUPTED: u16 = 0x10;
     messages(&answer.text).any(|(_, flags, _)| flags & INTERRUPTED != 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls every decoder of netfilter's answers with damaged ones.
+    #[test]
+    fn damaged_answers_never_panic() {
+        let mut rule = vec![2, 0, 0, 0];
+        text(&mut rule, 1, "filter");
+        text(&mut rule, 2, "FORWARD");
+        attribute(&mut rule, 3, &7_u64.to_be_bytes());
+        nest(&mut rule, 4, |list| {
+            for name in ["meta", "cmp", "immediate", "lookup", "bitwise", "match"] {
+                nest(list, 1, |expression| {
+                    text(expression, 1, name);
+                    nest(expression, 2, |data| {
+                        for key in 1..8 {
+                            nest(data, key, |value| number(value, 1, u32::from(key)));
+                        }
+                    });
+                });
+            }
+        });
+        attribute(&mut rule, 7, b"\0\x05note\0");
+        let mut flow = vec![2, 0, 0, 0];
+        for kind in [1, 2] {
+            nest(&mut flow, kind, |tuple| {
+                nest(tuple, 1, |ip| {
+                    attribute(ip, 1, &[10, 10, 1, 2]);
+                    attribute(ip, 2, &[10, 10, 2, 3]);
+                });
+                nest(tuple, 2, |ports| {
+                    attribute(ports, 1, &[17]);
+                    attribute(ports, 2, &80_u16.to_be_bytes());
+                    attribute(ports, 3, &81_u16.to_be_bytes());
+                });
+            });
+        }
+        let mut elements = vec![1, 0, 0, 0];
+        text(&mut elements, 1, "cni-hostgw");
+        nest(&mut elements, 3, |list| {
+            nest(list, 1, |element| {
+                nest(element, 1, |key| attribute(key, 1, &[0, 6, 0, 80]));
+                nest(element, 2, |data| attribute(data, 1, &[10, 10, 1, 2]));
+                attribute(element, 6, b"\0\x05note\0");
+            });
+        });
+        let valid = [rule, flow, elements].map(|body| message(0xa06, 0, &body));
+        let valid: Vec<_> = valid.iter().map(Vec::as_slice).collect();
+        random_input::never_panics(&valid, |bytes| {
+            for (_, _, body) in messages(bytes) {
+                crate::conntrack::decode(body);
+                crate::nftables::decode(body);
+            }
+        });
+    }
+}

@@ -112,3 +112,18 @@ fn delegate_must_not_have_a_name_or_ipam_key() {
         assert_eq!(error.code, Code::INVALID_CONFIG);
     }
 }
+
+#[test]
+fn damaged_configurations_never_panic() {
+    let valid: [&[u8]; 3] = [
+        br#"{"type": "flannel", "subnetFile": "/run/flannel/subnet.env", "delegate": {"hairpinMode": true, "isDefaultGateway": true, "mtu": 1400}}"#,
+        br#"{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "mtu": 1400, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.10.1.0/24", "rangeStart": "10.10.1.9", "rangeEnd": "10.10.1.99", "gateway": "10.10.1.1"}], [{"subnet": "fd00::/64"}]], "routes": [{"dst": "0.0.0.0/0", "gw": "10.10.1.1"}], "dataDir": "/var/lib/x", "resolvConf": "/etc/resolv.conf"}}"#,
+        br#"{"type": "cni-hostgw", "capabilities": {"portMappings": true, "bandwidth": true, "ips": true}, "runtimeConfig": {"ips": ["10.10.1.7"], "mac": "02:00:00:00:00:01", "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "::"}], "bandwidth": {"ingressRate": 1000000, "ingressBurst": 34359738359, "egressRate": 8, "egressBurst": 8}}, "args": {"cni": {"ips": ["10.10.1.8/24"]}}}"#,
+    ];
+    random_input::never_panics(&valid, |text| {
+        if let Ok(json) = Json::parse(text) {
+            drop(NetConf::from_json(&json));
+            drop(LenientConf::from_json(&json));
+        }
+    });
+}

@@ -154,3 +154,13 @@ fn a_write_replaces_the_file_and_creates_its_directory() {
         "no temporary file is left"
     );
 }
+
+#[test]
+fn damaged_files_never_panic_and_are_read_as_they_are_written() {
+    random_input::never_panics(&[DUAL.as_bytes(), b"export FLANNEL_SUBNET='10.10.1.1/24' # x\r\nFLANNEL_NETWORK=\"10.10.0.0/16, 10.11.0.0/16\""], |text| {
+        if let Ok(env) = SubnetEnv::parse(&String::from_utf8_lossy(text)) {
+            let again = SubnetEnv::parse(&env.to_string());
+            assert_eq!(again.expect("what we write"), env);
+        }
+    });
+}

@@ -285,4 +285,19 @@ mod tests {
             assert!(error.starts_with(expected), "{text}: {error}");
         }
     }
+
+    #[test]
+    fn damaged_lists_never_panic() {
+        let list = br#"{"name": "cbr0", "cniVersion": "1.0.0", "cniVersions": ["1.1.0"], "plugins": [{"type": "cni-hostgw", "capabilities": {"portMappings": true}, "delegate": {"mtu": 1400}}, {"type": "tuning"}]}"#;
+        random_input::never_panics(
+            &[
+                list,
+                br#"{"network": {"Network": "10.10.0.0/16"}, "nodes": []}"#,
+            ],
+            |text| {
+                drop(describe(text));
+                drop(parse_list(text));
+            },
+        );
+    }
 }

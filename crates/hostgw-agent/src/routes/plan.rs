@@ -217,6 +217,10 @@ impl Change {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     const DEV: u32 = 2;
@@ -378,5 +382,136 @@ mod tests {
                 "delete route 10.10.1.0/24 via 192.168.2.99 proto 3: it diverts this node's own subnet"
             ]
         );
+    }
+
+    /// Routes of which many have the same destination, metric or next hop.
+    fn any_route() -> impl Strategy<Value = Route> {
+        let to = select(vec![
+            "10.10.0.0/16",
+            "10.10.1.0/24",
+            "10.10.1.128/25",
+            "10.10.2.0/24",
+            "10.10.3.0/24",
+            "10.10.3.0/25",
+            "0.0.0.0/0",
+            "fd00:10:10:2::/64",
+            "fd00:10:10:1::/64",
+            "192.168.2.0/24",
+        ]);
+        let via = select(vec![
+            None,
+            Some("192.168.2.15"),
+            Some("192.168.2.18"),
+            Some("fd00::15"),
+        ]);
+        let protocol = select(vec![
+            Protocol::HOSTGW,
+            Protocol::KERNEL,
+            Protocol::BOOT,
+            Protocol(4),
+        ]);
+        let metric = select(vec![0, 0, 100, 1024]);
+        (
+            to,
+            via,
+            protocol,
+            metric,
+            1..3_u32,
+            proptest::bool::weighted(0.9),
+        )
+            .prop_map(|(to, via, protocol, metric, dev, is_unicast)| {
+                let via = via.map(|via| via.parse().expect("an address"));
+                let mut route = Route::new(to.parse().expect("a network"), via, dev, protocol);
+                route.metric = metric;
+                route.is_unicast = is_unicast;
+                route
+            })
+    }
+
+    /// Of several routes with one destination and metric, keeps the first, as the kernel does.
+    fn distinct(mut routes: Vec<Route>) -> Vec<Route> {
+        let mut seen = HashSet::new();
+        routes.retain(|route| seen.insert((route.to, route.metric)));
+        routes
+    }
+
+    #[test]
+    fn any_routes_become_the_wanted_ones_and_nothing_else_changes() {
+        let own: IpNetwork = "10.10.1.0/24".parse().expect("a network");
+        let wanted = vec(any_route(), 0..6).prop_map(move |routes| {
+            let mut destinations = HashSet::new();
+            let peers = routes.into_iter().filter(|route| {
+                let is_peer = route.to.prefix() >= 24
+                    && !route.to.contains(own.ip())
+                    && !own.contains(route.to.ip());
+                is_peer && destinations.insert(route.to)
+            });
+            let ours = |mut route: Route| {
+                (route.protocol, route.metric) = (Protocol::HOSTGW, 0);
+                (route.is_unicast, route.dev) = (true, DEV);
+                route.via = Some(
+                    if route.to.is_ipv4() {
+                        "192.168.2.15"
+                    } else {
+                        "fd00::15"
+                    }
+                    .parse()
+                    .expect("an address"),
+                );
+                route
+            };
+            peers.map(ours).collect::<Vec<_>>()
+        });
+        let present = vec(any_route(), 0..12).prop_map(distinct);
+        let cases = (wanted, present).prop_flat_map(|(wanted, present)| {
+            let shuffled = Just(present.clone()).prop_shuffle();
+            (Just(wanted), Just(present), shuffled)
+        });
+        let result = random_input::runner().run(&cases, |(wanted, present, shuffled)| {
+            let after = |present: &[Route]| {
+                let mut routes = present.to_vec();
+                let changes = plan(&wanted, present, &[own]);
+                record(&changes, &mut routes);
+                (changes, routes)
+            };
+            let (changes, routes) = after(&present);
+            // Convergent and idempotent.
+            for route in &wanted {
+                prop_assert_eq!(routes.iter().filter(|other| *other == route).count(), 1);
+            }
+            prop_assert_eq!(plan(&wanted, &routes, &[own]), Vec::new());
+            // No route of ours is left that is not wanted.
+            let mut ours = routes
+                .iter()
+                .filter(|route| route.protocol == Protocol::HOSTGW);
+            prop_assert!(ours.all(|route| wanted.contains(route)));
+            // Independent of the order.
+            let sorted = |routes: Vec<Route>| {
+                let mut texts: Vec<_> = routes.iter().map(|route| format!("{route:?}")).collect();
+                texts.sort();
+                texts
+            };
+            prop_assert_eq!(sorted(after(&shuffled).1), sorted(routes));
+            // A route of another program goes only if it leads traffic of a pod elsewhere.
+            for change in &changes {
+                if let Change::Delete { route, why } = change {
+                    let competes = wanted
+                        .iter()
+                        .any(|ours| ours.to == route.to && route.metric <= ours.metric);
+                    let is_allowed = match why {
+                        DeleteReason::Stale => route.protocol == Protocol::HOSTGW,
+                        DeleteReason::Shadows => competes,
+                        DeleteReason::Hijacks => {
+                            own.contains(route.to.ip()) && route.protocol != Protocol::KERNEL
+                        }
+                    };
+                    prop_assert!(is_allowed, "{change}");
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{error}");
+        }
     }
 }

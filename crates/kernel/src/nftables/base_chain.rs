@@ -66,7 +66,7 @@ fn dormant_table(body: &[u8]) -> Option<(u8, String)> {
 
 impl BaseChain {
     /// Decodes a chain. Returns `None` if it is not a base chain at the forward hook.
-    fn read(body: &[u8]) -> Option<Self> {
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
         /// `NF_DROP` as a policy.
         const POLICY_DROP: u32 = verdict::DROP.cast_unsigned();
         let mut chain = Self {

@@ -197,7 +197,7 @@ fn has_text(body: &[u8], key: u16, text: &str) -> bool {
 }
 
 impl ListedRule {
-    fn read(body: &[u8]) -> Self {
+    pub(super) fn read(body: &[u8]) -> Self {
         let mut listed = Self {
             handle: 0,
             comment: None,

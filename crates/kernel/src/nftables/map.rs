@@ -253,7 +253,7 @@ impl Element {
         }
     }
 
-    fn read(value: &[u8]) -> Option<Self> {
+    pub(super) fn read(value: &[u8]) -> Option<Self> {
         let mut element = Self::default();
         for (kind, value) in attributes(value) {
             match kind {

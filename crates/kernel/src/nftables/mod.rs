@@ -44,3 +44,22 @@ pub fn is_available() -> Result<(), Error> {
         Some(errno) => Err(Error::new(doing, errno)),
     }
 }
+
+/// Decodes the body of an answer of any kind, for tests.
+#[cfg(test)]
+pub(crate) fn decode(body: &[u8]) {
+    use crate::nfnetlink::attributes;
+
+    drop(BaseChain::read(body));
+    let body = body.get(4..).unwrap_or_default();
+    let rule = ListedRule::read(body);
+    drop(rule.jump());
+    for expression in rule.expressions() {
+        drop((expression.comment(), expression.verdict()));
+    }
+    for (_, list) in attributes(body) {
+        for (_, value) in attributes(list) {
+            drop((Element::read(value), set::Element::read(value)));
+        }
+    }
+}

@@ -39,7 +39,7 @@ pub(super) fn elements(family: Family, table: &str, set: &str) -> Result<Vec<Ele
 }
 
 impl Element {
-    fn read(value: &[u8]) -> Option<Self> {
+    pub(super) fn read(value: &[u8]) -> Option<Self> {
         /// `NFT_SET_ELEM_INTERVAL_END`
         const INTERVAL_END: u32 = 1;
         let bytes = |nest: &[u8]| value_in(nest).map(<[u8]>::to_vec);

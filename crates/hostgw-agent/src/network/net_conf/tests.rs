@@ -175,3 +175,17 @@ fn errors_name_the_key_its_value_and_the_rule() {
         assert!(error.starts_with(expected), "{error}");
     }
 }
+
+#[test]
+fn damaged_configurations_never_panic() {
+    let valid: [&[u8]; 2] = [
+        br#"{"Network": "10.10.0.0/16", "SubnetLen": 24, "SubnetMin": "10.10.1.0", "SubnetMax": "10.10.99.0", "Backend": {"Type": "host-gw"}}"#,
+        br#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:10::/48", "IPv6SubnetLen": 64, "IPv6SubnetMin": "fd00:10:10:1::", "IPv6SubnetMax": "fd00:10:10:ffff::"}"#,
+    ];
+    random_input::never_panics(&valid, |text| {
+        if let Ok(conf) = parse(text) {
+            let again = serde_json::to_vec(&conf).expect("written");
+            assert_eq!(parse(&again).expect("read"), conf);
+        }
+    });
+}

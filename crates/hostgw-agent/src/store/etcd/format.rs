@@ -121,7 +121,7 @@ impl FromStr for Subnets {
 }
 
 /// Parses `ADDRESS-LENGTH` as strictly as flannel does: it ignores keys with other characters, and
-/// keys with the prefix length of a single address.
+/// keys with the prefix length of a single address. A whole family is no subnet, either.
 fn network<A: FromStr>(text: &str, bits: u8) -> Option<(A, u8)> {
     let (address, prefix) = text.rsplit_once('-')?;
     // IPv6 must be in lower case and must not end with an IPv4 address.
@@ -129,7 +129,8 @@ fn network<A: FromStr>(text: &str, bits: u8) -> Option<(A, u8)> {
     let is_lower = !is_mixed && !address.bytes().any(|byte| byte.is_ascii_uppercase());
     let is_number = prefix.bytes().all(|byte| byte.is_ascii_digit());
     let prefix = prefix.parse().ok()?;
-    (is_lower && is_number && prefix < bits).then_some((address.parse().ok()?, prefix))
+    (is_lower && is_number && (1..bits).contains(&prefix))
+        .then_some((address.parse().ok()?, prefix))
 }
 
 impl Value {
@@ -269,5 +270,23 @@ mod tests {
             invalid_reason("10.10.1.0-24", r#"{"PublicIP":null}"#)
                 .starts_with("invalid type: null")
         );
+    }
+
+    #[test]
+    fn damaged_keys_and_values_never_panic() {
+        let valid: [&[u8]; 2] = [
+            br#"10.10.1.0-24&fd00:10:10:1::-64 {"PublicIP":"192.168.2.15","PublicIPv6":"fd00::1","BackendType":"host-gw"}"#,
+            br#"0.0.0.0-0&fd00:10:10:1::-64 {"PublicIP":"192.168.2.15","BackendType":"vxlan","BackendData":{"VNI":1}}"#,
+        ];
+        random_input::never_panics(&valid, |input| {
+            let text = String::from_utf8_lossy(input);
+            let (key, value) = text.split_once(' ').unwrap_or((&text, ""));
+            let subnets = key.parse::<Subnets>();
+            if let Ok(subnets) = subnets {
+                assert_eq!(subnets.to_string().parse(), Ok(subnets));
+            }
+            let value = serde_json::from_str(value).map_err(|error| error.to_string());
+            drop(lease(key, subnets.ok(), &value));
+        });
     }
 }

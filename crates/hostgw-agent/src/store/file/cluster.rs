@@ -400,4 +400,12 @@ mod tests {
         }
         assert!(read_text("{} {}").is_err());
     }
+
+    #[test]
+    fn damaged_files_never_panic() {
+        let valid = format!(
+            r#"{{"network": {{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:10::/48"}}, "nodes": [{WORKER1}, {{"name": "b", "publicIPv6": "fd00::15", "ipv6Subnet": "fd00:10:10:2::/64", "subnet": "10.10.2.0/24", "publicIP": "192.168.2.15"}}]}}"#
+        );
+        random_input::never_panics(&[valid.as_bytes()], |text| drop(parse(text)));
+    }
 }

@@ -435,4 +435,30 @@ pub(super) mod tests {
             Some("NoRouteCreated".to_owned())
         );
     }
+
+    #[test]
+    fn damaged_annotations_never_panic() {
+        let values: [&[u8]; 2] = [
+            b"host-gw\nnull\n192.168.2.15\nfd00::15\n192.168.2.16,fd00::16\n10.10.1.0/24\nfd00:10:10:1::/64",
+            b"vxlan\n{\"VNI\":1}\n\n::\n0.0.0.0\n10.10.1.7/33\n",
+        ];
+        random_input::never_panics(&values, |input| {
+            let text = String::from_utf8_lossy(input);
+            let mut lines = text.split('\n');
+            let mut line = || lines.next().unwrap_or_default();
+            let annotations = [
+                (name::BACKEND_TYPE, line()),
+                (name::BACKEND_DATA, line()),
+                (name::PUBLIC_IP, line()),
+                (name::PUBLIC_IPV6, line()),
+                (name::OVERWRITE, line()),
+            ];
+            let node = annotated(&annotations, &[line(), line()]);
+            for uses_internal_ip in [false, true] {
+                drop(node.lease(&prefix(), uses_internal_ip));
+            }
+            drop(node.requested_addresses());
+            drop(text.parse::<Prefix>());
+        });
+    }
 }

@@ -244,4 +244,10 @@ mod tests {
             assert!(failure.to_string().contains(word), "{failure}");
         }
     }
+
+    #[test]
+    fn damaged_lists_never_panic() {
+        let valid = list(&objects());
+        random_input::never_panics(&[&valid], |bytes| drop(read_all(bytes)));
+    }
 }
