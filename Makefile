@@ -17,7 +17,7 @@ PREFIX     ?= /usr/local
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
-.PHONY: build demo test test-clients test-kubernetes reference-suite e2e bench crash soak fuzz lint tools tools-kubernetes image install packages build-packages image-packages clean
+.PHONY: build demo test test-clients test-kubernetes reference-suite e2e bench crash soak fuzz lint advisories tools tools-kubernetes image install packages build-packages image-packages clean
 
 build: build-packages
 	$(STATIC) -p cni-hostgw
@@ -95,12 +95,21 @@ fuzz:
 	CASES=$(CASES) SEED=$(SEED) $(CARGO) test --locked --release --workspace --all-features --exclude conformance -- damaged any_routes
 
 # Also checks that each key, flag and metric is in its table, and that links lead somewhere.
-lint: build-packages
+lint: build-packages target/cargo-tools/bin/cargo-deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(CARGO) test --locked -q -p netconf -p hostgw-agent documented
 	$(CARGO) test --locked -q -p conformance --test documents
+	target/cargo-tools/bin/cargo-deny --locked check licenses bans sources
+
+# Also compares the crates with the list of known vulnerabilities, which is fetched with git.
+advisories: target/cargo-tools/bin/cargo-deny
+	target/cargo-tools/bin/cargo-deny --locked check advisories
+
+# Unoptimized: it is built in half the time, and runs for a second.
+target/cargo-tools/bin/cargo-deny:
+	$(CARGO) install --locked --debug cargo-deny --version 0.20.2 --root target/cargo-tools
 
 # The real clients, from pinned Go modules. containerd has its own module, because it requires
 # another release of the API that crictl uses. kubelet and kube-apiserver have one, too, because
