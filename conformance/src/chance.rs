@@ -2,10 +2,12 @@
 
 /// `SplitMix64`: small, and good enough to choose operations.
 #[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Starts with a seed. The same seed gives the same numbers.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -18,17 +20,21 @@ impl Rng {
     }
 
     /// Returns a number less than `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
     /// Returns true once in `of` calls on average.
-    pub(crate) fn once_in(&mut self, of: u64) -> bool {
+    pub fn once_in(&mut self, of: u64) -> bool {
         self.below(of) == 0
     }
 
     /// Returns one of `choices`.
-    pub(crate) fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+    ///
+    /// # Panics
+    ///
+    /// If there are none.
+    pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         let end = u64::try_from(choices.len()).expect("few");
         choices[usize::try_from(self.below(end)).expect("few")]
     }

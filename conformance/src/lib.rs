@@ -14,6 +14,7 @@
 )]
 
 mod agent;
+pub mod chance;
 pub mod clients;
 pub mod cluster;
 mod containerd;

@@ -5,7 +5,6 @@
 //! `soak --minutes N --seed S`: with the same seed, every worker chooses the same operations,
 //! though not at the same moments.
 
-mod chance;
 mod model;
 mod worker;
 

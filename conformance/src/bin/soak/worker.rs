@@ -7,8 +7,8 @@ use std::{io, thread};
 use conformance::inside::{Outcome, Request};
 use serde_json::{Value, json};
 
-use crate::chance::Rng;
 use crate::model::{OURS, Pod, World, conf};
+use conformance::chance::Rng;
 
 /// Pods of each worker. All workers together have more pods than the range has addresses.
 const PODS: usize = 3;
