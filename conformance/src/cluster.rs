@@ -10,10 +10,25 @@ use serde_json::json;
 use crate::clients::tool;
 use crate::kube::KEYS;
 use crate::process::{Lifetime, Process, log_file};
-use crate::{Containerd, Kube, Lab, Node, Release, image, kubelet, repository, wait_within};
+use crate::{
+    Containerd, Crio, Kube, Lab, Node, Release, containerd, crio, image, kubelet, repository,
+    wait_within,
+};
 
 /// Image of the pause container.
 const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
+/// Images in the archive that `images.sh` builds.
+const IMAGES: [&str; 9] = [
+    PAUSE,
+    "registry.k8s.io/e2e-test-images/agnhost:2.56",
+    "registry.k8s.io/e2e-test-images/jessie-dnsutils:1.7",
+    "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
+    "registry.k8s.io/e2e-test-images/nginx:1.14-4",
+    "registry.k8s.io/e2e-test-images/nginx:1.15-4",
+    "registry.k8s.io/e2e-test-images/regression-issue-74839:1.2",
+    "registry.k8s.io/build-image/distroless-iptables:v0.7.14",
+    "registry.k8s.io/coredns/coredns:v1.12.1",
+];
 const MANIFEST: &str = include_str!("../../examples/kubernetes/cni-hostgw.yaml");
 
 /// Address families of a cluster.
@@ -88,7 +103,45 @@ pub struct Cluster<'a> {
     nodes: &'a [Node<'a>; 3],
     families: Families,
     processes: Vec<Process>,
-    runtimes: Vec<Containerd<'a>>,
+    runtimes: Vec<Runtime<'a>>,
+}
+
+/// The container runtime of a node.
+enum Runtime<'a> {
+    Containerd(Containerd<'a>),
+    Crio(Crio<'a>),
+}
+
+impl<'a> Runtime<'a> {
+    /// Starts a runtime that has all images.
+    fn start(node: &'a Node<'a>, is_crio: bool) -> Self {
+        if is_crio {
+            let ours = image("").display().to_string();
+            let path = archive().display().to_string();
+            let tests = IMAGES.iter().map(|name| format!("{path}:{name}"));
+            let archives: Vec<_> = tests.chain([ours]).collect();
+            return Self::Crio(Crio::start_for_kubernetes(node, PAUSE, &archives));
+        }
+        let containerd = Containerd::start_with_pause(node, Release::Newest, PAUSE);
+        containerd.import(&archive());
+        containerd.import(&image(""));
+        containerd.wait_for_cri();
+        Self::Containerd(containerd)
+    }
+
+    fn socket(&self) -> &'static str {
+        match self {
+            Self::Containerd(_) => containerd::SOCKET,
+            Self::Crio(_) => crio::SOCKET,
+        }
+    }
+
+    fn start_script(&self, script: &str) -> Process {
+        match self {
+            Self::Containerd(containerd) => containerd.start_script(script),
+            Self::Crio(crio) => crio.start_script(script),
+        }
+    }
 }
 
 /// Outcome of a run of Kubernetes' tests.
@@ -108,6 +161,21 @@ impl<'a> Cluster<'a> {
     /// If a part does not start.
     #[must_use]
     pub fn start(nodes: &'a [Node<'a>; 3], families: Families, proxy: &str) -> Self {
+        Self::start_with_crio(nodes, families, proxy, &[])
+    }
+
+    /// The same, with CRI-O on the nodes with the names `crio`, and containerd on the others.
+    ///
+    /// # Panics
+    ///
+    /// If a part does not start.
+    #[must_use]
+    pub fn start_with_crio(
+        nodes: &'a [Node<'a>; 3],
+        families: Families,
+        proxy: &str,
+        crio: &[&str],
+    ) -> Self {
         let lab = nodes[0].lab();
         for name in [
             "crictl",
@@ -131,7 +199,7 @@ impl<'a> Cluster<'a> {
         };
         cluster.start_controllers(&services);
         for (node, host) in nodes.iter().zip([17, 16, 15]) {
-            cluster.start_node(node, host, proxy);
+            cluster.start_node(node, host, proxy, crio.contains(&node.name.as_str()));
         }
         cluster.apply("cni-hostgw.yaml", &families.manifest());
         cluster.apply("coredns.yaml", &coredns(families));
@@ -175,18 +243,19 @@ impl<'a> Cluster<'a> {
         self.processes.push(process);
     }
 
-    /// Starts containerd, kubelet and kube-proxy on a node.
-    fn start_node(&mut self, node: &'a Node<'a>, host: u8, proxy: &str) {
-        let containerd = Containerd::start_with_pause(node, Release::Newest, PAUSE);
-        containerd.import(&archive());
-        containerd.import(&image(""));
-        containerd.wait_for_cri();
-        self.runtimes.push(containerd);
+    /// Starts a container runtime, kubelet and kube-proxy on a node.
+    fn start_node(&mut self, node: &'a Node<'a>, host: u8, proxy: &str, is_crio: bool) {
+        let runtime = Runtime::start(node, is_crio);
+        let socket = runtime.socket();
+        self.runtimes.push(runtime);
         let dns = self
             .families
             .select("10.96.0.10", "fd00:10:96::a")
             .remove(0);
-        let change = |yaml: &str| yaml.replace("[10.96.0.10]", &format!("[\"{dns}\"]"));
+        let change = |yaml: &str| {
+            yaml.replace("[10.96.0.10]", &format!("[\"{dns}\"]"))
+                .replace(containerd::SOCKET, socket)
+        };
         let taint = if node.name == "master" {
             "--register-with-taints=node-role.kubernetes.io/control-plane=:NoSchedule"
         } else {

@@ -9,7 +9,8 @@ use crate::process::Process;
 use crate::supervisor::Supervisor;
 use crate::{Lab, Node, Plugin, wait_for};
 
-const SOCKET: &str = "unix:///run/containerd-test/containerd.sock";
+/// URL of the socket of CRI.
+pub(crate) const SOCKET: &str = "unix:///run/containerd-test/containerd.sock";
 
 /// A running containerd, with its shims and pods, in their own PID namespace. All of them end when
 /// this value is dropped, or when the program that started it ends.

@@ -4,10 +4,13 @@ use serde_json::{Value, json};
 
 use crate::clients::tool;
 use crate::holder::Output;
+use crate::kubelet::BUSYBOX;
+use crate::process::Process;
 use crate::supervisor::Supervisor;
 use crate::{Node, Plugin, wait_for};
 
-const SOCKET: &str = "unix:///run/crio/crio.sock";
+/// URL of the socket of CRI.
+pub(crate) const SOCKET: &str = "unix:///run/crio/crio.sock";
 
 /// A running CRI-O with its pods, in their own PID namespace. All of them end when this value is
 /// dropped, or when the program that started it ends.
@@ -25,30 +28,59 @@ impl<'node> Crio<'node> {
     /// If CRI-O does not start; it requires the Debian packages conmon, runc and buildah.
     #[must_use]
     pub fn start(node: &'node Node<'node>, name: &str, list: &Value) -> Self {
-        let lab = node.lab();
-        for program in ["crio", "pinns", "crictl"] {
-            lab.install(&tool(program), &format!("bin/{program}"));
-        }
-        Supervisor::prepare(node);
-        let plugin = Plugin::ours(lab).0.display().to_string();
+        Self::prepare(node, BUSYBOX);
+        let plugin = Plugin::ours(node.lab()).0.display().to_string();
         node.sh(&format!(
             "cd /opt/cni/bin && rm bridge && cp {plugin} cni-hostgw && cp {plugin} bridge"
         ))
         .ok();
         node.write(&format!("/etc/cni/net.d/{name}"), list.to_string());
-        node.write("/etc/crio/crio.conf", include_str!("crio/crio.conf"));
         node.sh(include_str!("containerd/image.sh")).ok();
-        node.sh(
-            "buildah --root /var/lib/containers/storage --runroot /run/containers/storage \
-             --storage-driver overlay pull -q oci-archive:/run/image.tar",
-        )
-        .ok();
+        pull(node, "/run/image.tar");
         let crio = Self {
             node,
             supervisor: Self::supervise(node),
         };
         crio.wait();
         crio
+    }
+
+    /// Starts CRI-O for kubelet, with the image `pause` for sandboxes and these image archives, each
+    /// a path, or a path and the name of one image in it after a colon. Somebody else installs the
+    /// plugin and its list.
+    pub(crate) fn start_for_kubernetes(
+        node: &'node Node<'node>,
+        pause: &str,
+        archives: &[String],
+    ) -> Self {
+        Self::prepare(node, pause);
+        for archive in archives {
+            pull(node, archive);
+        }
+        let crio = Self {
+            node,
+            supervisor: Self::supervise(node),
+        };
+        wait_for("CRI-O answers", || crio.crictl("version").success);
+        crio
+    }
+
+    /// Installs CRI-O and its configuration.
+    fn prepare(node: &Node<'_>, pause: &str) {
+        let lab = node.lab();
+        for program in ["crio", "pinns", "crictl"] {
+            lab.install(&tool(program), &format!("bin/{program}"));
+        }
+        lab.write("bin/runc-for-crio", include_str!("crio/runc.sh"));
+        lab.make_executable("bin/runc-for-crio");
+        Supervisor::prepare(node);
+        let config = include_str!("crio/crio.conf").replace(BUSYBOX, pause);
+        node.write("/etc/crio/crio.conf", config);
+    }
+
+    /// Starts a script in CRI-O's namespaces.
+    pub(crate) fn start_script(&self, script: &str) -> Process {
+        self.supervisor.start_script(script)
     }
 
     fn supervise(node: &'node Node<'node>) -> Supervisor<'node> {
@@ -158,4 +190,13 @@ impl<'node> Crio<'node> {
         self.crictl(&format!("stopp {id}")).ok();
         self.crictl(&format!("rmp {id}")).ok();
     }
+}
+
+/// Imports an image from an archive into the storage of CRI-O.
+fn pull(node: &Node<'_>, archive: &str) {
+    node.sh(&format!(
+        "buildah --root /var/lib/containers/storage --runroot /run/containers/storage \
+         --storage-driver overlay pull -q oci-archive:{archive}"
+    ))
+    .ok();
 }

@@ -6,11 +6,12 @@ use conformance::cluster::{Cluster, Families, nodes};
 /// The tests that every cluster must pass to be called conformant.
 const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
 
-/// Runs the network part of the conformance tests in a new cluster.
-fn passes_conformance(families: Families, proxy: &str) {
+/// Runs the network part of the conformance tests in a new cluster. The nodes with the names `crio`
+/// have CRI-O, the others containerd.
+fn passes_conformance(families: Families, proxy: &str, crio: &[&str]) {
     let lab = Lab::new();
     let nodes = nodes(&lab, families);
-    let cluster = Cluster::start(&nodes, families, proxy);
+    let cluster = Cluster::start_with_crio(&nodes, families, proxy, crio);
     let specs = cluster.run_specs(CONFORMANCE, "");
     assert_eq!(specs.failed, Vec::<String>::new());
     assert_eq!(specs.passed, 45);
@@ -19,17 +20,32 @@ fn passes_conformance(families: Families, proxy: &str) {
 
 #[test]
 fn conformance_ipv4_with_iptables() {
-    passes_conformance(Families::Ipv4, "iptables");
+    passes_conformance(Families::Ipv4, "iptables", &[]);
 }
 
 #[test]
 fn conformance_dual_stack_with_nftables() {
-    passes_conformance(Families::Dual, "nftables");
+    passes_conformance(Families::Dual, "nftables", &[]);
 }
 
 #[test]
 fn conformance_ipv6_with_iptables() {
-    passes_conformance(Families::Ipv6, "iptables");
+    passes_conformance(Families::Ipv6, "iptables", &[]);
+}
+
+#[test]
+fn conformance_ipv4_with_nftables() {
+    passes_conformance(Families::Ipv4, "nftables", &[]);
+}
+
+#[test]
+fn conformance_ipv6_with_nftables() {
+    passes_conformance(Families::Ipv6, "nftables", &[]);
+}
+
+#[test]
+fn conformance_with_a_crio_worker() {
+    passes_conformance(Families::Dual, "iptables", &["worker1"]);
 }
 
 #[test]
