@@ -2,12 +2,14 @@
 //! kube-proxy, and our manifest; and Kubernetes' own network tests, run in it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::clients::tool;
+use crate::holder::run;
 use crate::kube::KEYS;
 use crate::process::{Lifetime, Process, log_file};
 use crate::{
@@ -17,18 +19,6 @@ use crate::{
 
 /// Image of the pause container.
 const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
-/// Images in the archive that `images.sh` builds.
-const IMAGES: [&str; 9] = [
-    PAUSE,
-    "registry.k8s.io/e2e-test-images/agnhost:2.56",
-    "registry.k8s.io/e2e-test-images/jessie-dnsutils:1.7",
-    "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
-    "registry.k8s.io/e2e-test-images/nginx:1.14-4",
-    "registry.k8s.io/e2e-test-images/nginx:1.15-4",
-    "registry.k8s.io/e2e-test-images/regression-issue-74839:1.2",
-    "registry.k8s.io/build-image/distroless-iptables:v0.7.14",
-    "registry.k8s.io/coredns/coredns:v1.12.1",
-];
 const MANIFEST: &str = include_str!("../../examples/kubernetes/cni-hostgw.yaml");
 
 /// Address families of a cluster.
@@ -55,6 +45,16 @@ impl Families {
     /// Joins the values of the families with a comma.
     fn joined(self, ipv4: &str, ipv6: &str) -> String {
         self.select(ipv4, ipv6).join(",")
+    }
+
+    /// Returns the networks of the pods, joined with a comma.
+    fn pods(self) -> String {
+        self.joined("10.244.0.0/16", "fd00:10:244::/56")
+    }
+
+    /// Returns the address of the cluster's DNS.
+    fn dns(self) -> String {
+        self.select("10.96.0.10", "fd00:10:96::a").remove(0)
     }
 
     /// Returns the node's own addresses on the switch.
@@ -118,7 +118,9 @@ impl<'a> Runtime<'a> {
         if is_crio {
             let ours = image("").display().to_string();
             let path = archive().display().to_string();
-            let tests = IMAGES.iter().map(|name| format!("{path}:{name}"));
+            let tests = image_names(&archive())
+                .into_iter()
+                .map(|name| format!("{path}:{name}"));
             let archives: Vec<_> = tests.chain([ours]).collect();
             return Self::Crio(Crio::start_for_kubernetes(node, PAUSE, &archives));
         }
@@ -154,28 +156,14 @@ pub struct Specs {
 }
 
 impl<'a> Cluster<'a> {
-    /// Starts a cluster, with kube-proxy in the mode `proxy`, and waits until its DNS answers.
+    /// Starts a cluster, with kube-proxy in the mode `proxy`, and waits until its DNS answers. The
+    /// nodes with the names `crio` have CRI-O, the others containerd.
     ///
     /// # Panics
     ///
     /// If a part does not start.
     #[must_use]
-    pub fn start(nodes: &'a [Node<'a>; 3], families: Families, proxy: &str) -> Self {
-        Self::start_with_crio(nodes, families, proxy, &[])
-    }
-
-    /// The same, with CRI-O on the nodes with the names `crio`, and containerd on the others.
-    ///
-    /// # Panics
-    ///
-    /// If a part does not start.
-    #[must_use]
-    pub fn start_with_crio(
-        nodes: &'a [Node<'a>; 3],
-        families: Families,
-        proxy: &str,
-        crio: &[&str],
-    ) -> Self {
+    pub fn start(nodes: &'a [Node<'a>; 3], families: Families, proxy: &str, crio: &[&str]) -> Self {
         let lab = nodes[0].lab();
         for name in [
             "crictl",
@@ -215,10 +203,7 @@ impl<'a> Cluster<'a> {
             kubeconfig.clone(),
             "--leader-elect=false".to_owned(),
             "--allocate-node-cidrs".to_owned(),
-            format!(
-                "--cluster-cidr={}",
-                self.families.joined("10.244.0.0/16", "fd00:10:244::/56")
-            ),
+            format!("--cluster-cidr={}", self.families.pods()),
             format!("--service-cluster-ip-range={services}"),
             format!("--service-account-private-key-file={KEYS}/accounts.key"),
             format!("--root-ca-file={KEYS}/ca.crt"),
@@ -248,10 +233,7 @@ impl<'a> Cluster<'a> {
         let runtime = Runtime::start(node, is_crio);
         let socket = runtime.socket();
         self.runtimes.push(runtime);
-        let dns = self
-            .families
-            .select("10.96.0.10", "fd00:10:96::a")
-            .remove(0);
+        let dns = self.families.dns();
         let change = |yaml: &str| {
             yaml.replace("[10.96.0.10]", &format!("[\"{dns}\"]"))
                 .replace(containerd::SOCKET, socket)
@@ -270,7 +252,7 @@ impl<'a> Cluster<'a> {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": self.kube.admin()},
             "mode": proxy, "hostnameOverride": node.name, "oomScoreAdj": 0,
-            "clusterCIDR": self.families.joined("10.244.0.0/16", "fd00:10:244::/56"),
+            "clusterCIDR": self.families.pods(),
             "conntrack": {
                 "maxPerCore": 0, "min": 0,
                 "tcpEstablishedTimeout": "24h", "tcpCloseWaitTimeout": "1h",
@@ -339,22 +321,22 @@ impl<'a> Cluster<'a> {
         specs(&report)
     }
 
-    /// Disturbs the network of all nodes every 20 seconds until the cluster ends: kills the agent,
-    /// replaces the plugin's executable, and deletes all of our `nf_tables` tables.
-    pub fn start_trouble(&mut self) {
-        let script = "while sleep 20; do kill -9 $(pidof hostgw-agent); \
+    /// Every 20 seconds until the cluster ends, kills the agent on each node, replaces the plugin's
+    /// executable, and deletes all of our `nf_tables` tables.
+    pub fn disturb(&mut self) {
+        let script = "while sleep 20; do kill -9 $(pidof hostgw-agent) && echo killed >>/run/disturbed; \
              cd /opt/cni/bin && cp cni-hostgw .copy && mv .copy cni-hostgw; \
-             nft list tables | grep -E 'hostgw' | while read -r table; do nft delete $table; done; \
-             echo >>/run/trouble; done";
+             nft list tables | grep hostgw | while read -r table; do nft delete $table; done; done";
         let started = self.runtimes.iter();
         let started = started.map(|runtime| runtime.start_script(script));
         self.processes.extend(started);
     }
 
-    /// Returns how often the network of the first worker was disturbed.
+    /// Returns how often the agent of the first worker was killed.
     #[must_use]
     pub fn times_disturbed(&self) -> usize {
-        self.nodes[1].sh("cat /run/trouble").stdout.lines().count()
+        let log = self.nodes[1].sh("cat /run/disturbed").stdout;
+        log.lines().count()
     }
 
     /// Returns the lines in which a node's kubelet says that it could not create a pod's sandbox.
@@ -374,7 +356,7 @@ impl<'a> Cluster<'a> {
 }
 
 /// Reads ginkgo's report.
-fn specs(report: &serde_json::Value) -> Specs {
+fn specs(report: &Value) -> Specs {
     let all = report[0]["SpecReports"].as_array().into_iter().flatten();
     let mut specs = Specs {
         passed: 0,
@@ -411,6 +393,22 @@ fn archive() -> PathBuf {
     path
 }
 
+/// Returns the names of the images in an archive.
+fn image_names(archive: &Path) -> Vec<String> {
+    let index = run(Command::new("tar")
+        .arg("-xOf")
+        .arg(archive)
+        .arg("index.json"))
+    .json();
+    let all = index["manifests"].as_array().into_iter().flatten();
+    let name = |image: &Value| {
+        image["annotations"]["io.containerd.image.name"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    all.filter_map(name).collect()
+}
+
 /// Returns Kubernetes' own manifest of `CoreDNS`, without the names outside of the cluster.
 fn coredns(families: Families) -> String {
     let text = fs::read_to_string(tool("coredns.yaml.base")).expect("the file is readable");
@@ -418,9 +416,8 @@ fn coredns(families: Families) -> String {
         .split_once("        forward . /etc/resolv.conf {\n")
         .expect("CoreDNS forwards by default");
     let (_, after) = after.split_once("}\n").expect("the block ends");
-    let dns = families.select("10.96.0.10", "fd00:10:96::a").remove(0);
     format!("{before}{after}")
         .replace("__DNS__DOMAIN__", "cluster.local")
-        .replace("__DNS__SERVER__", &dns)
+        .replace("__DNS__SERVER__", &families.dns())
         .replace("__DNS__MEMORY__LIMIT__", "170Mi")
 }

@@ -37,10 +37,7 @@ impl<'node> Crio<'node> {
         node.write(&format!("/etc/cni/net.d/{name}"), list.to_string());
         node.sh(include_str!("containerd/image.sh")).ok();
         pull(node, "/run/image.tar");
-        let crio = Self {
-            node,
-            supervisor: Self::supervise(node),
-        };
+        let crio = Self::run(node);
         crio.wait();
         crio
     }
@@ -57,10 +54,7 @@ impl<'node> Crio<'node> {
         for archive in archives {
             pull(node, archive);
         }
-        let crio = Self {
-            node,
-            supervisor: Self::supervise(node),
-        };
+        let crio = Self::run(node);
         wait_for("CRI-O answers", || crio.crictl("version").success);
         crio
     }
@@ -83,9 +77,10 @@ impl<'node> Crio<'node> {
         self.supervisor.start_script(script)
     }
 
-    fn supervise(node: &'node Node<'node>) -> Supervisor<'node> {
+    fn run(node: &'node Node<'node>) -> Self {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        Supervisor::start(node, path, &["crio", "/mnt/bin/crio"])
+        let supervisor = Supervisor::start(node, path, &["crio", "/mnt/bin/crio"]);
+        Self { node, supervisor }
     }
 
     /// Waits until CRI-O and its network are ready.
@@ -116,10 +111,7 @@ impl<'node> Crio<'node> {
              rm -rf /run/netns/* /run/utsns /run/ipcns /run/crio /run/containers",
         )
         .ok();
-        let crio = Self {
-            node,
-            supervisor: Self::supervise(node),
-        };
+        let crio = Self::run(node);
         crio.wait();
         crio
     }
@@ -149,7 +141,7 @@ impl<'node> Crio<'node> {
         });
         let script = format!("echo {name} >/tmp/index.html; exec httpd -f -p 80 -h /tmp");
         let container = json!({
-            "metadata": {"name": "web"}, "image": {"image": "test.local/busybox:1"},
+            "metadata": {"name": "web"}, "image": {"image": BUSYBOX},
             "command": ["/bin/sh", "-c", script], "log_path": "web.log",
             "linux": {"security_context": namespaces},
         });

@@ -84,7 +84,7 @@ impl PortMappings {
     /// Opens the ports of a record.
     pub(crate) fn add(&self, host: &Rtnl, call: &Call, record: &Record) -> Result<(), Error> {
         refuse_second_plugin(call, SharedCapability::PortMappings)?;
-        HostPorts::lock(host)?.add(record.clone())?;
+        HostPorts::lock(host)?.add(record)?;
         // Answers to the node's loopback address come in by the bridge. The table drops such packets
         // if they do not belong to a connection of the node, so it comes first.
         if self.masquerade != Masquerade::None && record.addresses.iter().any(IpNetwork::is_ipv4) {

@@ -18,6 +18,7 @@ mod record;
 mod restore;
 mod table;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
@@ -150,36 +151,37 @@ impl<'a> HostPorts<'a> {
     /// Fails with [`Error::InUse`] if a pod whose host veth exists has one of the ports. Ports of pods
     /// that are gone are taken over. A port that leads to another interface of the same container
     /// stays there: Multus requests the pod's ports for each of its networks.
-    pub fn add(&self, mut record: Record) -> Result<(), Error> {
+    pub fn add(&self, record: &Record) -> Result<(), Error> {
         self.remove(&record.veth)?.finish()?;
         record.write().map_err(files("write a record"))?;
-        let veth = record.veth.clone();
-        self.add_to_kernel(&mut record).inspect_err(|_| {
-            drop(self.remove(&veth).and_then(Removed::finish));
+        self.add_to_kernel(record).inspect_err(|_| {
+            drop(self.remove(&record.veth).and_then(Removed::finish));
         })
     }
 
-    fn add_to_kernel(&self, record: &mut Record) -> Result<(), Error> {
+    fn add_to_kernel(&self, record: &Record) -> Result<(), Error> {
+        let mut record = Cow::Borrowed(record);
         let failed = refused("add mappings to the table of host ports");
         let mut last = None;
         for _ in 0..MAX_TRIES {
-            match table::addition(record).try_commit("commit the transaction") {
+            match table::addition(&record).try_commit("commit the transaction") {
                 Attempt::Applied => {
                     let older = flows::delete_older(self.host, &record.mappings);
                     return older.map_err(refused("delete older flows to a host port"));
                 }
                 Attempt::Refused(error) if error.is_gone() => {
                     // The table, or the chain of this subnet, does not exist yet.
-                    self.rebuild(&|other| other.veth != record.veth, Some(record))?;
+                    self.rebuild(&|other| other.veth != record.veth, Some(&record))?;
                     last = Some(error);
                 }
                 Attempt::Refused(error) if error.is_taken() => {
-                    let kept = self.take_over(record)?;
-                    record.mappings.retain(|mapping| !kept.contains(mapping));
-                    if record.mappings.is_empty() {
-                        return record.remove().map_err(files("remove a record"));
-                    }
+                    let kept = self.take_over(&record)?;
                     if !kept.is_empty() {
+                        let mappings = &mut record.to_mut().mappings;
+                        mappings.retain(|mapping| !kept.contains(mapping));
+                        if mappings.is_empty() {
+                            return record.remove().map_err(files("remove a record"));
+                        }
                         record.write().map_err(files("write a record"))?;
                     }
                     last = Some(error);

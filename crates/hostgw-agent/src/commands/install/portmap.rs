@@ -115,7 +115,7 @@ fn move_ports(
     };
     let add = || -> Result<bool, host_ports::Error> {
         let ports = HostPorts::lock(kernel)?;
-        ports.add(record.clone())?;
+        ports.add(&record)?;
         // A pod that was deleted meanwhile had no record: its address may be free.
         if !ports.is_alive(&record)? {
             ports.remove(&record.veth)?.finish()?;
