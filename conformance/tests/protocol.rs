@@ -531,6 +531,50 @@ fn check_accepts_changes_by_later_plugins_and_outdated_neighbour_entries() {
 }
 
 #[test]
+fn check_needs_no_subnet_file() {
+    let lab = Lab::new();
+    let node = lab.node("worker1", &["192.168.2.16/24"]);
+    let plugin = Plugin::ours(&lab);
+    let file = "/run/flannel/subnet.env";
+    for (content, addresses) in [
+        (
+            "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+            1,
+        ),
+        (
+            "FLANNEL_NETWORK=10.10.0.0/16\nFLANNEL_SUBNET=10.10.1.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd00:10:10::/48\nFLANNEL_IPV6_SUBNET=fd00:10:10:1::1/64\n\
+             FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n",
+            2,
+        ),
+    ] {
+        node.sh("rm -rf /var/lib/cni/networks; ip link delete cni0 || true")
+            .ok();
+        node.write(file, content);
+        let mut conf = json!({"cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "delegate": {"isDefaultGateway": true}});
+        let pod = node.pod("a");
+        let result = plugin.add(&pod, &conf).ok();
+        assert_eq!(result["ips"].as_array().map(Vec::len), Some(addresses));
+        conf["prevResult"] = result;
+        let attachment = Attachment::of(&pod);
+        let check = || plugin.call(&node, "CHECK", &attachment, &conf);
+        for damage in [
+            "true",
+            "echo FLANNEL_MTU=x > /run/flannel/subnet.env",
+            "rm /run/flannel/subnet.env",
+        ] {
+            node.sh(damage).ok();
+            check().ok();
+        }
+        // It still compares what prevResult has.
+        node.sh("ip -n a route delete default").ok();
+        let (code, text) = check().error();
+        assert!(code == 102 && text.contains("is gone"), "{text}");
+        pod.delete();
+    }
+}
+
+#[test]
 fn check_requires_prev_result() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);

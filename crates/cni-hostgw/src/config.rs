@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cni::{Call, CniArgs, Dns};
+use cni::{AddResult, Call, CniArgs, Dns};
 use host_local::Store;
 use kernel::{Mac, Port};
 use netconf::{BridgeKeys, LenientConf, NetConf};
@@ -20,6 +20,9 @@ use crate::port_mappings::PortMappings;
 
 /// The default of `bridge`.
 pub(crate) const DEFAULT_BRIDGE: &str = "cni0";
+
+/// The kernel's default in bytes.
+const DEFAULT_MTU: u32 = 1500;
 
 /// The default of `subnetFileWait`.
 const SUBNET_FILE_WAIT: Duration = Duration::from_secs(2);
@@ -56,11 +59,16 @@ pub(crate) struct Config {
     pub(crate) bandwidth: Bandwidth,
 }
 
-/// How long to wait for a subnet file that is missing or invalid.
+/// What to do about a subnet file that is missing or invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SubnetFileWait {
-    AsConfigured,
-    None,
+pub(crate) enum NoSubnetFile {
+    /// Wait for as long as the configuration says.
+    Wait,
+    /// Fail at once.
+    Fail,
+    /// Use the subnets in `prevResult`: an attachment stays complete without the file, and a runtime that
+    /// restarts must not lose it because the agent is not running.
+    UseResult,
 }
 
 impl Config {
@@ -68,7 +76,7 @@ impl Config {
     ///
     /// Without explicit ranges, and always in flannel's form, the node's subnet file is read, and
     /// flannel's defaults apply.
-    pub(crate) fn read(call: &Call, args: &str, wait: SubnetFileWait) -> Result<Self, Error> {
+    pub(crate) fn read(call: &Call, args: &str, without_file: NoSubnetFile) -> Result<Self, Error> {
         let conf = NetConf::from_json(&call.config)?;
         let args = CniArgs::parse(args)?;
         conf.validate()?;
@@ -76,7 +84,7 @@ impl Config {
             return Err(Error::Unsupported(key, value));
         }
         let has_addresses = has_addresses(call, &conf)?;
-        let subnet = subnet(&conf, call, has_addresses, wait)?;
+        let subnet = subnet(&conf, call, has_addresses, without_file)?;
         let without_host_bits = |network| Subnet::of(network).network();
         let subnets = subnet.iter().flat_map(SubnetEnv::subnets);
         let networks = subnet.iter().flat_map(SubnetEnv::networks);
@@ -159,7 +167,7 @@ fn subnet(
     conf: &NetConf,
     call: &Call,
     has_addresses: bool,
-    wait: SubnetFileWait,
+    without_file: NoSubnetFile,
 ) -> Result<Option<SubnetEnv>, Error> {
     let named = non_empty(conf.subnet_file.as_deref());
     let uses_subnet = Delegate::new(call).is_none() && conf.range_sets()?.is_empty();
@@ -167,13 +175,35 @@ fn subnet(
         return Ok(None);
     }
     let path = named.unwrap_or(Path::new(subnet_env::DEFAULT_PATH));
-    let wait = match wait {
-        SubnetFileWait::AsConfigured => conf
+    let wait = match without_file {
+        NoSubnetFile::Wait => conf
             .subnet_file_wait
             .map_or(SUBNET_FILE_WAIT, Duration::from_secs_f64),
-        SubnetFileWait::None => Duration::ZERO,
+        NoSubnetFile::Fail | NoSubnetFile::UseResult => Duration::ZERO,
     };
-    read_subnet(path, wait).map(Some)
+    match read_subnet(path, wait) {
+        Err(error) if without_file == NoSubnetFile::UseResult => {
+            let subnet = subnet_of_result(call)?;
+            subnet.ok_or(error).map(Some)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// Returns what a subnet file would say about the addresses in `prevResult`. `None` if they have no
+/// gateway. The agent masquerades: CHECK does not look for rules of the plugin.
+fn subnet_of_result(call: &Call) -> Result<Option<SubnetEnv>, Error> {
+    let previous = AddResult::previous(&call.config, call.version)?;
+    let ips = previous.iter().flat_map(|previous| &previous.ips);
+    let with_gateway = ips.filter(|ip| ip.gateway.is_some());
+    let all: Vec<_> = with_gateway
+        .map(|ip| Subnet::of(ip.address).network())
+        .collect();
+    // Those of later plugins' interfaces come after ours.
+    let first = |is_ipv4| all.iter().copied().find(|net| net.is_ipv4() == is_ipv4);
+    let subnets: Vec<_> = [first(true), first(false)].into_iter().flatten().collect();
+    let subnet = SubnetEnv::new(&subnets, &subnets, DEFAULT_MTU, true);
+    Ok(subnet.ok().filter(|_| !subnets.is_empty()))
 }
 
 /// Reads the subnet file, and again while it is missing or invalid: the agent may be about to write it,

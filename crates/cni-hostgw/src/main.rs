@@ -34,7 +34,7 @@ use netconf::LenientConf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::{Config, SubnetFileWait};
+use crate::config::{Config, NoSubnetFile};
 use crate::error::Error;
 use crate::log::{LogSubject, StepTimer};
 
@@ -128,7 +128,7 @@ fn serve() -> Result<(), Refused> {
 fn answer(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
     match &call.verb {
         Verb::Add(parameters) => {
-            let config = Config::read(call, &parameters.args, SubnetFileWait::AsConfigured)?;
+            let config = Config::read(call, &parameters.args, NoSubnetFile::Wait)?;
             steps.done("config");
             let (result, transaction) = add::add(call, parameters, &config, steps)?;
             // If the result cannot be written, the runtime treats the ADD as failed.
@@ -142,7 +142,7 @@ fn answer(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
         }
         Verb::Del(parameters) => del::del(call, parameters, steps)?,
         Verb::Check(parameters) => {
-            let config = Config::read(call, &parameters.args, SubnetFileWait::None)?;
+            let config = Config::read(call, &parameters.args, NoSubnetFile::UseResult)?;
             steps.done("config");
             check::check(call, parameters, &config, steps)?;
         }

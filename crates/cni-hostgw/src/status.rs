@@ -4,7 +4,7 @@ use cni::{Call, Code};
 use kernel::{Kind, Rtnl};
 
 use crate::bridge::conflicting_addresses;
-use crate::config::{Config, SubnetFileWait};
+use crate::config::{Config, NoSubnetFile};
 use crate::error::Error;
 use crate::ipam::Ipam;
 use crate::log::StepTimer;
@@ -21,7 +21,7 @@ pub(crate) fn status(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
 }
 
 fn find_problem(call: &Call, steps: &mut StepTimer) -> Result<(), Error> {
-    let config = Config::read(call, "", SubnetFileWait::None)?;
+    let config = Config::read(call, "", NoSubnetFile::Fail)?;
     steps.done("config");
     let host = Rtnl::connect()?;
     config.store.check_writable()?;
