@@ -81,6 +81,36 @@ impl Agent {
         self.process.pid()
     }
 
+    /// Returns the CPU time that it has used.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run any more.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        let path = format!("/proc/{}/schedstat", self.pid());
+        let text = fs::read_to_string(path).expect("the agent is running");
+        let nanos = text
+            .split(' ')
+            .next()
+            .and_then(|number| number.parse().ok());
+        Duration::from_nanos(nanos.expect("the first number is the CPU time"))
+    }
+
+    /// Returns the most memory that it has used, in KiB.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run any more.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let text = fs::read_to_string(path).expect("the agent is running");
+        let line = text.lines().find(|line| line.starts_with("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        number.expect("the kernel shows KiB")
+    }
+
     /// Sends SIGTERM and waits for the process to end. Returns true if it exited with 0.
     #[must_use]
     pub fn stop(mut self) -> bool {

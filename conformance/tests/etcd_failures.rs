@@ -374,7 +374,7 @@ fn the_password_is_read_from_a_file_and_never_appears_in_logs_or_state() {
         &[&twice, "--etcd-username=reader", "--etcd-password=readonly"],
     );
     reader.wait_for_log("write this node's lease to etcd: etcdserver: permission denied");
-    let before = cpu(&reader);
+    let before = reader.cpu();
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(
         reader.log().matches("permission denied").count(),
@@ -382,7 +382,7 @@ fn the_password_is_read_from_a_file_and_never_appears_in_logs_or_state() {
         "{}",
         reader.log()
     );
-    assert!(cpu(&reader).saturating_sub(before) < Duration::from_millis(200));
+    assert!(reader.cpu().saturating_sub(before) < Duration::from_millis(200));
     assert!(reader.stop());
     let agent = start("wrong");
     agent.wait_for_log("authentication failed, invalid user ID or password");
@@ -410,15 +410,4 @@ fn the_password_is_read_from_a_file_and_never_appears_in_logs_or_state() {
     assert!(!status.contains("s3cr3t"));
     put(3);
     wait_for_route(worker1, &agent, 3);
-}
-
-/// Returns the CPU time that an agent has used.
-fn cpu(agent: &Agent) -> Duration {
-    let path = format!("/proc/{}/schedstat", agent.pid());
-    let text = std::fs::read_to_string(path).expect("the process is running");
-    let nanos = text
-        .split(' ')
-        .next()
-        .and_then(|number| number.parse().ok());
-    Duration::from_nanos(nanos.expect("a number"))
 }

@@ -551,17 +551,6 @@ fn flags_and_annotations_choose_interface_address_and_annotation_names() {
     assert!(other.stop() && agent.stop());
 }
 
-/// Returns the peak resident memory of a process in kB.
-fn peak(pid: u32) -> u64 {
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is running");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number
-        .and_then(|number| number.parse().ok())
-        .expect("a number")
-}
-
 /// 60 MB of Nodes, of which the agent retains very little.
 #[test]
 fn five_thousand_nodes_need_less_than_32_mib_of_memory() {
@@ -590,7 +579,7 @@ fn five_thousand_nodes_need_less_than_32_mib_of_memory() {
     wait_for_route(&worker, &format!("{}/24", subnet(4711)), Some("172.31.0.1"));
     kube.delete("/api/v1/nodes/n-42");
     wait_for_route(&worker, &format!("{}/24", subnet(42)), None);
-    let peak = peak(agent.pid());
+    let peak = agent.peak_memory();
     eprintln!("5,000 Nodes: {peak} kB at most");
     assert!(peak <= 32 << 10, "{peak} kB");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use conformance::reference_picture::{self as picture, Family};
 use conformance::{Agent, Kube, Lab, Node, Server, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn net_conf(lab: &Lab, family: Family) -> String {
     lab.write("net-conf.json", picture::network(family).to_string());
@@ -283,4 +283,72 @@ fn a_node_with_one_pod_cidr_works_in_a_dual_stack_cluster() {
     });
     wait_for("readiness", || is_ready(worker));
     assert!(agent.stop());
+}
+
+/// Creates a Node with the annotations of flannel, whatever they say.
+fn claim(kube: &Kube<'_>, name: &str, cidr: &str, address: &str) {
+    kube.create_node(name, &[cidr], &["192.168.2.99"]);
+    let annotations = [
+        ("kube-subnet-manager", "true"),
+        ("backend-type", "host-gw"),
+        ("backend-data", "null"),
+        ("public-ip", address),
+    ];
+    kube.annotate(name, &annotations);
+}
+
+#[test]
+fn hostile_nodes_and_annotations_that_change_100_times_a_second_do_not_matter() {
+    let lab = Lab::new();
+    let nodes = picture::nodes(&lab, Family::Ipv4);
+    let server = lab.node("api", &["192.168.2.21/24"]);
+    let kube = Kube::start(&server, "192.168.2.21");
+    picture::create_nodes(&kube, Family::Ipv4);
+    let config = net_conf(&lab, Family::Ipv4);
+    let worker1 = &nodes[1];
+    let agent = start(worker1, &kube.admin(), &config, &[]);
+    create(&kube, "honest", 5);
+    for (name, cidr, address) in [
+        ("ours", "10.10.1.128/25", "192.168.2.99"),
+        ("everything", "10.10.0.0/16", "192.168.2.99"),
+        ("default", "0.0.0.0/0", "192.168.2.99"),
+        ("loopback", "127.0.0.0/8", "192.168.2.99"),
+        ("multicast", "224.0.0.0/24", "192.168.2.99"),
+        ("nodes", "192.168.2.0/24", "192.168.2.99"),
+        ("self", "10.10.40.0/24", "192.168.2.16"),
+        ("link-local", "10.10.41.0/24", "169.254.1.1"),
+        ("no-address", "10.10.42.0/24", "localhost"),
+        ("pod", "10.10.43.0/24", "10.10.1.7"),
+    ] {
+        claim(&kube, name, cidr, address);
+    }
+    wait_for(&format!("the honest route: {}", agent.log()), || {
+        has_route(worker1, 5)
+    });
+    let routes = || {
+        let text = worker1.sh("ip route show proto 104").ok();
+        let route = |line: &str| line.split(" dev ").next().map(str::to_owned);
+        text.lines().filter_map(route).collect::<Vec<_>>()
+    };
+    assert_eq!(routes(), ["10.10.5.0/24 via 192.168.2.105"]);
+    // An address that moves 100 times a second for ten seconds: valid, invalid, this node's own.
+    let addresses = ["192.168.2.105", "192.168.2.106", "192.168.2.16", "none"];
+    let change = |i: usize| {
+        let address = addresses[i % addresses.len()];
+        json!({"metadata": {"annotations": {"flannel.alpha.coreos.com/public-ip": address}}})
+    };
+    let log = agent.log().len();
+    let used = agent.cpu();
+    let took = kube.patch_each("/api/v1/nodes/honest", 100, (0..1000).map(change));
+    let used = agent.cpu().saturating_sub(used);
+    let written = agent.log().len() - log;
+    eprintln!("{used:?} of CPU and {written} bytes of log in {took:?}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(used < took / 10, "{used:?} in {took:?}");
+    assert!(written < 20_000, "{}", agent.log());
+    kube.patch("/api/v1/nodes/honest", &change(1));
+    wait_for(&format!("the last address: {}", agent.log()), || {
+        routes() == ["10.10.5.0/24 via 192.168.2.106"]
+    });
+    assert!(is_ready(worker1));
 }

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
 pub(crate) use cni::causes;
 
 use crate::commands::install::error::Error as InstallError;
@@ -41,6 +43,11 @@ pub(crate) enum Error {
     /// Pods of this node cannot reach others.
     #[error("interface {0} is down")]
     InterfaceDown(String),
+    /// A bridge with the subnet that the store gives this node would divert the node's own packets.
+    #[error(
+        "this node's subnet {subnet} would cut it off: it contains {needed}; choose another network, or let SubnetMin and SubnetMax leave these addresses out"
+    )]
+    CutsItselfOff { subnet: IpNetwork, needed: String },
     /// A store gave a new state that cannot be used.
     #[error("{}; the last known state stays in use", .0.text())]
     LastStateStays(Box<Error>),
@@ -50,8 +57,8 @@ pub(crate) enum Error {
     )]
     ForwardRefused {
         program: &'static str,
-        from: ipnetwork::IpNetwork,
-        to: ipnetwork::IpNetwork,
+        from: IpNetwork,
+        to: IpNetwork,
     },
     #[error("set up handlers for SIGTERM, SIGINT and SIGHUP")]
     Signal(#[source] std::io::Error),

@@ -7,6 +7,8 @@ mod reporter;
 pub(crate) mod saved_state;
 mod scheduler;
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -58,6 +60,8 @@ pub(crate) struct Agent {
     /// them since.
     present_routes: Option<Vec<Route>>,
     diversions: Diversions,
+    /// The addresses of all interfaces of this node.
+    addresses: HashSet<IpAddr>,
     /// True if all sysctls were right at the last reconcile.
     sysctls_are_right: bool,
     reporter: Reporter,
@@ -87,6 +91,7 @@ impl Agent {
             has_installed_list: false,
             present_routes: None,
             diversions: Diversions::default(),
+            addresses: HashSet::new(),
             sysctls_are_right: false,
             reporter: Reporter::default(),
             shared,

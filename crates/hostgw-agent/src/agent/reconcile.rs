@@ -95,6 +95,8 @@ impl Agent {
         };
         if trigger.kernel.network {
             self.restored.verify(&self.kernel)?;
+            let addresses = self.kernel.all_addresses()?.into_iter();
+            self.addresses = addresses.map(|address| address.network.ip()).collect();
         }
         let view = self.store.view(ViewContext {
             kernel: &self.kernel,
@@ -111,6 +113,10 @@ impl Agent {
 
     /// Makes a new state the current one. Fails if there is none; then the last one stays.
     fn adopt(&mut self, node: Result<Node>) -> Result<()> {
+        let node = node.and_then(|node| match node.cuts_itself_off() {
+            Some((subnet, needed)) => Err(Error::CutsItselfOff { subnet, needed }),
+            None => Ok(node),
+        });
         let node = match (node, &self.node) {
             (Ok(node), _) => node,
             (Err(error), None) => return Err(error),
@@ -150,7 +156,7 @@ impl Agent {
         trigger: Trigger,
         findings: &mut Findings,
     ) -> Vec<Peer> {
-        let mut peers = routes::peers(node, self.config.routes.onlink);
+        let mut peers = routes::peers(node, &self.addresses, self.config.routes.onlink);
         let applied = apply(&self.kernel, node, self.config.routes, &peers, present);
         let Some(mut applied) = findings.check(applied) else {
             return peers;

@@ -58,18 +58,18 @@ impl Reporter {
     pub(super) fn report(&mut self, outcome: &Outcome) {
         let warnings = outcome.findings.warnings.iter().cloned().collect();
         for new in difference(&warnings, &self.warnings) {
-            self.limiter.warn(new, new);
+            self.limiter.warn_in("warnings", new);
         }
         self.warnings = warnings;
         let problems = outcome.findings.problems.iter().map(Error::text).collect();
         for new in difference(&problems, &self.problems) {
-            self.limiter.error(new, new);
+            self.limiter.error_in("problems of this node", new);
         }
         self.problems = problems;
         self.report_store(outcome.store.warning.as_ref());
         let unroutable = outcome.peers.iter().flat_map(unroutable).collect();
         for new in difference(&unroutable, &self.unroutable) {
-            self.limiter.warn(new, new);
+            self.limiter.warn_in("subnets that are not routed", new);
         }
         self.unroutable = unroutable;
     }
@@ -103,7 +103,8 @@ impl Reporter {
             } else if is_repair {
                 self.limiter.info(change.kind(), &change.to_string());
             } else {
-                info!("{change}");
+                self.limiter
+                    .info_in("changes of routes", &change.to_string());
             }
         }
         if is_many {

@@ -1,5 +1,7 @@
 //! Why a text is not a network's configuration.
 
+use super::excerpt;
+
 /// Why a text is not a network's configuration. It names the key, its value and the rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
@@ -26,7 +28,7 @@ impl Error {
     ) -> Self {
         Self::Invalid {
             key,
-            value: value.to_string(),
+            value: excerpt(&value.to_string()),
             rule: rule.into(),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::NetConf;
+use super::{NetConf, excerpt};
 
 /// The complete content of a store at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +96,15 @@ impl fmt::Display for Addresses {
 }
 
 impl Lease {
+    /// Creates a lease from what a store says. Texts are made fit to be shown.
+    pub(crate) fn new(node: &str, hops: Vec<Hop>, invalid_reason: Option<String>) -> Self {
+        Self {
+            node: excerpt(node),
+            hops,
+            invalid_reason: invalid_reason.map(|reason| excerpt(&reason)),
+        }
+    }
+
     /// The node's subnets.
     pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
         self.hops.iter().map(|hop| hop.subnet)

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::error::Error;
+use super::excerpt;
 use super::subnet_pool::{FamilyKeys, IPV4, IPV6, SubnetPool};
 
 /// The cluster's network configuration, validated. At least one family is enabled.
@@ -41,7 +42,8 @@ const KEYS: [&str; 12] = [
 
 /// Reads a `net-conf.json`.
 pub(crate) fn parse(text: &[u8]) -> Result<NetConf, Error> {
-    let value = serde_json::from_slice(text).map_err(|error| Error::Json(error.to_string()))?;
+    let value = serde_json::from_slice(text)
+        .map_err(|error: serde_json::Error| Error::Json(excerpt(&error.to_string())))?;
     NetConf::check(&fold(value))
 }
 

@@ -64,6 +64,16 @@ impl Node {
         leases.filter(|lease| lease.node != self.own.node).count()
     }
 
+    /// Returns a subnet of this node that contains something which the node reaches by its uplink, and
+    /// what that is, in words. A bridge with this subnet would cut the node off.
+    pub(crate) fn cuts_itself_off(&self) -> Option<(IpNetwork, String)> {
+        self.own.subnets().find_map(|subnet| {
+            let pool = self.snapshot.network.pool(subnet)?;
+            let needed = self.uplink.needed_within(subnet, pool.network)?;
+            Some((subnet, needed))
+        })
+    }
+
     /// Returns the families and interfaces that this node has to forward.
     pub(crate) fn forwarding<'a>(&'a self, bridges: &'a [Link]) -> Forwarding<'a> {
         Forwarding {

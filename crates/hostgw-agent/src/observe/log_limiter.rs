@@ -8,6 +8,8 @@ use tracing::{error, info, warn};
 
 /// How many lines of one kind are logged within [`WINDOW`].
 const BURST: u32 = 5;
+/// How many different lines of one group are logged within [`WINDOW`].
+const GROUP_BURST: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Counts the lines of each kind. Events that each deserve a line of their own are kinds of their
@@ -18,38 +20,56 @@ pub(crate) struct LogLimiter(BTreeMap<String, Window>);
 struct Window {
     start: Instant,
     count: u32,
+    /// How many of the lines are logged.
+    burst: u32,
 }
 
 impl LogLimiter {
     /// Logs a warning, unless this kind was logged too often.
     pub(crate) fn warn(&mut self, kind: &str, text: &str) {
-        if self.allows(kind) {
+        if self.allows(kind, BURST) {
             warn!("{text}");
         }
     }
 
-    /// Logs an error, unless this kind was logged too often.
-    pub(crate) fn error(&mut self, kind: &str, text: &str) {
-        if self.allows(kind) {
+    /// Logs a warning, unless this text, or others of its group, were logged too often. A store can
+    /// cause any number of different texts.
+    pub(crate) fn warn_in(&mut self, group: &str, text: &str) {
+        if self.allows(group, GROUP_BURST) && self.allows(text, BURST) {
+            warn!("{text}");
+        }
+    }
+
+    /// Logs an error, unless this text, or others of its group, were logged too often.
+    pub(crate) fn error_in(&mut self, group: &str, text: &str) {
+        if self.allows(group, GROUP_BURST) && self.allows(text, BURST) {
             error!("{text}");
         }
     }
 
     /// Logs a line of information, unless this kind was logged too often.
     pub(crate) fn info(&mut self, kind: &str, text: &str) {
-        if self.allows(kind) {
+        if self.allows(kind, BURST) {
             info!("{text}");
         }
     }
 
-    fn allows(&mut self, kind: &str) -> bool {
+    /// Logs a line of information, unless this text, or others of its group, were logged too often.
+    pub(crate) fn info_in(&mut self, group: &str, text: &str) {
+        if self.allows(group, GROUP_BURST) && self.allows(text, BURST) {
+            info!("{text}");
+        }
+    }
+
+    fn allows(&mut self, kind: &str, burst: u32) -> bool {
         self.close_windows(|other| other == kind);
         let window = self.0.entry(kind.to_owned()).or_insert_with(|| Window {
             start: Instant::now(),
             count: 0,
+            burst,
         });
         window.count += 1;
-        window.count <= BURST
+        window.count <= burst
     }
 
     /// Logs how many lines were left out, for each kind whose window is over.
@@ -62,7 +82,7 @@ impl LogLimiter {
             if window.start.elapsed() < WINDOW || !selects(kind) {
                 return true;
             }
-            let suppressed = window.count.saturating_sub(BURST);
+            let suppressed = window.count.saturating_sub(window.burst);
             if suppressed > 0 {
                 let seconds = window.start.elapsed().as_secs();
                 warn!("{kind}: {suppressed} more in the last {seconds} s, not logged one by one");

@@ -1,6 +1,6 @@
 //! The state as metrics for Prometheus, computed when they are scraped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -148,6 +148,10 @@ fn counters(state: &State) -> [(&'static str, &'static str, u64); 6] {
     ]
 }
 
+/// Each peer that is refused or diverted is a series of its own, but no more of them than this: a store
+/// full of invalid leases must not fill Prometheus.
+const MAX_PEER_SERIES: usize = 500;
+
 /// The number of subnets that are not routed by reason, and each of them.
 fn refused(state: &State, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let mut counts: BTreeMap<_, usize> = Refusal::LABELS.iter().map(|label| (*label, 0)).collect();
@@ -187,6 +191,7 @@ fn peer_gauges<'a>(
     peers: impl Iterator<Item = (&'a Peer, &'static str)>,
 ) -> fmt::Result {
     let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    let mut seen = BTreeSet::new();
     for (peer, reason) in peers {
         let subnet = peer.hop.map_or(String::new(), |hop| hop.subnet.to_string());
         let via = peer.hop.map_or(String::new(), |hop| hop.via.to_string());
@@ -196,7 +201,10 @@ fn peer_gauges<'a>(
             ("next_hop", &via),
             ("reason", reason),
         ];
-        ConstGauge::new(1.0).encode(family.encode_family(&labels)?)?;
+        // Prometheus refuses a page with the same series twice.
+        if seen.len() < MAX_PEER_SERIES && seen.insert(labels.map(|(_, value)| value.to_owned())) {
+            ConstGauge::new(1.0).encode(family.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }
@@ -220,8 +228,6 @@ fn count(number: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

@@ -1,11 +1,12 @@
 //! Decides which subnets of the other nodes can be routed, and why the others cannot. No I/O.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use subnet::Subnet;
 
 use crate::network::{Hop, Lease, Snapshot, SubnetMap};
 use crate::node::{Node, Uplink};
@@ -35,6 +36,8 @@ pub(crate) enum Refusal {
     SameAddress(IpAddr, String),
     /// The next hop is an address of this node, or not the address of a node at all.
     NotAPeer(IpAddr),
+    /// A route to the subnet would cut this node off from what the text names.
+    CutsOff(String),
     /// The next hop is not on the link of this interface.
     NotOnLink(IpAddr, String),
     /// The kernel refused the route.
@@ -46,15 +49,26 @@ pub(crate) enum Refusal {
 pub(crate) struct ThisNode<'a> {
     pub(crate) lease: &'a Lease,
     pub(crate) uplink: &'a Uplink,
+    /// The addresses of all its interfaces.
+    pub(crate) addresses: &'a HashSet<IpAddr>,
     /// Accept next hops that are not on the uplink's link according to its addresses.
     pub(crate) onlink: bool,
 }
 
-/// Returns every other node's subnets, and which of them can be routed.
-pub(crate) fn peers(node: &Node, onlink: bool) -> Vec<Peer> {
+/// A hop of another node's lease, and why it can never be routed, whatever the other leases are.
+struct Candidate<'a> {
+    lease: &'a Arc<Lease>,
+    hop: Hop,
+    refused: Option<Refusal>,
+}
+
+/// Returns every other node's subnets, and which of them can be routed. `addresses` are those of
+/// all interfaces of this node.
+pub(crate) fn peers(node: &Node, addresses: &HashSet<IpAddr>, onlink: bool) -> Vec<Peer> {
     let own = ThisNode {
         lease: &node.own,
         uplink: &node.uplink,
+        addresses,
         onlink,
     };
     evaluate(&node.snapshot, own)
@@ -62,85 +76,146 @@ pub(crate) fn peers(node: &Node, onlink: bool) -> Vec<Peer> {
 
 /// Lists every other node's subnets, and finds those that cannot be routed. If two nodes have the
 /// same subnet, the older lease counts; if two have the same address, the newer one, because nodes
-/// leave leases behind.
+/// leave leases behind. A lease that is refused displaces no other one.
 pub(crate) fn evaluate(snapshot: &Snapshot, own: ThisNode<'_>) -> Vec<Peer> {
-    let mut newest: HashMap<IpAddr, &str> = HashMap::new();
-    for lease in others(snapshot, own).filter(|lease| lease.invalid_reason.is_none()) {
-        for hop in &lease.hops {
-            newest.insert(hop.via, &lease.node);
+    let mut peers = Vec::with_capacity(snapshot.leases.len());
+    let mut candidates = Vec::with_capacity(snapshot.leases.len());
+    // The whole lease is compared: another node that took over ours has its name, but another
+    // address.
+    let others = snapshot.leases.iter();
+    for lease in others.filter(|lease| lease.as_ref() != own.lease) {
+        if lease.hops.is_empty() {
+            let reason = lease.invalid_reason.clone();
+            let reason = reason.unwrap_or_else(|| "it has no subnet".to_owned());
+            peers.push(Peer::new(lease, None, Some(Refusal::Invalid(reason))));
         }
+        candidates.extend(lease.hops.iter().map(|hop| Candidate {
+            lease,
+            hop: *hop,
+            refused: refusal(lease, *hop, snapshot, own),
+        }));
+    }
+    let mut decided = decide(&candidates, own, &HashSet::new());
+    let overlapping: HashSet<_> = decided
+        .iter()
+        .filter(|peer| matches!(peer.refused, Some(Refusal::Overlaps(..))))
+        .map(|peer| peer.lease.node.clone())
+        .collect();
+    let is_displaced = |peer: &Peer| match &peer.refused {
+        Some(Refusal::SameAddress(_, newer)) => overlapping.contains(newer),
+        _ => false,
+    };
+    if decided.iter().any(is_displaced) {
+        decided = decide(&candidates, own, &overlapping);
+    }
+    peers.extend(decided);
+    peers
+}
+
+/// Decides between the candidates, the oldest first. The nodes in `overlapping` displace no older
+/// lease with their address.
+fn decide(
+    candidates: &[Candidate<'_>],
+    own: ThisNode<'_>,
+    overlapping: &HashSet<String>,
+) -> Vec<Peer> {
+    let mut newest: HashMap<IpAddr, &str> = HashMap::new();
+    for Candidate { lease, hop, .. } in candidates.iter().filter(|candidate| {
+        candidate.refused.is_none() && !overlapping.contains(&candidate.lease.node)
+    }) {
+        newest.insert(hop.via, &lease.node);
     }
     let mut taken = SubnetMap::new();
     for hop in &own.lease.hops {
         taken.insert(hop.subnet, "this node");
     }
-    let mut peers = Vec::with_capacity(snapshot.leases.len());
-    for lease in others(snapshot, own) {
-        let peer = |hop, refused| Peer {
-            lease: Arc::clone(lease),
-            hop,
-            refused,
-            diverted: None,
+    let mut next_hops: BTreeMap<IpAddr, &str> = BTreeMap::new();
+    let mut peers = Vec::with_capacity(candidates.len());
+    for candidate in candidates {
+        let Candidate { lease, hop, .. } = *candidate;
+        let newer = || {
+            let newer = newest.get(&hop.via).filter(|node| **node != lease.node)?;
+            let counts = !overlapping.contains(&lease.node);
+            counts.then(|| Refusal::SameAddress(hop.via, (*newer).to_owned()))
         };
-        if lease.hops.is_empty() {
-            let reason = lease.invalid_reason.clone();
-            let reason = reason.unwrap_or_else(|| "it has no subnet".to_owned());
-            peers.push(peer(None, Some(Refusal::Invalid(reason))));
+        let overlaps = || {
+            let (other, node) = taken.overlapping(hop.subnet)?;
+            Some(Refusal::Overlaps(other, node.to_owned()))
+        };
+        // Next hops are nodes, which are never in the subnet of another node.
+        let contains_next_hop = || {
+            let last = Subnet::of(hop.subnet).address_at(u128::MAX);
+            let mut within = next_hops.range(hop.subnet.network()..=last);
+            let (via, node) = within.find(|(_, node)| **node != lease.node)?;
+            Some(Refusal::CutsOff(format!("{via}, the address of {node}")))
+        };
+        let is_pod = || {
+            taken.overlapping(hop.via.into())?;
+            Some(Refusal::NotAPeer(hop.via))
+        };
+        let refused = candidate.refused.clone();
+        let refused = refused.or_else(newer).or_else(overlaps);
+        let refused = refused.or_else(contains_next_hop).or_else(is_pod);
+        if refused.is_none() {
+            taken.insert(hop.subnet, &lease.node);
+            next_hops.insert(hop.via, &lease.node);
         }
-        for hop in &lease.hops {
-            let refused = refusal(lease, *hop, snapshot, own, &newest).or_else(|| {
-                let (other, node) = taken.overlapping(hop.subnet)?;
-                Some(Refusal::Overlaps(other, node.to_owned()))
-            });
-            if refused.is_none() {
-                taken.insert(hop.subnet, &lease.node);
-            }
-            peers.push(peer(Some(*hop), refused));
-        }
+        peers.push(Peer::new(lease, Some(hop), refused));
     }
     peers
 }
 
-fn others<'a>(snapshot: &'a Snapshot, own: ThisNode<'a>) -> impl Iterator<Item = &'a Arc<Lease>> {
-    // The whole lease is compared: another node that took over ours has its name, but another
-    // address.
-    snapshot
-        .leases
-        .iter()
-        .filter(move |lease| lease.as_ref() != own.lease)
-}
-
-fn refusal(
-    lease: &Lease,
-    hop: Hop,
-    snapshot: &Snapshot,
-    own: ThisNode<'_>,
-    newest: &HashMap<IpAddr, &str>,
-) -> Option<Refusal> {
+/// Returns why a hop cannot be routed, whatever the leases of other peers are.
+fn refusal(lease: &Lease, hop: Hop, snapshot: &Snapshot, own: ThisNode<'_>) -> Option<Refusal> {
     let Hop { subnet, via } = hop;
     if let Some(reason) = &lease.invalid_reason {
         return Some(Refusal::Invalid(reason.clone()));
     }
-    let pool = snapshot.network.pool(subnet);
-    if !pool.is_some_and(|pool| {
+    let pool = snapshot.network.pool(subnet).filter(|pool| {
         pool.network.prefix() <= subnet.prefix() && pool.network.contains(subnet.ip())
-    }) {
+    });
+    let Some(pool) = pool else {
         let networks: Vec<_> = snapshot.network.networks().map(|n| n.to_string()).collect();
         return Some(Refusal::Outside(networks.join(" and ")));
-    }
-    if own.uplink.has(via) || via.is_unspecified() || via.is_loopback() || via.is_multicast() {
+    };
+    // Without a link to it, an address in the network of pods is no node's, unless this node is there, too.
+    let is_pod = snapshot.network.networks().any(|network| {
+        let mut addresses = own.uplink.addresses_of(via.is_ipv4());
+        network.contains(via) && !addresses.any(|address| network.contains(address))
+    });
+    let is_reached = own.uplink.reaches(via);
+    if own.addresses.contains(&via) || !is_host(via) || is_pod && !is_reached {
         return Some(Refusal::NotAPeer(via));
     }
-    if let Some(newer) = newest.get(&via).filter(|node| **node != lease.node) {
-        return Some(Refusal::SameAddress(via, (*newer).to_owned()));
-    }
-    if !own.onlink && !own.uplink.reaches(via) {
+    if !own.onlink && !is_reached {
         return Some(Refusal::NotOnLink(via, own.uplink.link.name.clone()));
     }
-    None
+    let needed = own.uplink.needed_within(subnet, pool.network);
+    needed.map(Refusal::CutsOff)
+}
+
+/// True if one machine can have this address.
+fn is_host(address: IpAddr) -> bool {
+    match address {
+        // RFC 1122, 3.2.1.3: no host is in 0.0.0.0/8, and 240.0.0.0/4 is reserved.
+        IpAddr::V4(v4) => (1..224).contains(&v4.octets()[0]) && !v4.is_loopback(),
+        IpAddr::V6(v6) => {
+            let is_special = v6.is_unspecified() || v6.is_loopback() || v6.is_multicast();
+            !is_special && v6.to_ipv4_mapped().is_none()
+        }
+    }
 }
 
 impl Peer {
+    fn new(lease: &Arc<Lease>, hop: Option<Hop>, refused: Option<Refusal>) -> Self {
+        Self {
+            lease: Arc::clone(lease),
+            hop,
+            refused,
+            diverted: None,
+        }
+    }
+
     /// Returns the hop to route; none if the subnet is not routed.
     pub(crate) fn wanted(&self) -> Option<Hop> {
         self.hop.filter(|_| self.refused.is_none())
@@ -156,18 +231,20 @@ impl Refusal {
             Self::Overlaps(..) => "overlap",
             Self::SameAddress(..) => "same-address",
             Self::NotAPeer(_) => "no-peer",
+            Self::CutsOff(_) => "cuts-off",
             Self::NotOnLink(..) => "not-on-link",
             Self::Kernel(_) => "kernel",
         }
     }
 
     /// All labels.
-    pub(crate) const LABELS: [&'static str; 7] = [
+    pub(crate) const LABELS: [&'static str; 8] = [
         "flaw",
         "outside-network",
         "overlap",
         "same-address",
         "no-peer",
+        "cuts-off",
         "not-on-link",
         "kernel",
     ];
@@ -186,6 +263,7 @@ impl fmt::Display for Refusal {
                 write!(f, "{via} is also the address of {newer}, which is newer")
             }
             Self::NotAPeer(via) => write!(f, "{via} is not the address of another node"),
+            Self::CutsOff(needed) => write!(f, "it would cut this node off: it contains {needed}"),
             Self::NotOnLink(via, link) => write!(
                 f,
                 "{via} is not on the link of {link} (--onlink accepts it)"
@@ -228,6 +306,11 @@ mod tests {
     fn evaluated(leases: &[Arc<Lease>], onlink: bool) -> Vec<String> {
         let network =
             r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}"#;
+        evaluated_in(network, leases, onlink)
+    }
+
+    /// Returns the outcome in a network with this configuration.
+    fn evaluated_in(network: &str, leases: &[Arc<Lease>], onlink: bool) -> Vec<String> {
         let own = lease(
             "own",
             &[
@@ -243,9 +326,12 @@ mod tests {
             &["192.168.2.16", "fd00::16"],
             &["192.168.2.0/24", "fd00::/64"],
         );
+        let addresses = ["192.168.2.16", "fd00::16", "192.168.2.116", "10.9.9.9"];
+        let addresses = addresses.iter().map(|ip| ip.parse().expect("an address"));
         let own = ThisNode {
             lease: &own,
             uplink: &uplink,
+            addresses: &addresses.collect(),
             onlink,
         };
         let label = |peer: &Peer| match &peer.refused {
@@ -314,12 +400,83 @@ mod tests {
             ("10.20.2.0/24 via 192.168.2.15", "outside-network"),
             ("10.0.0.0/8 via 192.168.2.15", "outside-network"),
             ("10.10.2.0/24 via 10.0.0.1", "not-on-link"),
+            ("10.10.2.0/24 via 192.168.2.116", "no-peer"),
+            ("10.10.2.0/24 via 10.9.9.9", "no-peer"),
+            ("10.10.2.0/24 via 0.0.0.7", "no-peer"),
+            ("10.10.2.0/24 via 255.255.255.255", "no-peer"),
+            ("10.10.2.0/24 via 10.10.3.7", "no-peer"),
+            ("fd00:10:0:2::/64 via ff02::1", "no-peer"),
+            ("fd00:10:0:2::/64 via ::ffff:192.168.2.15", "no-peer"),
         ] {
             assert_eq!(evaluated(&[lease("a", &[hop])], false), [label], "{hop}");
+        }
+        let refused_anyway = [
+            "10.10.2.0/24 via 10.9.9.9",
+            "10.10.2.0/24 via 10.10.1.7",
+            "fd00:10:0:2::/64 via fd00:10:0:1::7",
+        ];
+        for hop in refused_anyway {
+            assert_eq!(evaluated(&[lease("a", &[hop])], true), ["no-peer"], "{hop}");
         }
         assert_eq!(
             evaluated(&[lease("a", &["10.10.2.0/24 via 10.0.0.1"])], true),
             ["routed"]
+        );
+    }
+
+    #[test]
+    fn a_refused_lease_displaces_no_other_lease_with_its_address() {
+        let leases = [
+            lease("a", &["10.10.2.0/24 via 192.168.2.15"]),
+            lease("b", &["10.10.3.0/24 via 192.168.2.14"]),
+        ];
+        for (claim, label) in [
+            ("172.30.0.0/24 via 192.168.2.15", "outside-network"),
+            ("10.10.1.128/25 via 192.168.2.15", "overlap"),
+            ("10.10.3.128/25 via 192.168.2.15", "overlap"),
+        ] {
+            let claim = lease("c", &[claim]);
+            let all = [Arc::clone(&leases[0]), Arc::clone(&leases[1]), claim];
+            assert_eq!(evaluated(&all, false), ["routed", "routed", label]);
+        }
+        // A node that moved to a part of its own old subnet.
+        let moved = lease("c", &["10.10.2.128/25 via 192.168.2.15"]);
+        let all = [Arc::clone(&leases[0]), moved];
+        assert_eq!(evaluated(&all, false), ["same-address", "routed"]);
+    }
+
+    /// A network that contains the nodes' own.
+    const AROUND: &str =
+        r#"{"Network": "192.168.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/16"}"#;
+
+    #[test]
+    fn a_subnet_must_not_contain_addresses_that_this_node_needs() {
+        for (subnet, label) in [
+            ("192.168.2.0/24 via 192.168.2.15", "cuts-off"),
+            ("192.168.2.128/25 via 192.168.2.15", "cuts-off"),
+            ("192.168.2.64/26 via 192.168.2.15", "cuts-off"),
+            ("192.168.0.0/18 via 192.168.2.15", "cuts-off"),
+            ("192.168.3.0/24 via 192.168.2.15", "routed"),
+            ("fd00::/64 via fd00::15", "cuts-off"),
+            ("fd00:0:0:7::/64 via fd00::15", "routed"),
+        ] {
+            assert_eq!(
+                evaluated_in(AROUND, &[lease("a", &[subnet])], false),
+                [label],
+                "{subnet}"
+            );
+        }
+        // The nodes' network contains the network of pods: only addresses of nodes count.
+        let within = r#"{"Network": "192.168.2.128/25", "SubnetLen": 28}"#;
+        let leases = [
+            lease("a", &["192.168.2.160/28 via 192.168.2.15"]),
+            lease("b", &["192.168.2.144/28 via 192.168.2.179"]),
+            lease("c", &["192.168.2.176/28 via 192.168.2.14"]),
+            lease("d", &["192.168.2.192/28 via 192.168.2.161"]),
+        ];
+        assert_eq!(
+            evaluated_in(within, &leases, false),
+            ["routed", "routed", "cuts-off", "no-peer"]
         );
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use kernel::{Address, Kind, Link, Path, Route, Rtnl};
+use subnet::Subnet;
 
 use super::{Error, Uplink, is_link_local};
 use crate::network::{Lease, NetConf, Snapshot};
@@ -169,6 +170,17 @@ impl<'a> Interfaces<'a> {
         let mut on_link: Vec<_> = connected.map(|route| route.to).collect();
         on_link.sort();
         on_link.dedup();
+        let gateways = self.routes.iter().filter(|route| route.to.prefix() == 0);
+        let mut gateways: Vec<_> = gateways.filter_map(|route| route.via).collect();
+        gateways.sort_unstable();
+        gateways.dedup();
+        let interface = self.all.iter().find(|(other, _)| other.index == link.index);
+        let assigned = interface.into_iter().flat_map(|(_, assigned)| assigned);
+        let mut networks: Vec<_> = assigned
+            .map(|address| Subnet::of(address.network).network())
+            .collect();
+        networks.sort();
+        networks.dedup();
         let mut addresses: Vec<_> = self.addresses(link).collect();
         let rank = |address: &IpAddr| preferred.iter().position(|other| other == address);
         addresses.sort_by_key(|address| rank(address).unwrap_or(preferred.len()));
@@ -176,6 +188,8 @@ impl<'a> Interfaces<'a> {
             link: link.clone(),
             addresses,
             on_link,
+            networks,
+            gateways,
             because,
             warning: None,
         }

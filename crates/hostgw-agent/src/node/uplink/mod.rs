@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use kernel::{Link, Protocol, Route};
+use subnet::Subnet;
 
 pub(crate) use interfaces::Interfaces;
 pub(crate) use selection::Selection;
@@ -21,6 +22,10 @@ pub(crate) struct Uplink {
     addresses: Vec<IpAddr>,
     /// The networks that are reachable on the link, without a next hop.
     on_link: Vec<IpNetwork>,
+    /// The networks of its addresses.
+    networks: Vec<IpNetwork>,
+    /// The next hops of default routes.
+    gateways: Vec<IpAddr>,
     /// Why this interface and this address were chosen, in words that follow "because".
     pub(crate) because: String,
     /// A warning that the interface which the user selected does not exist.
@@ -97,14 +102,31 @@ impl Uplink {
         self.addresses.iter().filter(matches).copied()
     }
 
-    /// True if the interface has this address.
-    pub(crate) fn has(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address)
-    }
-
     /// True if the kernel can send to `address` without a next hop.
     pub(crate) fn reaches(&self, address: IpAddr) -> bool {
         is_link_local(address) || self.on_link.iter().any(|network| network.contains(address))
+    }
+
+    /// Returns what this node reaches within `subnet` by other ways than a next hop, in words:
+    /// without it, the node would be cut off. `cluster` is the network of all pods. It may lie within the
+    /// uplink's own network, as long as its subnets leave out the addresses of nodes.
+    pub(crate) fn needed_within(&self, subnet: IpNetwork, cluster: IpNetwork) -> Option<String> {
+        let link = &self.link.name;
+        let is_of_uplink = |network: &&IpNetwork| {
+            cluster.prefix() < network.prefix()
+                && cluster.contains(network.ip())
+                && Subnet::of(subnet).overlaps(Subnet::of(**network))
+        };
+        if let Some(network) = self.networks.iter().find(is_of_uplink) {
+            return Some(format!("addresses of {network}, the network of {link}"));
+        }
+        let mut own = self.addresses.iter();
+        if let Some(own) = own.find(|address| subnet.contains(**address)) {
+            return Some(format!("{own}, an address of {link}"));
+        }
+        let mut gateways = self.gateways.iter();
+        let gateway = gateways.find(|address| subnet.contains(**address))?;
+        Some(format!("{gateway}, the next hop of a default route"))
     }
 
     /// A route that drops packets to `to`. Its metric is the highest, so that any other route to
@@ -133,7 +155,8 @@ fn is_link_local(address: IpAddr) -> bool {
 
 #[cfg(test)]
 impl Uplink {
-    /// An uplink for unit tests: index 2, with these addresses and connected networks.
+    /// An uplink for unit tests: index 2, with these addresses, connected networks, and the next hop
+    /// 192.168.2.1 of the default route.
     pub(crate) fn on(addresses: &[&str], on_link: &[&str]) -> Self {
         let parse_all = |texts: &[&str]| {
             texts
@@ -158,13 +181,16 @@ impl Uplink {
             group: 0,
             alias: None,
         };
+        let networks: Vec<IpNetwork> = on_link
+            .iter()
+            .map(|text| text.parse().expect("a network"))
+            .collect();
         Self {
             link,
             addresses: parse_all(addresses),
-            on_link: on_link
-                .iter()
-                .map(|text| text.parse().expect("a network"))
-                .collect(),
+            on_link: networks.clone(),
+            networks,
+            gateways: parse_all(&["192.168.2.1"]),
             because: String::new(),
             warning: None,
         }

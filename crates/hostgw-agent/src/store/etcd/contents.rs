@@ -9,7 +9,7 @@ use subnet::Subnet;
 
 use super::error::Error;
 use super::format::{self, Subnets, Value};
-use crate::network::{Lease, NetConf, Snapshot, SubnetPool, net_conf};
+use crate::network::{Lease, NetConf, Snapshot, SubnetPool, excerpt, net_conf};
 
 /// The network configuration and the leases below one prefix.
 pub(super) struct Contents {
@@ -89,10 +89,27 @@ impl Contents {
         own: Option<&str>,
     ) -> Option<(&str, &LeaseEntry)> {
         self.entries().find(|(name, entry)| {
-            let theirs = entry.subnets.into_iter().flat_map(Subnets::all);
-            let mut theirs =
-                theirs.filter(|theirs| subnets.all().any(|ours| overlap(ours, *theirs)));
+            let mut theirs = self
+                .claims(entry)
+                .filter(|theirs| subnets.all().any(|ours| overlap(ours, *theirs)));
             own != Some(*name) && theirs.next().is_some()
+        })
+    }
+
+    /// Returns the subnets of a lease, without those that no node can hold: one lease of the whole
+    /// network would leave none for any node.
+    fn claims(&self, entry: &LeaseEntry) -> impl Iterator<Item = IpNetwork> {
+        let subnets = entry.subnets.into_iter().flat_map(Subnets::all);
+        subnets.filter(|subnet| {
+            let pool = self
+                .network()
+                .ok()
+                .and_then(|network| network.pool(*subnet));
+            let is_whole = |pool: &SubnetPool| {
+                pool.network.prefix() < pool.length
+                    && Subnet::of(*subnet).contains(Subnet::of(pool.network))
+            };
+            !pool.as_ref().is_some_and(is_whole)
         })
     }
 
@@ -105,8 +122,7 @@ impl Contents {
         let mut taken = HashSet::new();
         let mut other_lengths = Vec::new();
         for (name, entry) in self.entries() {
-            let subnets = entry.subnets.filter(|_| own != Some(name)).into_iter();
-            for subnet in subnets.flat_map(Subnets::all) {
+            for subnet in self.claims(entry).filter(|_| own != Some(name)) {
                 if subnet.prefix() == pool.length {
                     taken.insert(subnet);
                 } else {
@@ -157,7 +173,11 @@ impl Contents {
         } else if let Some(name) = path.strip_prefix("subnets/") {
             let subnets = name.parse().ok();
             let value = serde_json::from_slice(value)
-                .map_err(|error| format!("the value is not a lease: {error}"));
+                .map(|value: Value| Value {
+                    backend_type: excerpt(&value.backend_type),
+                    ..value
+                })
+                .map_err(|error| excerpt(&format!("the value is not a lease: {error}")));
             let entry = LeaseEntry {
                 subnets,
                 lease: Arc::new(format::lease(name, subnets, &value)),

@@ -154,44 +154,33 @@ impl Value {
     }
 }
 
-/// Returns the lease that a key and a value make. If they are not usable, its `flaw` says why.
+/// Returns the lease that a key and a value make. If they are not usable, it says why.
 pub(crate) fn lease(key: &str, subnets: Option<Subnets>, value: &Result<Value, String>) -> Lease {
-    let mut lease = Lease {
-        node: key.to_owned(),
-        hops: Vec::new(),
-        invalid_reason: None,
-    };
+    let invalid = |reason: &str| Lease::new(key, Vec::new(), Some(reason.to_owned()));
     let Some(subnets) = subnets else {
-        lease.invalid_reason = Some("its key is not a subnet".to_owned());
-        return lease;
+        return invalid("its key is not a subnet");
     };
     let value = match value {
         Ok(value) => value,
-        Err(reason) => {
-            lease.invalid_reason = Some(reason.clone());
-            return lease;
-        }
+        Err(reason) => return invalid(reason),
     };
     let Addresses { ipv4, ipv6 } = value.addresses();
     let hop = |subnet: Option<IpNetwork>, via: Option<IpAddr>| {
         let (subnet, via) = (subnet?, via?);
         Some(Hop { subnet, via })
     };
-    lease
-        .hops
-        .extend(hop(subnets.ipv4.map(Into::into), ipv4.map(Into::into)));
-    lease
-        .hops
-        .extend(hop(subnets.ipv6.map(Into::into), ipv6.map(Into::into)));
-    if value.backend_type != HOST_GW {
-        lease.invalid_reason = Some(format!(
-            "its backend is {:?}, not {HOST_GW:?}",
-            value.backend_type
-        ));
-    } else if lease.hops.is_empty() {
-        lease.invalid_reason = Some("it has no address of its subnet's family".to_owned());
-    }
-    lease
+    let ipv4 = hop(subnets.ipv4.map(Into::into), ipv4.map(Into::into));
+    let ipv6 = hop(subnets.ipv6.map(Into::into), ipv6.map(Into::into));
+    let hops: Vec<_> = ipv4.into_iter().chain(ipv6).collect();
+    let reason = if value.backend_type != HOST_GW {
+        let other = &value.backend_type;
+        Some(format!("its backend is {other:?}, not {HOST_GW:?}"))
+    } else if hops.is_empty() {
+        Some("it has no address of its subnet's family".to_owned())
+    } else {
+        None
+    };
+    Lease::new(key, hops, reason)
 }
 
 #[cfg(test)]

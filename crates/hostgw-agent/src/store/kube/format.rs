@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 
 use super::error::Error;
 use super::object::{Condition, Object};
-use crate::network::{Addresses, Hop, Lease};
+use crate::network::{Addresses, Hop, Lease, excerpt};
 
 /// The only backend whose nodes can be routed to without encapsulation.
 pub(super) const HOST_GW: &str = "host-gw";
@@ -168,7 +168,7 @@ impl Node {
         address.map_err(|_| Error::InvalidAnnotation {
             node: self.name.clone(),
             name,
-            value: text.to_owned(),
+            value: excerpt(text),
         })
     }
 
@@ -244,11 +244,7 @@ impl Node {
         } else {
             None
         };
-        Lease {
-            node: self.name.clone(),
-            hops,
-            invalid_reason,
-        }
+        Lease::new(&self.name, hops, invalid_reason)
     }
 
     /// Returns the addresses in the annotations.
