@@ -126,6 +126,9 @@ struct CleanupFlags {
     /// Also remove flannel's tables, chains and routes.
     #[arg(long)]
     flannel: bool,
+    /// Leave routes and subnet file to flanneld, which already runs: no packet is lost.
+    #[arg(long, conflicts_with = "flannel")]
+    hand_over: bool,
     /// Only list what would be removed.
     #[arg(long)]
     dry_run: bool,
@@ -210,6 +213,7 @@ impl Cli {
             } => Task::Uninstall { record, socket },
             Command::Cleanup(flags) => Task::Cleanup(Cleanup {
                 flannel: flags.flannel,
+                hands_over: flags.hand_over,
                 dry_run: flags.dry_run,
                 subnet_file: flags.files.subnet_file,
                 state_file: flags.files.state_file,

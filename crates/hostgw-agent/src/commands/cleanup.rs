@@ -1,4 +1,5 @@
-//! `hostgw-agent cleanup`: removes what the agent set up, and with `--flannel` what flannel did.
+//! `hostgw-agent cleanup`: removes what the agent set up, and with `--flannel` what flannel did. With
+//! `--hand-over`, flanneld continues with the routes.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ use crate::routes::plan::is_flannel_route;
 pub(crate) struct Cleanup {
     /// Also flannel's tables, chains and routes.
     pub(crate) flannel: bool,
+    /// Leave the routes and the subnet file to flanneld, which is already running.
+    pub(crate) hands_over: bool,
     /// Only list it.
     pub(crate) dry_run: bool,
     pub(crate) subnet_file: PathBuf,
@@ -29,6 +32,7 @@ pub(crate) struct Cleanup {
 /// One object to remove.
 enum Part {
     Route(Route),
+    HandedOver(Route),
     NextHops(Vec<u32>),
     Table,
     HostPorts,
@@ -61,13 +65,14 @@ impl Cleanup {
         } = self.find(&kernel);
         let mut lines = Vec::new();
         for part in parts {
+            let (verb, done) = part.verbs();
             if self.dry_run {
-                lines.push(format!("would remove {part}\n"));
+                lines.push(format!("would {verb} {part}\n"));
                 continue;
             }
             match part.remove(&kernel) {
-                Ok(()) => lines.push(format!("removed {part}\n")),
-                Err(error) => failures.push(format!("remove {part}: {}", error.text())),
+                Ok(()) => lines.push(format!("{done} {part}\n")),
+                Err(error) => failures.push(format!("{verb} {part}: {}", error.text())),
             }
         }
         if !failures.is_empty() {
@@ -91,12 +96,16 @@ impl Cleanup {
             let is_ours = route.protocol == Protocol::HOSTGW;
             is_ours || self.flannel && is_flannel_route(route, &networks)
         };
+        let part = |route: Route| {
+            // flanneld does not look at the protocol, and leaves a route with its destination and next hop.
+            if self.hands_over && route.is_unicast {
+                Part::HandedOver(route)
+            } else {
+                Part::Route(route)
+            }
+        };
         found.add(kernel.routes(), |routes| {
-            routes
-                .into_iter()
-                .filter(is_part)
-                .map(Part::Route)
-                .collect()
+            routes.into_iter().filter(is_part).map(part).collect()
         });
         if kernel::has_nexthop_objects() {
             found.add(kernel.nexthops(Protocol::HOSTGW), |ids| {
@@ -122,7 +131,11 @@ impl Cleanup {
                 leftovers.into_iter().map(Part::Flannel).collect()
             });
         }
-        for path in [&self.subnet_file, &self.state_file, &self.socket] {
+        let subnet_file = Some(&self.subnet_file).filter(|_| !self.hands_over);
+        for path in subnet_file
+            .into_iter()
+            .chain([&self.state_file, &self.socket])
+        {
             let exists = path
                 .try_exists()
                 .map_err(|source| files::Error::io("look for", path, source));
@@ -153,11 +166,29 @@ fn networks(file: &SubnetEnv) -> impl Iterator<Item = IpNetwork> {
 }
 
 impl Part {
+    /// What is done with it, and that it was done.
+    fn verbs(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::HandedOver(_) => ("hand over", "handed over"),
+            _ => ("remove", "removed"),
+        }
+    }
+
     fn remove(&self, kernel: &Rtnl) -> Result<()> {
         match self {
             Self::Route(route) => {
                 let changes = [RouteChange::Delete(route.clone())];
                 for outcome in kernel.change_routes(&changes)? {
+                    outcome?;
+                }
+            }
+            Self::HandedOver(route) => {
+                let theirs = Route {
+                    protocol: Protocol::BOOT,
+                    nexthop: None,
+                    ..route.clone()
+                };
+                for outcome in kernel.change_routes(&[RouteChange::Replace(theirs)])? {
                     outcome?;
                 }
             }
@@ -176,7 +207,7 @@ impl Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Route(route) => write!(f, "route {route}"),
+            Self::Route(route) | Self::HandedOver(route) => write!(f, "route {route}"),
             Self::NextHops(ids) => write!(f, "{} next hop(s) of ours", ids.len()),
             Self::Table => write!(f, "nf_tables table inet {}", firewall::TABLE),
             Self::HostPorts => {
