@@ -17,7 +17,7 @@ PREFIX     ?= /usr/local
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
-.PHONY: build demo test test-clients test-kubernetes reference-suite e2e bench crash soak fuzz lint advisories tools tools-kubernetes image install packages build-packages image-packages clean
+.PHONY: build demo test test-clients test-kubernetes test-nomad reference-suite e2e bench crash soak fuzz lint advisories tools tools-kubernetes image install packages build-packages image-packages clean
 
 build: build-packages
 	$(STATIC) -p cni-hostgw
@@ -59,14 +59,19 @@ test-clients: build packages tools image
 
 # Kubernetes' own network tests in a whole cluster. ONLY selects runs by a part of their names.
 test-kubernetes: build packages tools-kubernetes image
-	$(CARGO) test --locked -p conformance --features kubernetes --test kubernetes_e2e -- --test-threads=1 $(ONLY)
+	$(CARGO) test --locked -p conformance --features kubernetes --test kubernetes_e2e --test kubernetes_upgrade -- --test-threads=1 $(ONLY)
+
+# Nomad, of the last release with an open licence, takes five minutes to build.
+test-nomad: build packages
+	cd conformance/tools/nomad && $(subst CGO_ENABLED=0,CGO_ENABLED=1,$(GO_BUILD)) -ldflags='-s -w' -o ../../../target/tools/ tool
+	$(CARGO) test --locked -p conformance --features nomad --test nomad
 
 # The reference's own test suite of `bridge`, performed by our plugin: how many specs pass.
 reference-suite: build packages tools
 	$(CARGO) test --locked -p conformance --features clients --test reference_suite -- --nocapture
 
 # Everything, however long it takes.
-e2e: test test-clients test-kubernetes
+e2e: test test-clients test-kubernetes test-nomad
 	for store in file etcd kube; do $(MAKE) demo STORE=$$store || exit 1; done
 	$(MAKE) bench
 
@@ -158,8 +163,8 @@ tools-kubernetes: tools image-packages
 	  install -m 644 "$$sources"/test/images/agnhost/porter/localhost.* "$$sources"/cluster/addons/dns/coredns/coredns.yaml.base target/tools/
 	sh conformance/src/cluster/images.sh target/kubernetes target/tools
 
-# The agent's image as archives to import: plain, and with iptables-legacy. Both executables are
-# inside. Nothing is left in buildah's own storage.
+# The agent's image as archives to import: plain, with iptables-legacy, and for tests of upgrades
+# with executables that have one more line. Both executables are inside. Nothing is left in buildah's own storage.
 IMAGE         := target/image
 IMAGE_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 BUILDAH       := CONTAINERS_CONF=$(CURDIR)/$(IMAGE)/containers.conf buildah --root $(CURDIR)/$(IMAGE)/storage \
@@ -176,6 +181,9 @@ image: build image-packages
 	  $(BUILDAH) build --isolation chroot --quiet --timestamp 0 --omit-history --disable-compression=false \
 	    --label org.opencontainers.image.version=$(IMAGE_VERSION) -f crates/hostgw-agent/image/$$file \
 	    -t oci-archive:$(IMAGE)/cni-hostgw-$$tag.tar:localhost/cni-hostgw:$$tag $(IMAGE)/context; done
+	for exe in hostgw-agent cni-hostgw; do echo next >>$(IMAGE)/context/$$exe; done
+	$(BUILDAH) build --isolation chroot --quiet -f crates/hostgw-agent/image/Containerfile \
+	  -t oci-archive:$(IMAGE)/next.tar:localhost/cni-hostgw:next $(IMAGE)/context
 	rm -rf $(IMAGE)/storage $(IMAGE)/run $(IMAGE)/context
 	ls -l $(IMAGE)/*.tar
 

@@ -13,7 +13,7 @@ use crate::holder::run;
 use crate::kube::KEYS;
 use crate::process::{Lifetime, Process, log_file};
 use crate::{
-    Containerd, Crio, Kube, Lab, Node, Release, containerd, crio, image, kubelet, repository,
+    Containerd, Crio, Etcd, Kube, Lab, Node, Release, containerd, crio, image, kubelet, repository,
     wait_within,
 };
 
@@ -66,7 +66,12 @@ impl Families {
     }
 
     /// Returns the manifest with the user's edit of `net-conf.json`.
-    fn manifest(self) -> String {
+    ///
+    /// # Panics
+    ///
+    /// If the manifest has no network to edit.
+    #[must_use]
+    pub fn manifest(self) -> String {
         let network = "\"Network\": \"10.244.0.0/16\",";
         assert!(
             MANIFEST.contains(network),
@@ -104,6 +109,10 @@ pub struct Cluster<'a> {
     families: Families,
     processes: Vec<Process>,
     runtimes: Vec<Runtime<'a>>,
+    /// How often kube-proxy looks whether its rules are still there.
+    proxy_period: &'static str,
+    /// Further members of etcd.
+    members: Vec<Etcd<'a>>,
 }
 
 /// The container runtime of a node.
@@ -164,6 +173,60 @@ impl<'a> Cluster<'a> {
     /// If a part does not start.
     #[must_use]
     pub fn start(nodes: &'a [Node<'a>; 3], families: Families, proxy: &str, crio: &[&str]) -> Self {
+        let cluster = Self::start_without_network(nodes, families, proxy, crio);
+        cluster.apply("cni-hostgw.yaml", &families.manifest());
+        cluster.wait_for_dns();
+        cluster
+    }
+
+    /// The same without the manifest: the nodes are not ready.
+    #[must_use]
+    pub fn start_without_network(
+        nodes: &'a [Node<'a>; 3],
+        families: Families,
+        proxy: &str,
+        crio: &[&str],
+    ) -> Self {
+        let mut cluster = Self::start_control_plane(nodes, families, &[], "30s");
+        for (node, host) in nodes.iter().zip([17, 16, 15]) {
+            cluster.start_node(node, host, proxy, crio.contains(&node.name.as_str()));
+        }
+        cluster
+    }
+
+    /// Starts a cluster with two API servers and three members of etcd, one on the control plane and the
+    /// others on `spares`. The agents use the second API server, which is returned and restarts every
+    /// 25 seconds.
+    ///
+    /// # Panics
+    ///
+    /// If a part does not start.
+    #[must_use]
+    pub fn start_redundant(
+        nodes: &'a [Node<'a>; 3],
+        spares: &[(&'a Node<'a>, &str)],
+    ) -> (Self, Kube<'a>) {
+        let families = Families::Ipv4;
+        let mut cluster = Self::start_control_plane(nodes, families, spares, "1s");
+        for (node, host) in nodes.iter().zip([17, 16, 15]) {
+            cluster.start_node(node, host, "iptables", false);
+        }
+        let second = cluster.kube.restarting_second();
+        let flag = "- --kube-api-url=https://192.168.2.17:6444";
+        let manifest = families.manifest();
+        let manifest = manifest.replace("# - --kube-api-url=https://192.168.2.17:6443", flag);
+        assert!(manifest.contains(flag));
+        cluster.apply("cni-hostgw.yaml", &manifest);
+        cluster.wait_for_dns();
+        (cluster, second)
+    }
+
+    fn start_control_plane(
+        nodes: &'a [Node<'a>; 3],
+        families: Families,
+        spares: &[(&'a Node<'a>, &str)],
+        proxy_period: &'static str,
+    ) -> Self {
         let lab = nodes[0].lab();
         for name in [
             "crictl",
@@ -177,23 +240,44 @@ impl<'a> Cluster<'a> {
             lab.install(&tool(name), &format!("bin/{name}"));
         }
         let services = families.joined("10.96.0.0/16", "fd00:10:96::/112");
-        let kube = Kube::start_for_cluster(&nodes[0], &families.addresses(17)[0], &services);
+        let address = &families.addresses(17)[0];
+        let (kube, members) = Kube::start_for_cluster(&nodes[0], address, &services, spares);
         let mut cluster = Self {
             kube,
             nodes,
             families,
             processes: Vec::new(),
             runtimes: Vec::new(),
+            proxy_period,
+            members,
         };
         cluster.start_controllers(&services);
-        for (node, host) in nodes.iter().zip([17, 16, 15]) {
-            cluster.start_node(node, host, proxy, crio.contains(&node.name.as_str()));
-        }
-        cluster.apply("cni-hostgw.yaml", &families.manifest());
-        cluster.apply("coredns.yaml", &coredns(families));
-        cluster.wait_for_nodes();
-        cluster.kubectl("-n kube-system rollout status deployment/coredns --timeout=120s");
         cluster
+    }
+
+    /// Starts the cluster's DNS, and waits until it answers.
+    pub fn wait_for_dns(&self) {
+        self.apply("coredns.yaml", &coredns(self.families));
+        self.wait_for_nodes();
+        self.kubectl("-n kube-system rollout status deployment/coredns --timeout=120s");
+    }
+
+    /// Imports an image on each node with containerd.
+    pub fn import(&self, archive: &Path) {
+        for runtime in &self.runtimes {
+            if let Runtime::Containerd(containerd) = runtime {
+                containerd.import(archive);
+            }
+        }
+    }
+
+    /// Starts a script on the control plane. It ends with the cluster.
+    pub fn start_script(&mut self, script: &str) {
+        let mut command = self.nodes[0].command("sh");
+        command.args(["-c", script]);
+        let log = log_file(&self.nodes[0].path("/run/script.log"));
+        let process = Process::start(&command, Lifetime::Killed, log);
+        self.processes.push(process);
     }
 
     /// Starts the controller manager and the scheduler on the control plane.
@@ -253,6 +337,7 @@ impl<'a> Cluster<'a> {
             "clientConnection": {"kubeconfig": self.kube.admin()},
             "mode": proxy, "hostnameOverride": node.name, "oomScoreAdj": 0,
             "clusterCIDR": self.families.pods(),
+            "iptables": {"syncPeriod": self.proxy_period},
             "conntrack": {
                 "maxPerCore": 0, "min": 0,
                 "tcpEstablishedTimeout": "24h", "tcpCloseWaitTimeout": "1h",
@@ -332,11 +417,73 @@ impl<'a> Cluster<'a> {
         self.processes.extend(started);
     }
 
+    /// Every 20 seconds until the cluster ends, moves the leadership of etcd to another member; and every
+    /// minute, deletes all `nf_tables` rules of each node: ours, kube-proxy's and those of host ports.
+    pub fn disturb_more(&mut self) {
+        let urls: Vec<_> = self.members.iter().map(Etcd::url).collect();
+        let urls = format!("{},{}", self.kube.etcd().url(), urls.join(","));
+        let script = format!(
+            "export ETCDCTL_API=3; while sleep 20; do status=$(etcdctl --endpoints={urls} endpoint status) && \
+             etcdctl --endpoints=$(echo \"$status\" | awk -F', ' '$5 == \"true\" {{print $1}}') \
+               move-leader $(echo \"$status\" | awk -F', ' '$5 == \"false\" {{print $2}}' | shuf -n 1) >>/run/leaders; done"
+        );
+        self.start_script(&script);
+        let script = "while sleep 60; do nft flush ruleset && echo flushed >>/run/flushed; done";
+        let started = self.runtimes.iter();
+        let started = started.map(|runtime| runtime.start_script(script));
+        self.processes.extend(started);
+    }
+
+    /// Returns how often etcd's leader changed, and how often the rules of the first worker were deleted.
+    #[must_use]
+    pub fn times_disturbed_more(&self) -> (usize, usize) {
+        let lines =
+            |node: &Node<'_>, file: &str| node.sh(&format!("cat {file}")).stdout.lines().count();
+        (
+            lines(&self.nodes[0], "/run/leaders"),
+            lines(&self.nodes[1], "/run/flushed"),
+        )
+    }
+
     /// Returns how often the agent of the first worker was killed.
     #[must_use]
     pub fn times_disturbed(&self) -> usize {
         let log = self.nodes[1].sh("cat /run/disturbed").stdout;
         log.lines().count()
+    }
+
+    /// Compares what the workers hold for pods with the pods that they have: ports of the bridge, and
+    /// addresses in the store of the network `cbr0`. Returns a line for each difference.
+    #[must_use]
+    pub fn leaks(&self) -> Vec<String> {
+        let compare = |node: &Node<'_>| {
+            let path = format!("/api/v1/pods?fieldSelector=spec.nodeName={}", node.name);
+            let pods = self.kube.get(&path);
+            let pods = pods["items"].as_array().into_iter().flatten();
+            let addresses = pods
+                .filter(|pod| pod["spec"]["hostNetwork"] != true)
+                .filter_map(|pod| pod["status"]["podIPs"].as_array().cloned())
+                .flatten();
+            let mut addresses: Vec<_> = addresses
+                .filter_map(|ip| ip["ip"].as_str().map(str::to_owned))
+                .collect();
+            addresses.sort();
+            let reserved = "cd /var/lib/cni/networks/cbr0 && ls | grep -E '^[0-9a-f]+[.:]' | sort";
+            let reserved = node.sh(reserved).stdout;
+            let reserved: Vec<_> = reserved.lines().map(str::to_owned).collect();
+            let ports = node.ports().len();
+            let families = if self.families == Families::Dual {
+                2
+            } else {
+                1
+            };
+            let is_equal = reserved == addresses && ports * families == addresses.len();
+            let name = &node.name;
+            (!is_equal).then(|| {
+                format!("{name}: {ports} ports, {reserved:?} reserved, pods have {addresses:?}")
+            })
+        };
+        self.nodes[1..].iter().filter_map(compare).collect()
     }
 
     /// Returns the lines in which a node's kubelet says that it could not create a pod's sandbox.

@@ -49,11 +49,22 @@ impl<'a> Kube<'a> {
     }
 
     /// Starts etcd and the API server of a whole cluster, whose services have addresses of the
-    /// ranges `services`, separated by a comma.
+    /// ranges `services`, separated by a comma. etcd has a member on each node of `spares`, too.
     #[must_use]
-    pub fn start_for_cluster(node: &'a Node<'a>, address: &str, services: &str) -> Self {
-        let etcd = Etcd::start(node, &in_url(address));
-        let flags = vec![
+    pub fn start_for_cluster(
+        node: &'a Node<'a>,
+        address: &str,
+        services: &str,
+        spares: &[(&'a Node<'a>, &str)],
+    ) -> (Self, Vec<Etcd<'a>>) {
+        let address_in_url = in_url(address);
+        let mut members = vec![(node, address_in_url.as_str())];
+        members.extend_from_slice(spares);
+        let mut members = Etcd::cluster(&members);
+        let etcd = members.remove(0);
+        let urls = members.iter().map(Etcd::url);
+        let urls = urls.map(|url| format!("--etcd-servers={url}"));
+        let mut flags = vec![
             format!("--service-cluster-ip-range={services}"),
             format!("--client-ca-file={KEYS}/ca.crt"),
             format!("--requestheader-client-ca-file={KEYS}/ca.crt"),
@@ -61,7 +72,9 @@ impl<'a> Kube<'a> {
             "--requestheader-group-headers=X-Remote-Group".to_owned(),
             "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
         ];
-        Self::begin(node, address, Some(etcd), 6443, Lifetime::Killed, flags)
+        flags.extend(urls);
+        let kube = Self::begin(node, address, Some(etcd), 6443, Lifetime::Killed, flags);
+        (kube, members)
     }
 
     /// Starts etcd and an API server that outlive this program once [`Self::detach`] is called.
@@ -75,15 +88,20 @@ impl<'a> Kube<'a> {
     /// Starts another API server on the same etcd, at another port.
     #[must_use]
     pub fn second(&self) -> Self {
-        let flags = self.flags.clone();
-        Self::begin(
-            self.node,
-            &self.address,
-            None,
-            6444,
-            Lifetime::Killed,
-            flags,
-        )
+        self.another(Lifetime::Killed)
+    }
+
+    /// The same, but it is killed every 25 seconds, and restarted.
+    #[must_use]
+    pub fn restarting_second(&self) -> Self {
+        self.another(Lifetime::Restarting)
+    }
+
+    fn another(&self, lifetime: Lifetime) -> Self {
+        let mut flags = self.flags.clone();
+        // The service of the API server leads to the first one.
+        flags.push("--endpoint-reconciler-type=none".to_owned());
+        Self::begin(self.node, &self.address, None, 6444, lifetime, flags)
     }
 
     fn begin(
@@ -189,6 +207,14 @@ impl<'a> Kube<'a> {
     #[must_use]
     pub fn url(&self) -> String {
         format!("https://{}:{}", in_url(&self.address), self.port)
+    }
+
+    /// Returns how often the API server of [`Self::restarting_second`] was restarted.
+    #[must_use]
+    pub fn restarts(&self) -> usize {
+        let log = format!("/run/kube-apiserver-{}.log", self.port);
+        let count = self.node.sh(&format!("grep -c '^restarted$' {log}"));
+        count.stdout.trim().parse().unwrap_or_default()
     }
 
     /// Returns the process id of the API server.

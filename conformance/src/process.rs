@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Starts a command again and again. All of its processes end with the shell.
+const RESTARTING: &str = "while true; do setpriv --pdeathsig KILL -- timeout -s KILL 25 setpriv --pdeathsig KILL -- \"$@\"; \
+     echo restarted >&2; done";
+
 /// When a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lifetime {
@@ -15,6 +19,8 @@ pub(crate) enum Lifetime {
     Terminated,
     /// The same with SIGKILL.
     Killed,
+    /// The same, but it is killed every 25 seconds, and started again. That is noted on standard error.
+    Restarting,
     /// It outlives this program, once [`Process::detach`] is called.
     Detached,
 }
@@ -25,6 +31,16 @@ impl Lifetime {
         match self {
             Self::Terminated => &["setpriv", "--pdeathsig", "TERM", "--"],
             Self::Killed => &["setpriv", "--pdeathsig", "KILL", "--"],
+            Self::Restarting => &[
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "--",
+                "sh",
+                "-c",
+                RESTARTING,
+                "sh",
+            ],
             Self::Detached => &["setsid", "--"],
         }
     }
@@ -119,7 +135,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         match self.lifetime {
             Lifetime::Terminated => drop(self.terminate()),
-            Lifetime::Killed | Lifetime::Detached => self.kill(),
+            Lifetime::Killed | Lifetime::Restarting | Lifetime::Detached => self.kill(),
         }
     }
 }

@@ -65,6 +65,27 @@ fn conformance_while_agents_are_killed_and_rules_deleted() {
     );
 }
 
+#[test]
+fn conformance_while_rules_are_flushed_and_etcds_leader_and_an_api_server_change() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Families::Ipv4);
+    let spares = [("etcd2", "192.168.2.22"), ("etcd3", "192.168.2.23")];
+    let spares =
+        spares.map(|(name, address)| (lab.node(name, &[&format!("{address}/24")]), address));
+    let members: Vec<_> = spares
+        .iter()
+        .map(|(node, address)| (node, *address))
+        .collect();
+    let (mut cluster, second) = Cluster::start_redundant(&nodes, &members);
+    cluster.disturb();
+    cluster.disturb_more();
+    passes_conformance(&cluster);
+    let (leaders, flushed) = cluster.times_disturbed_more();
+    let restarts = second.restarts();
+    eprintln!("{restarts} restarts, {leaders} leaders, {flushed} times flushed");
+    assert!(restarts > 3 && leaders > 3 && flushed > 1);
+}
+
 /// The other tests of Kubernetes' network that need no cloud, no Internet, and no network plugin with
 /// policies.
 #[test]
