@@ -97,7 +97,7 @@ soak: build packages
 # SEED chooses other ones.
 CASES ?= 1000000
 fuzz:
-	CASES=$(CASES) SEED=$(SEED) $(CARGO) test --locked --release --workspace --all-features --exclude conformance -- damaged any_routes
+	CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true CASES=$(CASES) SEED=$(SEED) $(CARGO) test --locked --release --workspace --all-features --exclude conformance -- damaged any_routes
 
 # Also checks that each key, flag and metric is in its table, and that links lead somewhere.
 lint: build-packages target/cargo-tools/bin/cargo-deny

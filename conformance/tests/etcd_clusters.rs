@@ -290,6 +290,41 @@ fn a_copy_of_a_nodes_saved_state_does_not_acquire_its_lease() {
 }
 
 #[test]
+fn a_clock_that_is_set_by_a_day_does_not_matter() {
+    let lab = Lab::new();
+    let nodes = nodes(&lab, Family::Ipv4);
+    let store = lab.node("etcd1", &["192.168.2.21/24"]);
+    let etcd = Etcd::start(&store, "192.168.2.21");
+    etcd.configure(&json!({}));
+    let worker1 = &nodes[1];
+    let path = worker1.path("/var/lib/hostgw/state.json");
+    let mut agent = start(worker1, &etcd, &[]);
+    wait_for("readiness", || is_ready(worker1));
+    let key = key(worker1);
+    for (step, address) in [(-86_400_i64, 26), (86_400, 27)] {
+        assert!(agent.stop());
+        // The state was saved when the clock was a day behind, or ahead; and the address changes while the
+        // agent does not run, so that only the expiry shows whose lease it is.
+        let text = std::fs::read(&path).expect("the agent has saved its state");
+        let mut state: Value = serde_json::from_slice(&text).expect("JSON");
+        let expires = state["held"]["expires"].as_i64().expect("a time");
+        state["held"]["expires"] = (expires + step).into();
+        std::fs::write(&path, state.to_string()).expect("writable");
+        worker1
+            .sh(&format!(
+                "rm -r /run/flannel; ip addr flush dev enp0s5; ip addr add 192.168.2.{address}/24 dev enp0s5; \
+                 ip route add default via 192.168.2.1"
+            ))
+            .ok();
+        agent = start(worker1, &etcd, &[]);
+        wait_for(&format!("readiness: {}", agent.log()), || is_ready(worker1));
+        assert_eq!(self::key(worker1), key, "{}", agent.log());
+        assert_eq!(etcd.leases().len(), 1, "{:?}", etcd.leases());
+    }
+    assert!(agent.stop());
+}
+
+#[test]
 fn a_missing_address_in_one_family_does_not_affect_the_other_family() {
     let lab = Lab::new();
     let node = lab.node("worker1", &["192.168.2.16/24"]);

@@ -1,6 +1,7 @@
 //! Leases: which node holds which subnet, in the form that all stores share.
 
 use std::fmt;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -57,6 +58,30 @@ pub(crate) struct EtcdLease {
     /// When it expires, in seconds since 1970. `None` for a reservation.
     #[serde(default)]
     pub(crate) expires: Option<u64>,
+    /// The same in the time of the boot, which counts within one boot: the other clock may be set.
+    #[serde(default)]
+    pub(crate) expires_in_boot: Option<BootTime>,
+}
+
+/// A time since a boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BootTime {
+    /// The kernel's ID of the boot.
+    pub(crate) boot: String,
+    /// Seconds since then.
+    pub(crate) seconds: u64,
+}
+
+impl BootTime {
+    /// The present time. `None` if `/proc` is not readable.
+    pub(crate) fn now() -> Option<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let uptime = fs::read_to_string("/proc/uptime").ok()?;
+        Some(Self {
+            boot: boot.trim().to_owned(),
+            seconds: uptime.split('.').next()?.parse().ok()?,
+        })
+    }
 }
 
 impl Addresses {

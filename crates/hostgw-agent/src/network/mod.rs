@@ -9,7 +9,7 @@ mod subnet_pool;
 
 pub(crate) use error::Error;
 pub(crate) use excerpt::excerpt;
-pub(crate) use lease::{Addresses, EtcdLease, Hop, Lease, Snapshot};
+pub(crate) use lease::{Addresses, BootTime, EtcdLease, Hop, Lease, Snapshot};
 pub(crate) use net_conf::NetConf;
 pub(crate) use subnet_map::SubnetMap;
 pub(crate) use subnet_pool::SubnetPool;

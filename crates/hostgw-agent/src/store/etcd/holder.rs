@@ -14,7 +14,7 @@ use super::format::Subnets;
 use super::requests::{REQUEST_TIMEOUT, keep_alive, within};
 use super::step::{LeaseClaim, Renewal, Step, Write};
 use super::{EtcdStoreConfig, NodeIdentity, State};
-use crate::network::{Addresses, EtcdLease, Lease};
+use crate::network::{Addresses, BootTime, EtcdLease, Lease};
 use crate::store::session::Backoff;
 use crate::store::task_state::TaskState;
 
@@ -254,7 +254,12 @@ impl LeaseHolder {
         };
         let answer = within(REQUEST_TIMEOUT, client.lease_time_to_live(saved.id, None)).await?;
         let left = u64::try_from(answer.ttl()).unwrap_or_default();
-        let is_renewed = left > 0 && unix_seconds() + left > expires + TOLERANCE;
+        // Within a boot, a clock that was set does not matter.
+        let (now, expires) = match (BootTime::now(), &saved.expires_in_boot) {
+            (Some(now), Some(saved)) if now.boot == saved.boot => (now.seconds, saved.seconds),
+            _ => (unix_seconds(), expires),
+        };
+        let is_renewed = left > 0 && now + left > expires + TOLERANCE;
         if is_renewed && !self.saved_lease_is_foreign {
             warn!(
                 "the saved state says that this node holds {}, but {} keeps renewing it: the saved state is a copy, and is ignored",
@@ -324,11 +329,17 @@ impl LeaseHolder {
         ttl: Option<Duration>,
         lease: Arc<Lease>,
     ) {
+        let in_boot = |ttl: Duration| {
+            let BootTime { boot, seconds } = BootTime::now()?;
+            let seconds = seconds + ttl.as_secs();
+            Some(BootTime { boot, seconds })
+        };
         let held = EtcdLease {
             name,
             addresses,
             id,
             expires: ttl.map(|ttl| unix_seconds() + ttl.as_secs()),
+            expires_in_boot: ttl.and_then(in_boot),
         };
         let now = Instant::now();
         // A short lease is renewed after half its time.

@@ -52,6 +52,7 @@ fn holder() -> LeaseClaim {
             addresses: new_node().addresses,
             id: 7,
             expires: None,
+            expires_in_boot: None,
         }),
         is_confirmed: true,
         ..new_node()
@@ -369,6 +370,7 @@ fn a_missing_family_does_not_affect_the_other() {
             addresses: new_node().addresses,
             id: 7,
             expires: None,
+            expires_in_boot: None,
         }),
         ..holder()
     };
