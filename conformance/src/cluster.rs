@@ -179,7 +179,11 @@ impl<'a> Cluster<'a> {
         cluster
     }
 
-    /// The same without the manifest: the nodes are not ready.
+    /// Starts a cluster without the manifest and without DNS: the nodes are not ready.
+    ///
+    /// # Panics
+    ///
+    /// If a part does not start.
     #[must_use]
     pub fn start_without_network(
         nodes: &'a [Node<'a>; 3],
@@ -406,19 +410,21 @@ impl<'a> Cluster<'a> {
         specs(&report)
     }
 
-    /// Every 20 seconds until the cluster ends, kills the agent on each node, replaces the plugin's
-    /// executable, and deletes all of our `nf_tables` tables.
+    /// Every 20 seconds until the cluster ends, deletes all of our `nf_tables` tables on each node, and ten
+    /// seconds later kills the agent and replaces the plugin's executable. Rules are deleted only while
+    /// an agent runs: after some kills, kubelet waits for a minute before it starts the next one.
     pub fn disturb(&mut self) {
-        let script = "while sleep 20; do kill -9 $(pidof hostgw-agent) && echo killed >>/run/disturbed; \
-             cd /opt/cni/bin && cp cni-hostgw .copy && mv .copy cni-hostgw; \
-             nft list tables | grep hostgw | while read -r table; do nft delete $table; done; done";
+        let script = "while sleep 10; do pidof hostgw-agent && nft list tables | grep hostgw | \
+               while read -r table; do nft delete $table; done; sleep 10; \
+             kill -9 $(pidof hostgw-agent) && echo killed >>/run/disturbed; \
+             cd /opt/cni/bin && cp cni-hostgw .copy && mv .copy cni-hostgw; done";
         let started = self.runtimes.iter();
         let started = started.map(|runtime| runtime.start_script(script));
         self.processes.extend(started);
     }
 
     /// Every 20 seconds until the cluster ends, moves the leadership of etcd to another member; and every
-    /// minute, deletes all `nf_tables` rules of each node: ours, kube-proxy's and those of host ports.
+    /// 45 seconds, deletes all `nf_tables` rules of each node: ours, kube-proxy's and those of host ports.
     pub fn disturb_more(&mut self) {
         let urls: Vec<_> = self.members.iter().map(Etcd::url).collect();
         let urls = format!("{},{}", self.kube.etcd().url(), urls.join(","));
@@ -428,7 +434,7 @@ impl<'a> Cluster<'a> {
                move-leader $(echo \"$status\" | awk -F', ' '$5 == \"false\" {{print $2}}' | shuf -n 1) >>/run/leaders; done"
         );
         self.start_script(&script);
-        let script = "while sleep 60; do nft flush ruleset && echo flushed >>/run/flushed; done";
+        let script = "while sleep 45; do pidof hostgw-agent && nft flush ruleset && echo flushed >>/run/flushed; done";
         let started = self.runtimes.iter();
         let started = started.map(|runtime| runtime.start_script(script));
         self.processes.extend(started);

@@ -343,7 +343,7 @@ fn hostile_nodes_and_annotations_that_change_100_times_a_second_do_not_matter() 
     let used = agent.cpu().saturating_sub(used);
     let written = agent.log().len() - log;
     eprintln!("{used:?} of CPU and {written} bytes of log in {took:?}");
-    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(took < Duration::from_secs(40), "{took:?}");
     assert!(used < took / 10, "{used:?} in {took:?}");
     assert!(written < 20_000, "{}", agent.log());
     kube.patch("/api/v1/nodes/honest", &change(1));

@@ -141,10 +141,8 @@ impl<'a> Traffic<'a> {
             lines.len() == 2 && lines.iter().all(|lines| *lines > 500),
             "{text}"
         );
-        wait_for(
-            &format!("nothing is left: {:?}", self.cluster.leaks()),
-            || self.cluster.leaks().is_empty(),
-        );
+        let is_clean = poll(Duration::from_secs(20), || self.cluster.leaks().is_empty());
+        assert!(is_clean.is_some(), "{:?}", self.cluster.leaks());
         assert_eq!(self.cluster.failed_sandboxes(), Vec::<String>::new());
     }
 }
@@ -179,7 +177,8 @@ fn an_upgrade_and_a_downgrade_lose_no_packet() {
     traffic.stop();
 }
 
-/// Gives a node what kube-flannel and its plugins write: the list delegates to `bridge`.
+/// Gives a node a list of the plugin `bridge`, as flannel's own plugin calls it. That one is not available as
+/// a Go module.
 fn configure_flannel(node: &Node<'_>, cidr: &str) {
     let list = json!({
         "cniVersion": "0.3.1", "name": "cbr0",

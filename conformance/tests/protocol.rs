@@ -551,7 +551,7 @@ fn check_needs_no_subnet_file() {
         node.sh("rm -rf /var/lib/cni/networks; ip link delete cni0 || true")
             .ok();
         node.write(file, content);
-        let mut conf = json!({"cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "delegate": {"isDefaultGateway": true}});
+        let mut conf = json!({"cniVersion": "1.1.0", "name": "cbr0", "type": "cni-hostgw", "delegate": {"isDefaultGateway": true, "ipMasq": true}});
         let pod = node.pod("a");
         let result = plugin.add(&pod, &conf).ok();
         assert_eq!(result["ips"].as_array().map(Vec::len), Some(addresses));

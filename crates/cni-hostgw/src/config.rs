@@ -21,7 +21,7 @@ use crate::port_mappings::PortMappings;
 /// The default of `bridge`.
 pub(crate) const DEFAULT_BRIDGE: &str = "cni0";
 
-/// The kernel's default in bytes.
+/// The kernel's default MTU in bytes.
 const DEFAULT_MTU: u32 = 1500;
 
 /// The default of `subnetFileWait`.
@@ -66,8 +66,8 @@ pub(crate) enum NoSubnetFile {
     Wait,
     /// Fail at once.
     Fail,
-    /// Use the subnets in `prevResult`: an attachment stays complete without the file, and a runtime that
-    /// restarts must not lose it because the agent is not running.
+    /// Use the subnets in `prevResult`. A runtime that restarts must not lose its pods because the agent is
+    /// not running.
     UseResult,
 }
 
@@ -84,7 +84,21 @@ impl Config {
             return Err(Error::Unsupported(key, value));
         }
         let has_addresses = has_addresses(call, &conf)?;
-        let subnet = subnet(&conf, call, has_addresses, without_file)?;
+        let (subnet, is_of_result) = match subnet(&conf, call, has_addresses, without_file) {
+            Err(Error::Subnet {
+                path,
+                waited,
+                source,
+            }) if without_file == NoSubnetFile::UseResult && !source.is_unreadable() => {
+                let error = Error::Subnet {
+                    path,
+                    waited,
+                    source,
+                };
+                (Some(subnet_of_result(call)?.ok_or(error)?), true)
+            }
+            other => (other?, false),
+        };
         let without_host_bits = |network| Subnet::of(network).network();
         let subnets = subnet.iter().flat_map(SubnetEnv::subnets);
         let networks = subnet.iter().flat_map(SubnetEnv::networks);
@@ -96,7 +110,12 @@ impl Config {
             conf,
             args,
         };
-        Self::new(&input, subnet.as_ref())
+        let mut config = Self::new(&input, subnet.as_ref())?;
+        if is_of_result {
+            // The cluster's networks, which the rules leave out, are not known.
+            config.masquerade = None;
+        }
+        Ok(config)
     }
 
     fn new(input: &ConfigInput<'_>, subnet: Option<&SubnetEnv>) -> Result<Self, Error> {
@@ -181,20 +200,20 @@ fn subnet(
             .map_or(SUBNET_FILE_WAIT, Duration::from_secs_f64),
         NoSubnetFile::Fail | NoSubnetFile::UseResult => Duration::ZERO,
     };
-    match read_subnet(path, wait) {
-        Err(error) if without_file == NoSubnetFile::UseResult => {
-            let subnet = subnet_of_result(call)?;
-            subnet.ok_or(error).map(Some)
-        }
-        other => other.map(Some),
-    }
+    read_subnet(path, wait).map(Some)
 }
 
-/// Returns what a subnet file would say about the addresses in `prevResult`. `None` if they have no
-/// gateway. The agent masquerades: CHECK does not look for rules of the plugin.
+/// Returns what a subnet file would say about the addresses in `prevResult` that are in a container and have
+/// a gateway. `None` if there are none.
 fn subnet_of_result(call: &Call) -> Result<Option<SubnetEnv>, Error> {
-    let previous = AddResult::previous(&call.config, call.version)?;
-    let ips = previous.iter().flat_map(|previous| &previous.ips);
+    let Some(previous) = AddResult::previous(&call.config, call.version)? else {
+        return Ok(None);
+    };
+    let is_in_container = |ip: &&cni::Ip| {
+        let interface = ip.interface.and_then(|i| previous.interfaces.get(i));
+        interface.is_none_or(|interface| !interface.sandbox.is_empty())
+    };
+    let ips = previous.ips.iter().filter(is_in_container);
     let with_gateway = ips.filter(|ip| ip.gateway.is_some());
     let all: Vec<_> = with_gateway
         .map(|ip| Subnet::of(ip.address).network())

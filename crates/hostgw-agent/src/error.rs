@@ -10,6 +10,7 @@ pub(crate) use cni::causes;
 
 use crate::commands::install::error::Error as InstallError;
 use crate::files;
+use crate::network::Hop;
 use crate::node::{forwarding, uplink};
 use crate::store;
 
@@ -45,9 +46,9 @@ pub(crate) enum Error {
     InterfaceDown(String),
     /// A bridge with the subnet that the store gives this node would divert the node's own packets.
     #[error(
-        "this node's subnet {subnet} would cut it off: it contains {needed}; choose another network, or let SubnetMin and SubnetMax leave these addresses out"
+        "this node's subnet {} contains its own address {}: a bridge with this subnet would cut the node off; give the node another subnet, or the cluster another network", .0.subnet, .0.via
     )]
-    CutsItselfOff { subnet: IpNetwork, needed: String },
+    AroundNode(Hop),
     /// A store gave a new state that cannot be used.
     #[error("{}; the last known state stays in use", .0.text())]
     LastStateStays(Box<Error>),

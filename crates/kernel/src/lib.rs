@@ -15,6 +15,7 @@ mod mac;
 #[cfg(feature = "monitor")]
 mod monitor;
 mod neighbour;
+mod neighbour_limits;
 mod netns;
 mod nexthop;
 mod nfnetlink;
@@ -35,6 +36,7 @@ pub use link::{ALIAS_MAX, Kind, Link, Port};
 pub use mac::{InvalidMac, Mac};
 #[cfg(feature = "monitor")]
 pub use monitor::{ChangeEvent, Monitor};
+pub use neighbour_limits::NeighbourLimits;
 pub use netns::{HostNetns, Netns};
 pub use nexthop::has_nexthop_objects;
 pub use path::Path;

@@ -7,8 +7,6 @@ mod reporter;
 pub(crate) mod saved_state;
 mod scheduler;
 
-use std::collections::HashSet;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -60,8 +58,10 @@ pub(crate) struct Agent {
     /// them since.
     present_routes: Option<Vec<Route>>,
     diversions: Diversions,
-    /// The addresses of all interfaces of this node.
-    addresses: HashSet<IpAddr>,
+    /// The number of peers for which the limits on neighbour entries were raised.
+    counted_peers: usize,
+    /// Why they could not be raised.
+    neighbour_warning: Option<String>,
     /// True if all sysctls were right at the last reconcile.
     sysctls_are_right: bool,
     reporter: Reporter,
@@ -91,7 +91,8 @@ impl Agent {
             has_installed_list: false,
             present_routes: None,
             diversions: Diversions::default(),
-            addresses: HashSet::new(),
+            counted_peers: 0,
+            neighbour_warning: None,
             sysctls_are_right: false,
             reporter: Reporter::default(),
             shared,

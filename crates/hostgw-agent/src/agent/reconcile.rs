@@ -11,7 +11,7 @@ use super::Agent;
 use super::scheduler::Trigger;
 use crate::error::{Error, Result};
 use crate::firewall::{FirewallRules, PodPath};
-use crate::node::{Node, disable_ra, pod_bridges};
+use crate::node::{NeighbourStatus, Node, disable_ra, pod_bridges};
 use crate::observe::{StoreState, lock};
 use crate::routes::apply::{delete_unused_nexthops, take_over_flannel_routes};
 use crate::routes::{self, Applied, Peer, Refusal, apply};
@@ -77,6 +77,7 @@ impl Agent {
             let bridges = findings.check(pod_bridges(&self.kernel));
             let bridges = bridges.unwrap_or_default();
             self.reconcile_sysctls(&node, &bridges, trigger, findings);
+            self.reconcile_neighbour_limits(&node, &outcome.peers, trigger, findings);
             self.reconcile_firewall(&node, &bridges, &outcome.peers, trigger, findings);
         }
         if trigger.is_resync {
@@ -95,8 +96,6 @@ impl Agent {
         };
         if trigger.kernel.network {
             self.restored.verify(&self.kernel)?;
-            let addresses = self.kernel.all_addresses()?.into_iter();
-            self.addresses = addresses.map(|address| address.network.ip()).collect();
         }
         let view = self.store.view(ViewContext {
             kernel: &self.kernel,
@@ -113,8 +112,8 @@ impl Agent {
 
     /// Makes a new state the current one. Fails if there is none; then the last one stays.
     fn adopt(&mut self, node: Result<Node>) -> Result<()> {
-        let node = node.and_then(|node| match node.cuts_itself_off() {
-            Some((subnet, needed)) => Err(Error::CutsItselfOff { subnet, needed }),
+        let node = node.and_then(|node| match node.subnet_around_node() {
+            Some(hop) => Err(Error::AroundNode(hop)),
             None => Ok(node),
         });
         let node = match (node, &self.node) {
@@ -156,7 +155,7 @@ impl Agent {
         trigger: Trigger,
         findings: &mut Findings,
     ) -> Vec<Peer> {
-        let mut peers = routes::peers(node, &self.addresses, self.config.routes.onlink);
+        let mut peers = routes::peers(node, self.config.routes.onlink);
         let applied = apply(&self.kernel, node, self.config.routes, &peers, present);
         let Some(mut applied) = findings.check(applied) else {
             return peers;
@@ -250,6 +249,29 @@ impl Agent {
         if trigger.kernel.network || trigger.is_resync {
             findings.check(disable_ra(&self.kernel, bridges));
         }
+    }
+
+    /// Raises the kernel's limits on neighbour entries if there are more peers, and looks at them with each
+    /// resync. A limit that cannot be raised is a warning: smaller clusters work with it.
+    fn reconcile_neighbour_limits(
+        &mut self,
+        node: &Node,
+        peers: &[Peer],
+        trigger: Trigger,
+        findings: &mut Findings,
+    ) {
+        if peers.len() > self.counted_peers || trigger.is_resync {
+            self.counted_peers = peers.len();
+            let hops = peers.iter().filter_map(Peer::wanted);
+            let subnets: Vec<_> = hops.map(|hop| hop.subnet).collect();
+            let own: Vec<_> = node.own.subnets().collect();
+            let ensured = NeighbourStatus::ensure(&self.kernel, &own, &subnets);
+            if let Ok(status) = &ensured {
+                lock(&self.shared).neighbours = *status;
+            }
+            self.neighbour_warning = ensured.err().map(|error| Error::from(error).text());
+        }
+        findings.warnings.extend(self.neighbour_warning.clone());
     }
 
     fn reconcile_firewall(

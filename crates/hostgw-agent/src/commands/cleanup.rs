@@ -63,8 +63,17 @@ impl Cleanup {
             parts,
             mut failures,
         } = self.find(&kernel);
+        if self.hands_over && firewall::flannel_leftovers()?.is_empty() {
+            return Err(Error::Usage(
+                "flannel's rules are not there: start flanneld first (--hand-over)".to_owned(),
+            ));
+        }
         let mut lines = Vec::new();
         for part in parts {
+            // What follows the routes is needed as long as one of them is ours.
+            if self.hands_over && !failures.is_empty() {
+                break;
+            }
             let (verb, done) = part.verbs();
             if self.dry_run {
                 lines.push(format!("would {verb} {part}\n"));
@@ -166,7 +175,7 @@ fn networks(file: &SubnetEnv) -> impl Iterator<Item = IpNetwork> {
 }
 
 impl Part {
-    /// What is done with it, and that it was done.
+    /// Returns what is done with the part, in the present and in the past.
     fn verbs(&self) -> (&'static str, &'static str) {
         match self {
             Self::HandedOver(_) => ("hand over", "handed over"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::{NetConf, excerpt};
+use super::{NetConf, excerpt, excerpt_of_sentence};
 
 /// The complete content of a store at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,12 +58,13 @@ pub(crate) struct EtcdLease {
     /// When it expires, in seconds since 1970. `None` for a reservation.
     #[serde(default)]
     pub(crate) expires: Option<u64>,
-    /// The same in the time of the boot, which counts within one boot: the other clock may be set.
+    /// When it expires, as a time since the boot. Within the same boot, this one counts, because the
+    /// wall clock may have been changed.
     #[serde(default)]
     pub(crate) expires_in_boot: Option<BootTime>,
 }
 
-/// A time since a boot.
+/// A number of seconds since a certain boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BootTime {
     /// The kernel's ID of the boot.
@@ -126,7 +127,7 @@ impl Lease {
         Self {
             node: excerpt(node),
             hops,
-            invalid_reason: invalid_reason.map(|reason| excerpt(&reason)),
+            invalid_reason: invalid_reason.map(|reason| excerpt_of_sentence(&reason)),
         }
     }
 

@@ -8,7 +8,7 @@ mod subnet_map;
 mod subnet_pool;
 
 pub(crate) use error::Error;
-pub(crate) use excerpt::excerpt;
+pub(crate) use excerpt::{excerpt, excerpt_of_sentence};
 pub(crate) use lease::{Addresses, BootTime, EtcdLease, Hop, Lease, Snapshot};
 pub(crate) use net_conf::NetConf;
 pub(crate) use subnet_map::SubnetMap;

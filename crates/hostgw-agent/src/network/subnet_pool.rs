@@ -168,6 +168,20 @@ fn check_network(object: &Map<String, Value>, keys: &FamilyKeys) -> Result<IpNet
     if network.prefix() == 0 {
         return Err(Error::invalid(key, value, "not contain all addresses"));
     }
+    let is_special = match network {
+        IpNetwork::V4(v4) => {
+            let ip = v4.network();
+            ip.is_loopback() || ip.is_multicast() || ip.is_link_local()
+        }
+        IpNetwork::V6(v6) => {
+            let ip = v6.network();
+            ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local()
+        }
+    };
+    if is_special {
+        let rule = "not be a network of loopback, multicast or link-local addresses";
+        return Err(Error::invalid(key, value, rule));
+    }
     Ok(Subnet::of(network).network())
 }
 

@@ -1,6 +1,7 @@
 //! This node: the subnet that it holds, its interface to the other nodes, and its sysctls.
 
 pub(crate) mod forwarding;
+mod neighbours;
 pub(crate) mod uplink;
 
 use std::collections::BTreeSet;
@@ -12,9 +13,10 @@ use subnet_env::SubnetEnv;
 use tracing::info;
 
 pub(crate) use forwarding::{Forwarding, disable_ra};
+pub(crate) use neighbours::NeighbourStatus;
 pub(crate) use uplink::{Interfaces, Selection, Uplink, UplinkHints};
 
-use crate::network::{EtcdLease, Lease, Snapshot};
+use crate::network::{EtcdLease, Hop, Lease, Snapshot};
 
 /// A snapshot of the cluster, and this node in it.
 #[derive(Clone)]
@@ -55,7 +57,7 @@ fn bridge_of_pod(link: &Link) -> Option<u32> {
 impl Node {
     /// True if this node's own lease and uplink are those in `other`, even if the cluster changed.
     pub(crate) fn has_same_identity(&self, other: &Self) -> bool {
-        self.own == other.own && self.uplink == other.uplink
+        self.own == other.own && self.uplink.is_same(&other.uplink)
     }
 
     /// The number of other nodes.
@@ -64,14 +66,11 @@ impl Node {
         leases.filter(|lease| lease.node != self.own.node).count()
     }
 
-    /// Returns a subnet of this node that contains something which the node reaches by its uplink, and
-    /// what that is, in words. A bridge with this subnet would cut the node off.
-    pub(crate) fn cuts_itself_off(&self) -> Option<(IpNetwork, String)> {
-        self.own.subnets().find_map(|subnet| {
-            let pool = self.snapshot.network.pool(subnet)?;
-            let needed = self.uplink.needed_within(subnet, pool.network)?;
-            Some((subnet, needed))
-        })
+    /// Returns a subnet of this node that contains the node's own address. A bridge with this subnet would cut
+    /// the node off.
+    pub(crate) fn subnet_around_node(&self) -> Option<Hop> {
+        let mut hops = self.own.hops.iter();
+        hops.find(|hop| hop.subnet.contains(hop.via)).copied()
     }
 
     /// Returns the families and interfaces that this node has to forward.

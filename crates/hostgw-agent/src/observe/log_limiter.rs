@@ -35,14 +35,14 @@ impl LogLimiter {
     /// Logs a warning, unless this text, or others of its group, were logged too often. A store can
     /// cause any number of different texts.
     pub(crate) fn warn_in(&mut self, group: &str, text: &str) {
-        if self.allows(group, GROUP_BURST) && self.allows(text, BURST) {
+        if self.allows_in(group, text) {
             warn!("{text}");
         }
     }
 
     /// Logs an error, unless this text, or others of its group, were logged too often.
     pub(crate) fn error_in(&mut self, group: &str, text: &str) {
-        if self.allows(group, GROUP_BURST) && self.allows(text, BURST) {
+        if self.allows_in(group, text) {
             error!("{text}");
         }
     }
@@ -56,9 +56,16 @@ impl LogLimiter {
 
     /// Logs a line of information, unless this text, or others of its group, were logged too often.
     pub(crate) fn info_in(&mut self, group: &str, text: &str) {
-        if self.allows(group, GROUP_BURST) && self.allows(text, BURST) {
+        if self.allows_in(group, text) {
             info!("{text}");
         }
+    }
+
+    /// Returns true if neither this text nor its group was logged too often. A text that repeats leaves room
+    /// for the others of its group.
+    fn allows_in(&mut self, group: &str, text: &str) -> bool {
+        let is_repeated = self.0.contains_key(text);
+        (is_repeated || self.allows(group, GROUP_BURST)) && self.allows(text, BURST)
     }
 
     fn allows(&mut self, kind: &str, burst: u32) -> bool {

@@ -20,6 +20,10 @@ pub(crate) struct StatusReport {
     pub(crate) store: StoreReport,
     pub(crate) firewall: FirewallReport,
     pub(crate) forwarding: ForwardingReport,
+    /// The kernel's limits on neighbour entries (`gc_thresh1` to `gc_thresh3`); empty if this network namespace
+    /// has none.
+    #[serde(default)]
+    pub(crate) neighbours: String,
     pub(crate) reconcile: ReconcileReport,
     pub(crate) routes: RoutesReport,
     /// Every other node's subnets.

@@ -12,7 +12,7 @@ use super::report::{
     RoutesReport, StatusReport, StoreReport,
 };
 use crate::network::NetConf;
-use crate::node::Node;
+use crate::node::{NeighbourStatus, Node};
 use crate::routes::{Applied, Peer};
 
 /// The state that the loop writes and the HTTP server reads.
@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) firewall: &'static str,
     pub(crate) firewall_restored: u64,
     pub(crate) forwarding_restored: u64,
+    /// The kernel's limits on neighbour entries.
+    pub(crate) neighbours: NeighbourStatus,
     pub(crate) reconciles: u64,
     pub(crate) last_reconcile: Option<SystemTime>,
     pub(crate) duration: Duration,
@@ -137,6 +139,7 @@ impl State {
             forwarding: ForwardingReport {
                 restored: self.forwarding_restored,
             },
+            neighbours: self.neighbours.describe(),
             reconcile: ReconcileReport {
                 count: self.reconciles,
                 last: self.last_reconcile.map(unix_seconds),

@@ -36,6 +36,8 @@ pub(crate) enum Refusal {
     SameAddress(IpAddr, String),
     /// The next hop is an address of this node, or not the address of a node at all.
     NotAPeer(IpAddr),
+    /// The next hop is in this subnet of this node: it is a pod.
+    IsPod(IpAddr, IpNetwork, String),
     /// A route to the subnet would cut this node off from what the text names.
     CutsOff(String),
     /// The next hop is not on the link of this interface.
@@ -49,26 +51,22 @@ pub(crate) enum Refusal {
 pub(crate) struct ThisNode<'a> {
     pub(crate) lease: &'a Lease,
     pub(crate) uplink: &'a Uplink,
-    /// The addresses of all its interfaces.
-    pub(crate) addresses: &'a HashSet<IpAddr>,
     /// Accept next hops that are not on the uplink's link according to its addresses.
     pub(crate) onlink: bool,
 }
 
-/// A hop of another node's lease, and why it can never be routed, whatever the other leases are.
+/// A subnet of another node, and why it can never be routed, whatever the other leases are.
 struct Candidate<'a> {
     lease: &'a Arc<Lease>,
     hop: Hop,
     refused: Option<Refusal>,
 }
 
-/// Returns every other node's subnets, and which of them can be routed. `addresses` are those of
-/// all interfaces of this node.
-pub(crate) fn peers(node: &Node, addresses: &HashSet<IpAddr>, onlink: bool) -> Vec<Peer> {
+/// Returns every other node's subnets, and which of them can be routed.
+pub(crate) fn peers(node: &Node, onlink: bool) -> Vec<Peer> {
     let own = ThisNode {
         lease: &node.own,
         uplink: &node.uplink,
-        addresses,
         onlink,
     };
     evaluate(&node.snapshot, own)
@@ -78,8 +76,10 @@ pub(crate) fn peers(node: &Node, addresses: &HashSet<IpAddr>, onlink: bool) -> V
 /// same subnet, the older lease counts; if two have the same address, the newer one, because nodes
 /// leave leases behind. A lease that is refused displaces no other one.
 pub(crate) fn evaluate(snapshot: &Snapshot, own: ThisNode<'_>) -> Vec<Peer> {
-    let mut peers = Vec::with_capacity(snapshot.leases.len());
+    /// More rounds than honest leases need, and few enough for any number of others.
+    const ROUNDS: usize = 8;
     let mut candidates = Vec::with_capacity(snapshot.leases.len());
+    let mut without_subnet = Vec::new();
     // The whole lease is compared: another node that took over ours has its name, but another
     // address.
     let others = snapshot.leases.iter();
@@ -87,7 +87,7 @@ pub(crate) fn evaluate(snapshot: &Snapshot, own: ThisNode<'_>) -> Vec<Peer> {
         if lease.hops.is_empty() {
             let reason = lease.invalid_reason.clone();
             let reason = reason.unwrap_or_else(|| "it has no subnet".to_owned());
-            peers.push(Peer::new(lease, None, Some(Refusal::Invalid(reason))));
+            without_subnet.push(Peer::new(lease, None, Some(Refusal::Invalid(reason))));
         }
         candidates.extend(lease.hops.iter().map(|hop| Candidate {
             lease,
@@ -95,35 +95,36 @@ pub(crate) fn evaluate(snapshot: &Snapshot, own: ThisNode<'_>) -> Vec<Peer> {
             refused: refusal(lease, *hop, snapshot, own),
         }));
     }
-    let mut decided = decide(&candidates, own, &HashSet::new());
-    let overlapping: HashSet<_> = decided
-        .iter()
-        .filter(|peer| matches!(peer.refused, Some(Refusal::Overlaps(..))))
-        .map(|peer| peer.lease.node.clone())
-        .collect();
-    let is_displaced = |peer: &Peer| match &peer.refused {
-        Some(Refusal::SameAddress(_, newer)) => overlapping.contains(newer),
-        _ => false,
-    };
-    if decided.iter().any(is_displaced) {
-        decided = decide(&candidates, own, &overlapping);
+    // Whether a lease is refused may depend on whether another one displaces a third one. So those that
+    // are refused for another reason are left out, and the rest is decided again.
+    let mut refused: HashSet<usize> = HashSet::new();
+    let mut peers = Vec::new();
+    for _ in 0..ROUNDS {
+        peers = decide(&candidates, own, &refused);
+        let is_other_reason = |peer: &Peer| {
+            let reason = peer.refused.as_ref();
+            reason.is_some_and(|reason| !matches!(reason, Refusal::SameAddress(..)))
+        };
+        let all = peers.iter().enumerate();
+        let now = all.filter(|(_, peer)| is_other_reason(peer));
+        let before = refused.len();
+        refused.extend(now.map(|(index, _)| index));
+        if refused.len() == before {
+            break;
+        }
     }
-    peers.extend(decided);
+    peers.extend(without_subnet);
     peers
 }
 
-/// Decides between the candidates, the oldest first. The nodes in `overlapping` displace no older
+/// Decides between the candidates, the oldest first. Those with the indexes `refused` displace no older
 /// lease with their address.
-fn decide(
-    candidates: &[Candidate<'_>],
-    own: ThisNode<'_>,
-    overlapping: &HashSet<String>,
-) -> Vec<Peer> {
+fn decide(candidates: &[Candidate<'_>], own: ThisNode<'_>, refused: &HashSet<usize>) -> Vec<Peer> {
     let mut newest: HashMap<IpAddr, &str> = HashMap::new();
-    for Candidate { lease, hop, .. } in candidates.iter().filter(|candidate| {
-        candidate.refused.is_none() && !overlapping.contains(&candidate.lease.node)
-    }) {
-        newest.insert(hop.via, &lease.node);
+    for (index, Candidate { lease, hop, .. }) in candidates.iter().enumerate() {
+        if !refused.contains(&index) && candidates[index].refused.is_none() {
+            newest.insert(hop.via, &lease.node);
+        }
     }
     let mut taken = SubnetMap::new();
     for hop in &own.lease.hops {
@@ -131,11 +132,11 @@ fn decide(
     }
     let mut next_hops: BTreeMap<IpAddr, &str> = BTreeMap::new();
     let mut peers = Vec::with_capacity(candidates.len());
-    for candidate in candidates {
+    for (index, candidate) in candidates.iter().enumerate() {
         let Candidate { lease, hop, .. } = *candidate;
-        let newer = || {
+        let is_displaced = || {
             let newer = newest.get(&hop.via).filter(|node| **node != lease.node)?;
-            let counts = !overlapping.contains(&lease.node);
+            let counts = !refused.contains(&index);
             counts.then(|| Refusal::SameAddress(hop.via, (*newer).to_owned()))
         };
         let overlaps = || {
@@ -150,17 +151,17 @@ fn decide(
             Some(Refusal::CutsOff(format!("{via}, the address of {node}")))
         };
         let is_pod = || {
-            taken.overlapping(hop.via.into())?;
-            Some(Refusal::NotAPeer(hop.via))
+            let (subnet, node) = taken.overlapping(hop.via.into())?;
+            Some(Refusal::IsPod(hop.via, subnet, node.to_owned()))
         };
-        let refused = candidate.refused.clone();
-        let refused = refused.or_else(newer).or_else(overlaps);
-        let refused = refused.or_else(contains_next_hop).or_else(is_pod);
-        if refused.is_none() {
+        let refusal = candidate.refused.clone();
+        let refusal = refusal.or_else(is_displaced).or_else(overlaps);
+        let refusal = refusal.or_else(contains_next_hop).or_else(is_pod);
+        if refusal.is_none() {
             taken.insert(hop.subnet, &lease.node);
             next_hops.insert(hop.via, &lease.node);
         }
-        peers.push(Peer::new(lease, Some(hop), refused));
+        peers.push(Peer::new(lease, Some(hop), refusal));
     }
     peers
 }
@@ -171,34 +172,40 @@ fn refusal(lease: &Lease, hop: Hop, snapshot: &Snapshot, own: ThisNode<'_>) -> O
     if let Some(reason) = &lease.invalid_reason {
         return Some(Refusal::Invalid(reason.clone()));
     }
-    let pool = snapshot.network.pool(subnet).filter(|pool| {
+    let pool = snapshot.network.pool(subnet);
+    if !pool.is_some_and(|pool| {
         pool.network.prefix() <= subnet.prefix() && pool.network.contains(subnet.ip())
-    });
-    let Some(pool) = pool else {
+    }) {
         let networks: Vec<_> = snapshot.network.networks().map(|n| n.to_string()).collect();
         return Some(Refusal::Outside(networks.join(" and ")));
-    };
-    // Without a link to it, an address in the network of pods is no node's, unless this node is there, too.
+    }
+    // If this node's address is in the network of pods, those of others may be, too. An address that is
+    // on the link is never a pod's.
     let is_pod = snapshot.network.networks().any(|network| {
         let mut addresses = own.uplink.addresses_of(via.is_ipv4());
         network.contains(via) && !addresses.any(|address| network.contains(address))
     });
     let is_reached = own.uplink.reaches(via);
-    if own.addresses.contains(&via) || !is_host(via) || is_pod && !is_reached {
+    let is_own = own.uplink.surroundings.addresses.contains(&via);
+    if is_own || !is_host(via) || is_pod && !is_reached {
         return Some(Refusal::NotAPeer(via));
     }
     if !own.onlink && !is_reached {
         return Some(Refusal::NotOnLink(via, own.uplink.link.name.clone()));
     }
-    let needed = own.uplink.needed_within(subnet, pool.network);
+    let subnets: Vec<_> = own.lease.subnets().collect();
+    let needed = own.uplink.needed_within(subnet, &subnets);
     needed.map(Refusal::CutsOff)
 }
 
 /// True if one machine can have this address.
 fn is_host(address: IpAddr) -> bool {
     match address {
-        // RFC 1122, 3.2.1.3: no host is in 0.0.0.0/8, and 240.0.0.0/4 is reserved.
-        IpAddr::V4(v4) => (1..224).contains(&v4.octets()[0]) && !v4.is_loopback(),
+        // RFC 1122, 3.2.1.3: no host is in 0.0.0.0/8. Some clouds have nodes in 240.0.0.0/4.
+        IpAddr::V4(v4) => {
+            let is_special = v4.is_loopback() || v4.is_multicast() || v4.is_broadcast();
+            v4.octets()[0] != 0 && !is_special
+        }
         IpAddr::V6(v6) => {
             let is_special = v6.is_unspecified() || v6.is_loopback() || v6.is_multicast();
             !is_special && v6.to_ipv4_mapped().is_none()
@@ -230,7 +237,7 @@ impl Refusal {
             Self::Outside(_) => "outside-network",
             Self::Overlaps(..) => "overlap",
             Self::SameAddress(..) => "same-address",
-            Self::NotAPeer(_) => "no-peer",
+            Self::NotAPeer(_) | Self::IsPod(..) => "no-peer",
             Self::CutsOff(_) => "cuts-off",
             Self::NotOnLink(..) => "not-on-link",
             Self::Kernel(_) => "kernel",
@@ -263,6 +270,10 @@ impl fmt::Display for Refusal {
                 write!(f, "{via} is also the address of {newer}, which is newer")
             }
             Self::NotAPeer(via) => write!(f, "{via} is not the address of another node"),
+            Self::IsPod(via, subnet, node) => write!(
+                f,
+                "{via} is not the address of a node: it is in {subnet} of {node}"
+            ),
             Self::CutsOff(needed) => write!(f, "it would cut this node off: it contains {needed}"),
             Self::NotOnLink(via, link) => write!(
                 f,
@@ -311,27 +322,36 @@ mod tests {
 
     /// Returns the outcome in a network with this configuration.
     fn evaluated_in(network: &str, leases: &[Arc<Lease>], onlink: bool) -> Vec<String> {
-        let own = lease(
-            "own",
-            &[
-                "10.10.1.0/24 via 192.168.2.16",
-                "fd00:10:0:1::/64 via fd00::16",
-            ],
-        );
+        let own = [
+            "10.10.1.0/24 via 192.168.2.16",
+            "fd00:10:0:1::/64 via fd00::16",
+        ];
+        evaluated_beside(&own, network, leases, onlink)
+    }
+
+    /// Returns the outcome on a node with this lease.
+    fn evaluated_beside(
+        own: &[&str],
+        network: &str,
+        leases: &[Arc<Lease>],
+        onlink: bool,
+    ) -> Vec<String> {
+        let own = lease("own", own);
         let snapshot = Snapshot {
             network: serde_json::from_str(network).expect("valid"),
             leases: [&[Arc::clone(&own)], leases].concat(),
         };
-        let uplink = Uplink::on(
+        let mut uplink = Uplink::on(
             &["192.168.2.16", "fd00::16"],
             &["192.168.2.0/24", "fd00::/64"],
         );
-        let addresses = ["192.168.2.16", "fd00::16", "192.168.2.116", "10.9.9.9"];
-        let addresses = addresses.iter().map(|ip| ip.parse().expect("an address"));
+        for address in ["192.168.2.116", "10.9.9.9"] {
+            let address = address.parse().expect("an address");
+            uplink.surroundings.addresses.insert(address);
+        }
         let own = ThisNode {
             lease: &own,
             uplink: &uplink,
-            addresses: &addresses.collect(),
             onlink,
         };
         let label = |peer: &Peer| match &peer.refused {
@@ -439,6 +459,17 @@ mod tests {
             let all = [Arc::clone(&leases[0]), Arc::clone(&leases[1]), claim];
             assert_eq!(evaluated(&all, false), ["routed", "routed", label]);
         }
+        // The claim is refused because of an address, or because of another claim.
+        let claims = [
+            lease("a", &["10.10.2.0/24 via 192.168.2.15"]),
+            lease("b", &["10.10.5.0/24 via 192.168.2.14"]),
+            lease("d", &["10.10.2.128/25 via 192.168.2.14"]),
+            lease("c", &["10.10.1.128/25 via 192.168.2.15"]),
+        ];
+        assert_eq!(
+            evaluated(&claims, false),
+            ["routed", "routed", "overlap", "overlap"]
+        );
         // A node that moved to a part of its own old subnet.
         let moved = lease("c", &["10.10.2.128/25 via 192.168.2.15"]);
         let all = [Arc::clone(&leases[0]), moved];
@@ -474,9 +505,17 @@ mod tests {
             lease("c", &["192.168.2.176/28 via 192.168.2.14"]),
             lease("d", &["192.168.2.192/28 via 192.168.2.161"]),
         ];
+        let own = ["192.168.2.224/28 via 192.168.2.16"];
         assert_eq!(
-            evaluated_in(within, &leases, false),
+            evaluated_beside(&own, within, &leases, false),
             ["routed", "routed", "cuts-off", "no-peer"]
+        );
+        // A refused one displaces no other lease with its address.
+        let claim = lease("c", &["192.168.2.176/28 via 192.168.2.15"]);
+        let all = [Arc::clone(&leases[0]), Arc::clone(&leases[1]), claim];
+        assert_eq!(
+            evaluated_beside(&own, within, &all, false),
+            ["routed", "routed", "cuts-off"]
         );
     }
 }

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use kernel::{Address, Kind, Link, Path, Route, Rtnl};
 use subnet::Subnet;
 
-use super::{Error, Uplink, is_link_local};
+use super::{Error, Surroundings, Uplink, is_link_local};
 use crate::network::{Lease, NetConf, Snapshot};
 
 /// The node's interfaces with their addresses, and the routes of the main table.
@@ -170,29 +170,52 @@ impl<'a> Interfaces<'a> {
         let mut on_link: Vec<_> = connected.map(|route| route.to).collect();
         on_link.sort();
         on_link.dedup();
-        let gateways = self.routes.iter().filter(|route| route.to.prefix() == 0);
-        let mut gateways: Vec<_> = gateways.filter_map(|route| route.via).collect();
-        gateways.sort_unstable();
-        gateways.dedup();
-        let interface = self.all.iter().find(|(other, _)| other.index == link.index);
-        let assigned = interface.into_iter().flat_map(|(_, assigned)| assigned);
-        let mut networks: Vec<_> = assigned
-            .map(|address| Subnet::of(address.network).network())
-            .collect();
-        networks.sort();
-        networks.dedup();
         let mut addresses: Vec<_> = self.addresses(link).collect();
         let rank = |address: &IpAddr| preferred.iter().position(|other| other == address);
         addresses.sort_by_key(|address| rank(address).unwrap_or(preferred.len()));
         Uplink {
+            surroundings: self.surroundings(link, &addresses),
             link: link.clone(),
             addresses,
             on_link,
-            networks,
-            gateways,
             because,
             warning: None,
         }
+    }
+
+    /// What the node has besides `uplink`, whose addresses are `own`.
+    fn surroundings(&self, uplink: &Link, own: &[IpAddr]) -> Surroundings {
+        let mut surroundings = Surroundings::default();
+        for (link, addresses) in &self.all {
+            let is_uplink = link.index == uplink.index;
+            // kube-proxy puts addresses of services here, and these may be those of other nodes.
+            if link.name == "kube-ipvs0" {
+                continue;
+            }
+            let leads_out = is_uplink || !matches!(link.kind, Kind::Bridge | Kind::LocalOnly);
+            for address in addresses {
+                let ip = address.network.ip();
+                // Each link may have the same link-local addresses.
+                if is_link_local(ip) && !is_uplink {
+                    continue;
+                }
+                surroundings.addresses.insert(ip);
+                // Anyone on the link can announce an IPv6 network.
+                let is_announced = ip.is_ipv6() && !address.is_permanent && !own.starts_with(&[ip]);
+                if leads_out && !is_link_local(ip) && !is_announced {
+                    let network = Subnet::of(address.network).network();
+                    surroundings.networks.push(network);
+                }
+            }
+        }
+        let is_bridge = |dev: u32| {
+            let link = self.by_index(dev);
+            link.is_some_and(|link| link.kind == Kind::Bridge && link.index != uplink.index)
+        };
+        let is_default = |route: &&Route| route.to.prefix() <= 3 && !is_bridge(route.dev);
+        let defaults = self.routes.iter().filter(is_default);
+        surroundings.gateways = defaults.filter_map(|route| route.via).collect();
+        surroundings
     }
 
     /// The first of `candidates` that has the address of a lease, with that lease.

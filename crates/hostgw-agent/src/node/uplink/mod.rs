@@ -3,6 +3,7 @@
 mod interfaces;
 mod selection;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -22,14 +23,23 @@ pub(crate) struct Uplink {
     addresses: Vec<IpAddr>,
     /// The networks that are reachable on the link, without a next hop.
     on_link: Vec<IpNetwork>,
-    /// The networks of its addresses.
-    networks: Vec<IpNetwork>,
-    /// The next hops of default routes.
-    gateways: Vec<IpAddr>,
+    /// What else the node has and reaches, which no route to a peer may divert.
+    pub(crate) surroundings: Surroundings,
     /// Why this interface and this address were chosen, in words that follow "because".
     pub(crate) because: String,
     /// A warning that the interface which the user selected does not exist.
     pub(crate) warning: Option<String>,
+}
+
+/// The addresses and networks of a node, and the routers that it uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Surroundings {
+    /// The addresses of all interfaces.
+    pub(crate) addresses: HashSet<IpAddr>,
+    /// The networks of the interfaces that lead to other machines.
+    networks: Vec<IpNetwork>,
+    /// The next hops of default routes.
+    gateways: Vec<IpAddr>,
 }
 
 /// Facts that help to choose the uplink, besides flags and the kernel.
@@ -107,26 +117,44 @@ impl Uplink {
         is_link_local(address) || self.on_link.iter().any(|network| network.contains(address))
     }
 
-    /// Returns what this node reaches within `subnet` by other ways than a next hop, in words:
-    /// without it, the node would be cut off. `cluster` is the network of all pods. It may lie within the
-    /// uplink's own network, as long as its subnets leave out the addresses of nodes.
-    pub(crate) fn needed_within(&self, subnet: IpNetwork, cluster: IpNetwork) -> Option<String> {
-        let link = &self.link.name;
-        let is_of_uplink = |network: &&IpNetwork| {
-            cluster.prefix() < network.prefix()
-                && cluster.contains(network.ip())
-                && Subnet::of(subnet).overlaps(Subnet::of(**network))
+    /// Returns, in words, what a route to `subnet` would cut this node off from: a network that one of
+    /// its interfaces is connected to, one of its addresses, or the next hop of a default route.
+    ///
+    /// A network that contains this node's own subnets `own` was divided by its administrator, and other
+    /// parts of it may be subnets of peers.
+    pub(crate) fn needed_within(&self, subnet: IpNetwork, own: &[IpNetwork]) -> Option<String> {
+        let Surroundings {
+            networks, gateways, ..
+        } = &self.surroundings;
+        let subnet = Subnet::of(subnet);
+        let is_cut_off = |network: &&IpNetwork| {
+            let network = Subnet::of(**network);
+            let mut own = own.iter().map(|own| Subnet::of(*own));
+            subnet.overlaps(network) && !own.any(|own| network.contains(own))
         };
-        if let Some(network) = self.networks.iter().find(is_of_uplink) {
-            return Some(format!("addresses of {network}, the network of {link}"));
+        if let Some(network) = networks.iter().find(is_cut_off) {
+            let words = format!("addresses of {network}, a network that this node is connected to");
+            return Some(words);
         }
-        let mut own = self.addresses.iter();
-        if let Some(own) = own.find(|address| subnet.contains(**address)) {
-            return Some(format!("{own}, an address of {link}"));
+        let subnet = subnet.network();
+        if let Some(own) = self
+            .addresses
+            .iter()
+            .find(|address| subnet.contains(**address))
+        {
+            return Some(format!("{own}, an address of {}", self.link.name));
         }
-        let mut gateways = self.gateways.iter();
-        let gateway = gateways.find(|address| subnet.contains(**address))?;
+        let gateway = gateways.iter().find(|address| subnet.contains(**address))?;
         Some(format!("{gateway}, the next hop of a default route"))
+    }
+
+    /// True if it is the same interface with the same addresses, whatever else changed on the node.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let of = |uplink: &Self| Self {
+            surroundings: Surroundings::default(),
+            ..uplink.clone()
+        };
+        of(self) == of(other)
     }
 
     /// A route that drops packets to `to`. Its metric is the highest, so that any other route to
@@ -189,8 +217,11 @@ impl Uplink {
             link,
             addresses: parse_all(addresses),
             on_link: networks.clone(),
-            networks,
-            gateways: parse_all(&["192.168.2.1"]),
+            surroundings: Surroundings {
+                addresses: parse_all(addresses).into_iter().collect(),
+                networks,
+                gateways: parse_all(&["192.168.2.1"]),
+            },
             because: String::new(),
             warning: None,
         }

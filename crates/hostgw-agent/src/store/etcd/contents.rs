@@ -97,19 +97,14 @@ impl Contents {
     }
 
     /// Returns the subnets of a lease, without those that no node can hold: one lease of the whole
-    /// network would leave none for any node.
+    /// network, or two of its halves, would leave none for any node.
     fn claims(&self, entry: &LeaseEntry) -> impl Iterator<Item = IpNetwork> {
         let subnets = entry.subnets.into_iter().flat_map(Subnets::all);
         subnets.filter(|subnet| {
-            let pool = self
-                .network()
-                .ok()
-                .and_then(|network| network.pool(*subnet));
-            let is_whole = |pool: &SubnetPool| {
-                pool.network.prefix() < pool.length
-                    && Subnet::of(*subnet).contains(Subnet::of(pool.network))
-            };
-            !pool.as_ref().is_some_and(is_whole)
+            let network = self.network().ok();
+            let pool = network.and_then(|network| network.pool(*subnet));
+            // A subnet is at least two bits longer than the network.
+            pool.is_none_or(|pool| subnet.prefix() >= pool.network.prefix() + 2)
         })
     }
 
@@ -177,7 +172,10 @@ impl Contents {
                     backend_type: excerpt(&value.backend_type),
                     ..value
                 })
-                .map_err(|error| excerpt(&format!("the value is not a lease: {error}")));
+                .map_err(|error| {
+                    let error = excerpt(&error.to_string());
+                    format!("the value is not a lease: {error}")
+                });
             let entry = LeaseEntry {
                 subnets,
                 lease: Arc::new(format::lease(name, subnets, &value)),

@@ -154,7 +154,7 @@ impl Value {
     }
 }
 
-/// Returns the lease that a key and a value make. If they are not usable, it says why.
+/// Returns the lease that a key and a value make. If they are not usable, the lease has the reason.
 pub(crate) fn lease(key: &str, subnets: Option<Subnets>, value: &Result<Value, String>) -> Lease {
     let invalid = |reason: &str| Lease::new(key, Vec::new(), Some(reason.to_owned()));
     let Some(subnets) = subnets else {

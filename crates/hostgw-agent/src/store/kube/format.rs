@@ -233,6 +233,7 @@ impl Node {
             Some(reason.to_string())
         } else if is_managed && self.says(name::BACKEND_TYPE) != Some(HOST_GW) {
             let other = self.says(name::BACKEND_TYPE).unwrap_or_default();
+            let other = excerpt(other);
             Some(format!("its backend is {other:?}, not {HOST_GW}"))
         } else if self.pod_cidrs.is_empty() {
             Some("its Node has no podCIDR".to_owned())

@@ -341,10 +341,12 @@ fn a_missing_family_does_not_affect_the_other() {
     // free.
     let small = r#"{"Network": "10.10.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/62"}"#;
     let full = |own: Option<(&str, &str, i64)>| {
-        let mut all: Vec<_> = ["0.0.0.0-0&fd00:0:0:1::-64", "0.0.0.0-0&fd00:0:0:2::-63"]
-            .into_iter()
-            .map(|name| (name, "192.168.2.15", 1))
-            .collect();
+        let names = [
+            "0.0.0.0-0&fd00:0:0:1::-64",
+            "0.0.0.0-0&fd00:0:0:2::-64",
+            "0.0.0.0-0&fd00:0:0:3::-64",
+        ];
+        let mut all: Vec<_> = names.map(|name| (name, "192.168.2.15", 1)).into();
         all.extend(own);
         self::contents(small, &all)
     };
