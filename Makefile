@@ -17,7 +17,7 @@ PREFIX     ?= /usr/local
 STATIC     := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked --profile shipped --target $(HOST)
 BUILT      := target/$(HOST)/shipped
 
-.PHONY: build demo test test-clients test-kubernetes test-nomad reference-suite e2e bench crash soak fuzz lint advisories tools tools-kubernetes image install packages build-packages image-packages clean
+.PHONY: build demo test test-clients test-kubernetes test-nomad kernels reference-suite e2e bench crash soak fuzz lint advisories tools tools-kubernetes image install packages build-packages image-packages clean
 
 build: build-packages
 	$(STATIC) -p cni-hostgw
@@ -61,6 +61,12 @@ test-clients: build packages tools image
 test-kubernetes: build packages tools-kubernetes image
 	$(CARGO) test --locked -p conformance --features kubernetes --test kubernetes_e2e --test kubernetes_upgrade -- --test-threads=1 $(ONLY)
 
+# The most important tests on Debian's kernels, in virtual machines without hardware support.
+kernels: PACKAGES += qemu-system-x86
+kernels: build packages
+	sh conformance/src/kernels/build.sh target/kernels
+	$(CARGO) test --locked -p conformance --features kernels --test kernels -- --test-threads=1
+
 # Nomad, of the last release with an open licence, takes five minutes to build.
 test-nomad: build packages
 	cd conformance/tools/nomad && $(subst CGO_ENABLED=0,CGO_ENABLED=1,$(GO_BUILD)) -ldflags='-s -w' -o ../../../target/tools/ tool
@@ -71,7 +77,7 @@ reference-suite: build packages tools
 	$(CARGO) test --locked -p conformance --features clients --test reference_suite -- --nocapture
 
 # Everything, however long it takes.
-e2e: test test-clients test-kubernetes test-nomad
+e2e: test test-clients test-kubernetes test-nomad kernels
 	for store in file etcd kube; do $(MAKE) demo STORE=$$store || exit 1; done
 	$(MAKE) bench
 

@@ -430,7 +430,7 @@ fn check_fails_after_each_kind_of_damage() {
             "interface eth0 is not a veth",
         ),
         (
-            "ip -n a link set eth0 name eth1; ip -n a link add eth0 address 0a:58:0a:0a:01:02 mtu 1400 up type veth peer name eth9; ip -n a link set eth9 up",
+            "ip -n a link set eth0 down; ip -n a link set eth0 name eth1; ip -n a link add eth0 address 0a:58:0a:0a:01:02 mtu 1400 up type veth peer name eth9; ip -n a link set eth9 up",
             "is not the other end of eth0",
         ),
         ("ip -n a link delete eth0", "interface eth0 is gone"),

@@ -20,7 +20,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use conformance::{Lab, dist, reference, repository};
@@ -35,6 +35,8 @@ const SERIAL: usize = 150;
 const OTHER_PODS: usize = 200;
 /// Number of other reservations in the test with a full store.
 const RESERVATIONS: u32 = 30_000;
+/// Number of routes in the test with a full routing table.
+const ROUTES: u32 = 5000;
 /// Number of concurrent attachments, and number of rounds.
 const CONCURRENT: usize = 16;
 const ROUNDS: usize = 10;
@@ -163,6 +165,7 @@ fn inside() -> io::Result<()> {
     full_store(&mut out, &mut marks)?;
     variants(&mut out, &mut marks, ours_v4)?;
     full_bridge(&mut out, &mut marks, ours_v4, floor)?;
+    full_routing_table(&mut out, &mut marks, ours_v4)?;
     let size = fs::metadata(Lab::path("bin/cni-hostgw"))?.len();
     marks.at_most("executable, MB", megabytes(size), 3.0);
     marks.at_most(
@@ -332,6 +335,39 @@ fn full_bridge(
         ratio(times[1], times[0]),
         1.3,
     );
+    Ok(())
+}
+
+/// Measures with the routes of a large cluster, between two measurements without them.
+fn full_routing_table(
+    out: &mut impl Write,
+    marks: &mut Targets,
+    plain: &Contender,
+) -> io::Result<()> {
+    let pair = [plain.clone(), theirs("bench", &["10.10.1.0/24"])];
+    let change = |verb: &str| {
+        let line = |i: u32| {
+            let to = Ipv4Addr::from(0x0a40_0000 + (i << 8));
+            format!("route {verb} {to}/24 via 192.168.2.15 dev enp0s5\n")
+        };
+        fs::write("/run/routes", (0..ROUTES).map(line).collect::<String>())?;
+        let status = Command::new("ip")
+            .args(["-batch", "/run/routes"])
+            .status()?;
+        let failed = || io::Error::other(format!("ip route {verb} failed"));
+        status.success().then_some(()).ok_or_else(failed)
+    };
+    let before = Timed::serial(&pair, SERIAL).add;
+    change("add")?;
+    let full = Timed::serial(&pair, SERIAL).add;
+    change("del")?;
+    let after = Timed::serial(&pair, SERIAL).add;
+    head(out, "ADD, 5,000 routes", &["none", "5,000", "none"])?;
+    for (i, contender) in pair.iter().enumerate() {
+        row(out, contender.name, &[before[i], full[i], after[i]])?;
+    }
+    let none = (before[0] + after[0]) / 2;
+    marks.at_most("ADD with 5,000 routes / none", ratio(full[0], none), 1.05);
     Ok(())
 }
 
