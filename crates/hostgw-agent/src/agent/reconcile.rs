@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use kernel::{Link, Route};
 use tokio::time::Instant;
-use tracing::info;
 
 use super::Agent;
 use super::scheduler::Trigger;
@@ -130,7 +129,8 @@ impl Agent {
                 .info("changes of this node", &describe(&node));
         }
         if !is_same_node || old.is_some_and(|old| old.other_nodes() != count) {
-            info!("the cluster has {count} other node(s)");
+            let text = format!("the cluster has {count} other node(s)");
+            self.reporter.limiter.info("number of other nodes", &text);
         }
         let is_unchanged =
             |old: &Node| old.snapshot == node.snapshot && old.etcd_lease == node.etcd_lease;

@@ -132,6 +132,13 @@ impl SubnetPool {
             && (self.first..=self.last).contains(&subnet.ip())
     }
 
+    /// The subnet with this address, if it is in the network.
+    pub(crate) fn around(&self, address: IpAddr) -> Option<IpNetwork> {
+        let subnet = IpNetwork::new(address, self.length).ok()?;
+        let is_within = self.network.contains(address);
+        is_within.then(|| Subnet::of(subnet).network())
+    }
+
     /// The number of subnets for nodes.
     pub(crate) fn count(&self) -> u128 {
         (to_number(self.last) - to_number(self.first)) / self.size() + 1

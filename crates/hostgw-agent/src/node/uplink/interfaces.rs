@@ -183,9 +183,11 @@ impl<'a> Interfaces<'a> {
         }
     }
 
-    /// What the node has besides `uplink`, whose addresses are `own`.
+    /// What the node has besides `uplink`, whose addresses are `own`; of each family, the one that other
+    /// nodes use comes first.
     fn surroundings(&self, uplink: &Link, own: &[IpAddr]) -> Surroundings {
         let mut surroundings = Surroundings::default();
+        let ipv6 = own.iter().find(|ip| ip.is_ipv6());
         for (link, addresses) in &self.all {
             let is_uplink = link.index == uplink.index;
             // kube-proxy puts addresses of services here, and these may be those of other nodes.
@@ -201,7 +203,7 @@ impl<'a> Interfaces<'a> {
                 }
                 surroundings.addresses.insert(ip);
                 // Anyone on the link can announce an IPv6 network.
-                let is_announced = ip.is_ipv6() && !address.is_permanent && !own.starts_with(&[ip]);
+                let is_announced = ip.is_ipv6() && !address.is_permanent && ipv6 != Some(&ip);
                 if leads_out && !is_link_local(ip) && !is_announced {
                     let network = Subnet::of(address.network).network();
                     surroundings.networks.push(network);

@@ -124,6 +124,10 @@ impl Contents {
                     other_lengths.push(subnet);
                 }
             }
+            // A subnet around a node's address would cut others off from that node.
+            let addresses = entry.value.iter().flat_map(|value| value.addresses().all());
+            let around = addresses.filter_map(|address| pool.around(address));
+            taken.extend(around);
         }
         move |subnet| {
             !taken.contains(&subnet) && !other_lengths.iter().any(|other| overlap(subnet, *other))

@@ -72,7 +72,13 @@ impl LeaseClaim {
             if missing.contains(&family(pool.network)) {
                 continue;
             }
-            let is_free = contents.free(pool, own);
+            let is_unused = contents.free(pool, own);
+            let around: Vec<_> = self
+                .addresses
+                .all()
+                .filter_map(|ip| pool.around(ip))
+                .collect();
+            let is_free = |subnet| is_unused(subnet) && !around.contains(&subnet);
             let previous = previous.iter().flat_map(|subnets| subnets.all());
             let mut previous = previous.filter(|subnet| pool.fits(*subnet) && is_free(*subnet));
             let count = pool.count();

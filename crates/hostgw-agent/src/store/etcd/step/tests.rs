@@ -80,6 +80,21 @@ fn describe_step(claim: &LeaseClaim, contents: &Contents) -> String {
 }
 
 #[test]
+fn a_new_node_takes_no_subnet_around_a_node_and_ignores_leases_of_whole_networks() {
+    let around =
+        r#"{"Network": "192.168.0.0/16", "SubnetMin": "192.168.1.0", "SubnetMax": "192.168.4.0"}"#;
+    let leases = [
+        ("192.168.1.0-24", "192.168.3.17", 1),
+        ("192.168.0.0-16", "192.168.99.1", 2),
+        ("192.168.0.0-17", "192.168.99.2", 3),
+        ("192.168.128.0-17", "192.168.99.3", 4),
+    ];
+    // 192.168.2.0/24 contains this node, and 192.168.3.0/24 another one.
+    let step = describe_step(&new_node(), &contents(around, &leases));
+    assert_eq!(step, "take 192.168.4.0-24");
+}
+
+#[test]
 fn a_new_node_takes_its_previous_subnet_or_a_free_one() {
     let others = [
         ("10.10.1.0-24", "192.168.2.17", 1),
