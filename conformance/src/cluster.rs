@@ -423,8 +423,9 @@ impl<'a> Cluster<'a> {
         self.processes.extend(started);
     }
 
-    /// Every 20 seconds until the cluster ends, moves the leadership of etcd to another member; and every
-    /// 45 seconds, deletes all `nf_tables` rules of each node: ours, kube-proxy's and those of host ports.
+    /// Until the cluster ends, moves the leadership of etcd to another member every 20 seconds, and deletes
+    /// all `nf_tables` rules of each node every 30 seconds, once an agent runs there: ours, kube-proxy's and
+    /// those of host ports.
     pub fn disturb_more(&mut self) {
         let urls: Vec<_> = self.members.iter().map(Etcd::url).collect();
         let urls = format!("{},{}", self.kube.etcd().url(), urls.join(","));
@@ -434,7 +435,8 @@ impl<'a> Cluster<'a> {
                move-leader $(echo \"$status\" | awk -F', ' '$5 == \"false\" {{print $2}}' | shuf -n 1) >>/run/leaders; done"
         );
         self.start_script(&script);
-        let script = "while sleep 45; do pidof hostgw-agent && nft flush ruleset && echo flushed >>/run/flushed; done";
+        let script = "while sleep 30; do until pidof hostgw-agent; do sleep 1; done; \
+             nft flush ruleset && echo flushed >>/run/flushed; done";
         let started = self.runtimes.iter();
         let started = started.map(|runtime| runtime.start_script(script));
         self.processes.extend(started);

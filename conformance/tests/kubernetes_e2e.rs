@@ -83,7 +83,7 @@ fn conformance_while_rules_are_flushed_and_etcds_leader_and_an_api_server_change
     let (leaders, flushed) = cluster.times_disturbed_more();
     let restarts = second.restarts();
     eprintln!("{restarts} restarts, {leaders} leaders, {flushed} times flushed");
-    assert!(restarts > 3 && leaders > 3 && flushed > 1);
+    assert!(restarts > 3 && leaders > 3 && flushed > 0);
 }
 
 /// The other tests of Kubernetes' network that need no cloud, no Internet, and no network plugin with
