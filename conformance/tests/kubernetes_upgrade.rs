@@ -237,10 +237,10 @@ fn moves_from_flannel_and_back_lose_no_packet() {
             "kubernetes.io/os: linux\n        hostgw: \"true\"",
         );
     cluster.apply("cni-hostgw.yaml", &manifest);
+    let minute = Duration::from_secs(60);
     for (node, flanneld) in nodes.iter().zip(flanneld) {
         flanneld.stop();
         cluster.kubectl(&format!("label node {} hostgw=true", node.name));
-        let minute = Duration::from_secs(60);
         wait_within("our list takes the place of flannel's", minute, || {
             let count = "cd /etc/cni/net.d && ls *.conflist && grep -l cni-hostgw *.conflist";
             node.sh(count).stdout.lines().count() == 2
@@ -259,8 +259,10 @@ fn moves_from_flannel_and_back_lose_no_packet() {
         ));
         flanneld.push(Flanneld::start_on_kube(node, &cluster.kube));
         let log = || flanneld.last().map(Flanneld::log).unwrap_or_default();
-        wait_for(&format!("flanneld runs: {}", log()), || {
-            log().contains("Running backend")
+        // Until flanneld has written its rules, it refuses.
+        let can_hand_over = "/mnt/bin/hostgw-agent cleanup --hand-over --dry-run";
+        wait_within(&format!("flanneld's rules: {}", log()), minute, || {
+            node.sh(can_hand_over).success
         });
         let undo = "/mnt/bin/hostgw-agent uninstall && /mnt/bin/hostgw-agent cleanup --hand-over";
         let done = node.sh(undo).ok();
