@@ -365,3 +365,9 @@ impl AddressEntry {
         })
     }
 }
+
+/// Decodes an answer, for a test with damaged ones.
+#[cfg(test)]
+pub(crate) fn decode(answer: &Answer) {
+    AddressEntry::read(answer);
+}

@@ -97,3 +97,9 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: [u8; 4]) {
     body.extend(kind.to_ne_bytes());
     body.extend(value);
 }
+
+/// Decodes an answer, for a test with damaged ones.
+#[cfg(test)]
+pub(crate) fn decode(answer: &Answer) {
+    read(answer, Protocol::HOSTGW);
+}

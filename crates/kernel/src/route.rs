@@ -179,7 +179,7 @@ const NH_ID: u16 = 30;
 impl Route {
     /// Parses a route. Returns `None` if it is not in `table`, or if it applies to one type of
     /// service only, and so does not compete with a route for all of them.
-    fn read(answer: &Answer, table: u32) -> Option<Self> {
+    pub(crate) fn read(answer: &Answer, table: u32) -> Option<Self> {
         // Family, lengths of destination and source, tos, table, protocol, scope, type, flags.
         let (head, attributes) = answer.parts::<12>()?;
         let [

@@ -116,7 +116,7 @@ impl Answer {
             .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
             .map(|(_, words)| text(words));
         Some(Err(KernelError {
-            errno: Errno::from_raw(code.abs()),
+            errno: Errno::from_raw(code.wrapping_abs()),
             words: words.unwrap_or_default(),
         }))
     }
@@ -367,3 +367,88 @@ impl Rtnl {
 const HEADER: usize = 16;
 /// The attribute with the kernel's error message, in an extended acknowledgement.
 const NLMSGERR_ATTR_MSG: u16 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Appends an attribute, padded to four bytes.
+    fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+        let length = u16::try_from(4 + value.len()).expect("short");
+        body.extend(length.to_ne_bytes());
+        body.extend(kind.to_ne_bytes());
+        body.extend(value);
+        body.resize(body.len().next_multiple_of(4), 0);
+    }
+
+    /// Calls every decoder of rtnetlink's answers with damaged ones.
+    #[test]
+    fn damaged_answers_never_panic() {
+        // The kernel's linux/if_link.h: a port of a bridge.
+        let mut link = vec![0; 16];
+        let mut port = Vec::new();
+        attribute(&mut port, 4, &[1]);
+        attribute(&mut port, 33, &[1]);
+        let mut info = Vec::new();
+        attribute(&mut info, 1, b"veth\0");
+        attribute(&mut info, 4, b"bridge\0");
+        attribute(&mut info, 5, &port);
+        attribute(&mut link, 3, b"veth0123\0");
+        attribute(&mut link, 1, &[2, 0, 0, 0, 0, 7]);
+        attribute(&mut link, 10, &3_u32.to_ne_bytes());
+        attribute(&mut link, 18, &info);
+        attribute(&mut link, 20, b"alias\0");
+        // linux/if_addr.h
+        let mut address = vec![2, 24, 0, 0, 2, 0, 0, 0];
+        attribute(&mut address, 1, &[10, 10, 1, 1]);
+        attribute(&mut address, 2, &[10, 10, 1, 1]);
+        attribute(&mut address, 8, &128_u32.to_ne_bytes());
+        // linux/rtnetlink.h: a route with two next hops.
+        let mut route = vec![2, 24, 0, 0, 254, 104, 0, 1, 0, 0, 0, 0];
+        attribute(&mut route, 1, &[10, 10, 2, 0]);
+        attribute(&mut route, 5, &[192, 168, 2, 15]);
+        attribute(
+            &mut route,
+            9,
+            &[8, 0, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0],
+        );
+        attribute(&mut route, 30, &7_u32.to_ne_bytes());
+        // linux/nexthop.h
+        let mut nexthop = vec![2, 0, 104, 0, 0, 0, 0, 0];
+        attribute(&mut nexthop, 1, &7_u32.to_ne_bytes());
+        // A filter of linux/pkt_cls.h, with an action.
+        let mut parameters = Vec::new();
+        attribute(&mut parameters, 2, &[1; 28]);
+        let mut action = Vec::new();
+        attribute(&mut action, 2, &parameters);
+        let mut actions = Vec::new();
+        attribute(&mut actions, 1, &action);
+        let mut options = Vec::new();
+        attribute(&mut options, 7, &actions);
+        let mut filter = vec![0; 20];
+        attribute(&mut filter, 2, &options);
+        // An error with the kernel's words.
+        let mut error = (-22_i32).to_ne_bytes().to_vec();
+        error.extend([0; HEADER]);
+        attribute(
+            &mut error,
+            NLMSGERR_ATTR_MSG,
+            b"Nexthop has invalid gateway\0",
+        );
+        let valid = [link, address, route, nexthop, filter, error];
+        let valid: Vec<_> = valid.iter().map(Vec::as_slice).collect();
+        random_input::never_panics(&valid, |bytes| {
+            let answer = Answer {
+                kind: NLMSG_ERROR,
+                flags: 0,
+                body: bytes.to_vec(),
+            };
+            drop(answer.end());
+            drop(crate::Link::read(&answer));
+            drop(crate::Route::read(&answer, 254));
+            crate::address::decode(&answer);
+            crate::nexthop::decode(&answer);
+            crate::shaping::decode(&answer);
+        });
+    }
+}

@@ -450,3 +450,9 @@ fn read_redirection(answer: &Answer) -> Option<u32> {
     let parameters = inner(inner(action, uapi::ACT_OPTIONS)?, uapi::MIRRED_PARMS)?;
     (number(parameters.get(20..)?) == uapi::EGRESS_REDIR).then(|| number(&parameters[24..]))
 }
+
+/// Decodes an answer, for a test with damaged ones.
+#[cfg(test)]
+pub(crate) fn decode(answer: &Answer) {
+    read_redirection(answer);
+}
