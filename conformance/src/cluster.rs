@@ -109,7 +109,7 @@ pub struct Cluster<'a> {
     families: Families,
     processes: Vec<Process>,
     runtimes: Vec<Runtime<'a>>,
-    /// How often kube-proxy looks whether its rules are still there.
+    /// The interval at which kube-proxy checks that its rules exist.
     proxy_period: &'static str,
     /// Further members of etcd.
     members: Vec<Etcd<'a>>,

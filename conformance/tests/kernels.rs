@@ -8,7 +8,7 @@ use std::process::Command;
 use conformance::repository;
 use serde_json::Value;
 
-/// What runs in the virtual machine: a file of tests, and its tests.
+/// The tests that run in the virtual machine: each file, and the names of tests in it.
 const TESTS: [(&str, &[&str]); 8] = [
     (
         "picture",

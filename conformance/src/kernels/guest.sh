@@ -1,5 +1,5 @@
 # Runs in the virtual machine: the tests whose executables are in the folder `tests` beside this file.
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
 # A node's system has loaded these before pods start.
 for module in veth bridge br_netfilter nf_tables nf_conntrack; do modprobe $module; done
 ip link set lo up

@@ -59,7 +59,7 @@ pub(crate) struct Config {
     pub(crate) bandwidth: Bandwidth,
 }
 
-/// What to do about a subnet file that is missing or invalid.
+/// The reaction to a subnet file that is missing or invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoSubnetFile {
     /// Wait for as long as the configuration says.

@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 
 /// How many lines of one kind are logged within [`WINDOW`].
 const BURST: u32 = 5;
-/// How many different lines of one group are logged within [`WINDOW`].
+/// The most different lines of one group that are logged within [`WINDOW`].
 const GROUP_BURST: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -20,7 +20,7 @@ pub(crate) struct LogLimiter(BTreeMap<String, Window>);
 struct Window {
     start: Instant,
     count: u32,
-    /// How many of the lines are logged.
+    /// The most lines that are logged.
     burst: u32,
 }
 

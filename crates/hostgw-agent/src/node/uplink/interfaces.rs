@@ -183,8 +183,8 @@ impl<'a> Interfaces<'a> {
         }
     }
 
-    /// What the node has besides `uplink`, whose addresses are `own`; of each family, the one that other
-    /// nodes use comes first.
+    /// Collects the addresses and networks of all interfaces, and the routers. `own` are the addresses of
+    /// `uplink`. Of each family, the address that other nodes use comes first.
     fn surroundings(&self, uplink: &Link, own: &[IpAddr]) -> Surroundings {
         let mut surroundings = Surroundings::default();
         let ipv6 = own.iter().find(|ip| ip.is_ipv6());

@@ -23,7 +23,7 @@ pub(crate) struct Uplink {
     addresses: Vec<IpAddr>,
     /// The networks that are reachable on the link, without a next hop.
     on_link: Vec<IpNetwork>,
-    /// What else the node has and reaches, which no route to a peer may divert.
+    /// The addresses and networks that no route to a peer may divert.
     pub(crate) surroundings: Surroundings,
     /// Why this interface and this address were chosen, in words that follow "because".
     pub(crate) because: String,
