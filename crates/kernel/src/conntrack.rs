@@ -10,7 +10,8 @@ use nix::errno::Errno;
 
 use crate::Error;
 use crate::nfnetlink::{
-    ACK, DUMP, attribute, attributes, message, messages, nest, request, was_interrupted,
+    ACK, DUMP, attribute, attributes, connect, exchange_each, message, messages, nest, number,
+    read_u32, request, was_interrupted,
 };
 use crate::rtnl::ip;
 
@@ -22,9 +23,13 @@ mod uapi {
     pub(super) const DELETE: u16 = SUBSYSTEM << 8 | 2;
     pub(super) const TUPLE_ORIG: u16 = 1;
     pub(super) const TUPLE_REPLY: u16 = 2;
+    pub(super) const STATUS: u16 = 3;
     pub(super) const ID: u16 = 12;
     pub(super) const ZONE: u16 = 18;
     pub(super) const FILTER: u16 = 25;
+    pub(super) const STATUS_MASK: u16 = 26;
+    /// `IPS_OFFLOAD`, a bit of the status: the flow is in a flowtable.
+    pub(super) const STATUS_OFFLOAD: u32 = 1 << 14;
     pub(super) const FILTER_ORIG_FLAGS: u16 = 1;
     /// A bit of `FILTER_ORIG_FLAGS`: compare the protocol.
     pub(super) const FILTER_PROTO_NUM: u32 = 1 << 3;
@@ -95,6 +100,48 @@ pub fn flows(is_ipv6: bool, protocol: u8, port: Option<u16>) -> Result<Vec<Flow>
         }
     }
     Err(failed(Errno::EINTR.into()))
+}
+
+/// Calls `each` with the body of the message about every flow that is in a flowtable. Fails if the kernel does
+/// not list flows (`nf_conntrack_netlink`).
+fn each_offloaded(mut each: impl FnMut(&[u8])) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::new("list the flows in flowtables", error);
+    let mut body = vec![0; 4];
+    number(&mut body, uapi::STATUS, uapi::STATUS_OFFLOAD);
+    number(&mut body, uapi::STATUS_MASK, uapi::STATUS_OFFLOAD);
+    // Kernels before 5.15 know no such filter, and list all flows.
+    let is_offloaded = |body: &[u8]| {
+        let mut all = attributes(body.get(4..).unwrap_or_default());
+        let status = all.find(|(kind, _)| *kind == uapi::STATUS);
+        status.is_some_and(|(_, value)| read_u32(value) & uapi::STATUS_OFFLOAD != 0)
+    };
+    let socket = connect().map_err(failed)?;
+    let error = exchange_each(&socket, &message(uapi::GET, DUMP, &body), |part| {
+        let flows = messages(part).filter(|(kind, ..)| *kind == uapi::NEW);
+        for (_, _, body) in flows.filter(|(_, _, body)| is_offloaded(body)) {
+            each(body);
+        }
+    });
+    error
+        .map_err(failed)?
+        .map_or(Ok(()), |errno| Err(failed(errno.into())))
+}
+
+/// Counts the flows that are in a flowtable. A flow that is added or deleted meanwhile may be missed.
+pub fn count_offloaded() -> Result<usize, Error> {
+    let mut count = 0;
+    each_offloaded(|_| count += 1)?;
+    Ok(count)
+}
+
+/// True if a flow of this protocol to this address is in a flowtable.
+pub fn is_offloaded(protocol: u8, destination: SocketAddr) -> Result<bool, Error> {
+    let mut is_found = false;
+    each_offloaded(|body| {
+        is_found |= Flow::read(body)
+            .is_some_and(|(found, flow)| found == protocol && flow.destination == destination);
+    })?;
+    Ok(is_found)
 }
 
 impl Flow {

@@ -37,7 +37,7 @@ pub use mac::{InvalidMac, Mac};
 #[cfg(feature = "monitor")]
 pub use monitor::{ChangeEvent, Monitor};
 pub use neighbour_limits::NeighbourLimits;
-pub use netns::{HostNetns, Netns};
+pub use netns::{HostNetns, Netns, isolate};
 pub use nexthop::has_nexthop_objects;
 pub use path::Path;
 pub use route::{Protocol, Route, RouteIdentity};

@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
 use nix::unistd::{getpid, gettid};
 use util::retry_on_eintr;
@@ -66,6 +67,14 @@ impl Netns {
         })
     }
 
+    /// Creates a namespace, which is deleted with this value. The thread stays in `home`.
+    pub fn create(home: &HostNetns) -> Result<Self, Error> {
+        let failed = |errno| Error::new("create a network namespace", errno);
+        unshare(CloneFlags::CLONE_NEWNET).map_err(failed)?;
+        let _back = ReturnGuard(&home.0.file);
+        Self::open(Path::new(CURRENT_THREAD_NETNS))
+    }
+
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
@@ -101,6 +110,16 @@ impl HostNetns {
         let _back = ReturnGuard(&self.0.file);
         Ok(enter())
     }
+}
+
+/// Moves this thread to a new network namespace for good. Without the capability `SYS_ADMIN`, the namespace
+/// belongs to a new user namespace, which requires that the process has no other thread.
+pub fn isolate() -> Result<(), Error> {
+    let unshared = match unshare(CloneFlags::CLONE_NEWNET) {
+        Err(Errno::EPERM) => unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET),
+        other => other,
+    };
+    unshared.map_err(|errno| Error::new("create a network namespace", errno))
 }
 
 struct ReturnGuard<'a>(&'a File);

@@ -85,34 +85,43 @@ pub(crate) struct Answer {
 ///
 /// Fails if the kernel does not acknowledge every message that requests it.
 pub(crate) fn exchange(socket: &Socket, send: &[u8]) -> io::Result<Answer> {
+    let mut text = Vec::new();
+    let error = exchange_each(socket, send, |part| text.extend(part))?;
+    Ok(Answer { error, text })
+}
+
+/// The same without keeping the messages: calls `each` with every part of the replies, as it arrives. Returns
+/// the first error.
+pub(crate) fn exchange_each(
+    socket: &Socket,
+    send: &[u8],
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<Option<Errno>> {
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
     retry_on_eintr(|| socket.send_to(send, &SocketAddr::new(0, 0), 0))?;
-    let mut answer = Answer {
-        error: None,
-        text: Vec::new(),
-    };
+    let mut error = None;
     let asks = |flags: u16| flags & ACK != 0 || flags & DUMP == DUMP;
     let mut missing = messages(send).filter(|(_, flags, _)| asks(*flags)).count();
     while missing > 0 {
         let text = match receive(socket) {
             Ok(text) => text,
             // If a transaction is rejected, the messages after the rejected one get no reply.
-            Err(_) if answer.error.is_some() => break,
-            Err(error) => return Err(error),
+            Err(_) if error.is_some() => break,
+            Err(failure) => return Err(failure),
         };
         for (kind, _, body) in messages(&text) {
             let code = body
                 .first_chunk()
                 .map_or(0, |code| i32::from_ne_bytes(*code));
             if kind == ERROR && code != 0 {
-                answer.error = answer.error.or(Some(Errno::from_raw(-code)));
+                error = error.or(Some(Errno::from_raw(-code)));
             }
             missing = missing.saturating_sub(usize::from(matches!(kind, ERROR | DONE)));
         }
-        answer.text.extend(text);
+        each(&text);
     }
-    Ok(answer)
+    Ok(error)
 }
 
 /// Receives the next datagram without blocking: the kernel replies before `send(2)` returns, so an

@@ -85,6 +85,27 @@ impl Rtnl {
         })
     }
 
+    /// Creates a veth pair that is not a port of a bridge: `name` here and up, `peer` in `netns` and down.
+    pub fn add_veth_pair(&self, name: &str, peer: &str, netns: &Netns) -> Result<(), Error> {
+        let peer = link_message(vec![
+            LinkAttribute::IfName(peer.to_owned()),
+            LinkAttribute::NetNsFd(netns.raw_fd()),
+        ]);
+        let mut message = link_message(vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ]);
+        set_flag(&mut message, LinkFlags::Up);
+        let change = (
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+        );
+        self.change(change, || format!("create veth {name}"))
+    }
+
     /// True if both ends of `veth` exist and are each other's peer.
     fn is_pair(&self, veth: &Veth<'_>, container: &Self) -> Result<bool, Error> {
         let (host, inside) = (self.link(veth.host)?, container.link(veth.container)?);

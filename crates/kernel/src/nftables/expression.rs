@@ -39,6 +39,11 @@ impl<'a> Expression<'a> {
         expression
     }
 
+    /// Its attributes, as the kernel lists them.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.data
+    }
+
     pub(super) fn get(&self, key: u16) -> Option<&'a [u8]> {
         let mut all = attributes(self.data);
         all.find(|(kind, _)| *kind == key).map(|(_, value)| value)

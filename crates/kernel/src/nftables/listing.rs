@@ -173,7 +173,7 @@ fn get_chain(family: Family, table: &str, chain: &str) -> io::Result<Option<Answ
 
 /// Sends a dump request, and again if the list changed while it was read. Returns `None` if the
 /// object does not exist.
-fn dump(dump_request: &[u8]) -> io::Result<Option<Answer>> {
+pub(super) fn dump(dump_request: &[u8]) -> io::Result<Option<Answer>> {
     for _ in 0..MAX_TRIES {
         let answer = request(dump_request)?;
         match answer.error {
@@ -187,12 +187,12 @@ fn dump(dump_request: &[u8]) -> io::Result<Option<Answer>> {
 }
 
 /// Returns the attributes of each message of one kind.
-fn bodies(answer: &Answer, kind: u16) -> impl Iterator<Item = &[u8]> {
+pub(super) fn bodies(answer: &Answer, kind: u16) -> impl Iterator<Item = &[u8]> {
     let of_kind = messages(&answer.text).filter(move |(other, ..)| *other == kind);
     of_kind.map(|(_, _, body)| body.get(4..).unwrap_or_default())
 }
 
-fn has_text(body: &[u8], key: u16, text: &str) -> bool {
+pub(super) fn has_text(body: &[u8], key: u16, text: &str) -> bool {
     attributes(body).any(|(kind, value)| kind == key && text_in(value) == text)
 }
 
@@ -229,6 +229,13 @@ impl ListedRule {
                 Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain),
                 _ => None,
             })
+    }
+
+    /// Returns what the rule does, as the kernel reports it: the same for rules with the same matches and
+    /// actions, whatever their handles are.
+    #[must_use]
+    pub fn into_expressions(self) -> Vec<u8> {
+        self.expressions
     }
 
     pub(super) fn expressions(&self) -> impl Iterator<Item = Expression<'_>> {

@@ -25,6 +25,9 @@ pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0c;
 pub(super) const GET_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0d;
 pub(super) const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0e;
 pub(super) const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
+pub(super) const NEW_FLOWTABLE: u16 = SUBSYSTEM << 8 | 0x16;
+pub(super) const GET_FLOWTABLE: u16 = SUBSYSTEM << 8 | 0x17;
+pub(super) const DELETE_FLOWTABLE: u16 = SUBSYSTEM << 8 | 0x18;
 
 /// Address family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,10 +12,12 @@
 mod base_chain;
 mod evaluate;
 mod expression;
+mod flowtable;
 mod listing;
 mod map;
 mod message;
 mod packet;
+mod reachable;
 mod rule;
 mod set;
 mod transaction;
@@ -23,6 +25,7 @@ mod uapi;
 
 pub use base_chain::{BaseChain, forward_chains};
 pub use evaluate::ChainDecision;
+pub use flowtable::flowtable_devices;
 pub use listing::{
     ListedChain, ListedRule, chain, chains, dump_chains, fingerprint, has_table, rules,
 };
@@ -52,6 +55,7 @@ pub(crate) fn decode(body: &[u8]) {
 
     drop(BaseChain::read(body));
     let body = body.get(4..).unwrap_or_default();
+    drop(flowtable::devices(body));
     let rule = ListedRule::read(body);
     drop(rule.jump());
     for expression in rule.expressions() {

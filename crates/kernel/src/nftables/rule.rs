@@ -106,6 +106,26 @@ impl Rule {
         self
     }
 
+    /// Matches packets of connections that were answered.
+    #[must_use]
+    pub fn established(mut self) -> Self {
+        self.expression("ct", |data| {
+            number(data, CT_DREG, REG_1);
+            number(data, CT_KEY, ct::STATE);
+        });
+        self.mask(&ct::STATE_ESTABLISHED.to_ne_bytes());
+        self.compare(CMP_NEQ, &[0; 4]);
+        self
+    }
+
+    /// Matches packets of a protocol above IP, by its number.
+    #[must_use]
+    pub fn of_protocol(mut self, protocol: u8) -> Self {
+        self.meta(meta::L4PROTO);
+        self.compare(CMP_EQ, &[protocol]);
+        self
+    }
+
     /// Matches packets whose `key` is in a set.
     #[must_use]
     pub fn is_in(self, set: &str, key: &[Load]) -> Self {
@@ -319,7 +339,7 @@ impl Rule {
         self
     }
 
-    fn expression(&mut self, name: &str, data: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn expression(&mut self, name: &str, data: impl FnOnce(&mut Vec<u8>)) {
         nest(&mut self.expressions, LIST_ELEM, |element| {
             text(element, EXPR_NAME, name);
             nest(element, EXPR_DATA, data);

@@ -23,6 +23,8 @@ pub enum Hook {
     Postrouting,
     /// Forwarded packets, for filtering (chain type filter).
     Forward,
+    /// Forwarded packets that the usual filters accepted: after those of priority 0.
+    ForwardAccepted,
     /// Incoming packets, for translation of the destination address (chain type nat). Chains of
     /// kube-proxy and Docker, with the usual priority, come first.
     PreroutingDnat,
@@ -38,6 +40,7 @@ impl Hook {
         match self {
             Self::Postrouting => (hook::POST_ROUTING, hook::PRIORITY_NAT_SRC, "nat"),
             Self::Forward => (hook::FORWARD, hook::PRIORITY_FILTER, "filter"),
+            Self::ForwardAccepted => (hook::FORWARD, hook::PRIORITY_FILTER + 10, "filter"),
             Self::PreroutingDnat => (hook::PRE_ROUTING, hook::PRIORITY_NAT_DST + 1, "nat"),
             Self::OutputDnat => (hook::LOCAL_OUT, hook::PRIORITY_NAT_DST + 1, "nat"),
             Self::PreroutingRaw => (hook::PRE_ROUTING, hook::PRIORITY_RAW, "filter"),
@@ -168,6 +171,11 @@ impl Transaction {
         self.add(DELETE_RULE, 0, &body);
     }
 
+    /// Deletes all rules of a chain.
+    pub fn delete_rules(&mut self, family: Family, table: &str, chain: &str) {
+        self.add(DELETE_RULE, 0, &rule_object(family, table, chain));
+    }
+
     /// Creates an empty set or map unless it exists.
     pub fn ensure_set(&mut self, family: Family, table: &str, set: &Set<'_>) {
         self.sets += 1;
@@ -237,7 +245,7 @@ impl Transaction {
 
     /// Deletes a chain and its rules. No rule may still jump to it.
     pub fn delete_chain(&mut self, family: Family, table: &str, chain: &str) {
-        self.add(DELETE_RULE, 0, &rule_object(family, table, chain));
+        self.delete_rules(family, table, chain);
         self.delete_base_chain(family, table, chain);
     }
 
@@ -291,7 +299,7 @@ impl Transaction {
         }
     }
 
-    fn add(&mut self, kind: u16, flags: u16, body: &[u8]) {
+    pub(super) fn add(&mut self, kind: u16, flags: u16, body: &[u8]) {
         self.messages.extend(message(kind, flags | ACK, body));
     }
 }

@@ -7,6 +7,8 @@ pub(super) mod hook {
     pub(in super::super) const FORWARD: u32 = 2;
     pub(in super::super) const LOCAL_OUT: u32 = 3;
     pub(in super::super) const POST_ROUTING: u32 = 4;
+    /// `NF_NETDEV_INGRESS`
+    pub(in super::super) const NETDEV_INGRESS: u32 = 0;
     /// `NF_IP_PRI_RAW`
     pub(in super::super) const PRIORITY_RAW: i32 = -300;
     /// `NF_IP_PRI_NAT_DST`
@@ -123,6 +125,8 @@ pub(super) mod ct {
     pub(in super::super) const PROTO_DST: u32 = 12;
     /// `IPS_DST_NAT`, a bit of the status.
     pub(in super::super) const STATUS_DNAT: u32 = 1 << 5;
+    /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`, a bit of the state.
+    pub(in super::super) const STATE_ESTABLISHED: u32 = 1 << 1;
     /// `IP_CT_DIR_ORIGINAL`
     pub(in super::super) const DIRECTION_ORIGINAL: u8 = 0;
 }
@@ -181,6 +185,16 @@ pub(super) const SET_ELEM_DATA: u16 = 2;
 pub(super) const SET_ELEM_FLAGS: u16 = 3;
 pub(super) const SET_ELEM_USERDATA: u16 = 6;
 pub(super) const SET_ELEM_KEY_END: u16 = 10;
+
+pub(super) const FLOWTABLE_TABLE: u16 = 1;
+pub(super) const FLOWTABLE_NAME: u16 = 2;
+pub(super) const FLOWTABLE_HOOK: u16 = 3;
+pub(super) const FLOWTABLE_HOOK_NUM: u16 = 1;
+pub(super) const FLOWTABLE_HOOK_PRIORITY: u16 = 2;
+pub(super) const FLOWTABLE_HOOK_DEVS: u16 = 3;
+pub(super) const DEVICE_NAME: u16 = 1;
+/// The flowtable of the expression `flow_offload`.
+pub(super) const FLOW_TABLE_NAME: u16 = 1;
 
 /// The type of a comment in user data (`NFTNL_UDATA_*_COMMENT`).
 pub(super) const UDATA_COMMENT: u8 = 0;
