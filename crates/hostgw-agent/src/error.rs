@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 pub(crate) use cni::causes;
 
 use crate::commands::install::error::Error as InstallError;
+use crate::fast_path::{self, CheckError};
 use crate::files;
 use crate::network::Hop;
 use crate::node::{forwarding, uplink};
@@ -38,6 +39,8 @@ pub(crate) enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Install(#[from] InstallError),
+    #[error(transparent)]
+    FastPath(#[from] fast_path::CheckError),
     /// An error of an earlier check, shown until the check runs again.
     #[error(transparent)]
     Persisting(#[from] Arc<Error>),
@@ -94,6 +97,14 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// The exit code of a command that fails with this error.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::FastPath(CheckError::SetUp(_)) => fast_path::CANNOT_RUN,
+            _ => 1,
+        }
+    }
+
     /// The error with its causes, on one line.
     pub(crate) fn text(&self) -> String {
         causes(self)

@@ -5,6 +5,7 @@ mod agent;
 mod cli;
 mod commands;
 mod error;
+mod fast_path;
 mod files;
 mod firewall;
 mod network;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
                 "hostgw-agent: {}",
                 error.text()
             ));
-            ExitCode::FAILURE
+            ExitCode::from(error.exit_code())
         }
     }
 }
@@ -70,6 +71,8 @@ async fn perform(task: Task) -> Result<String> {
         } => install.run(&subnet_file, wait).await,
         Task::Uninstall { record, socket } => install::uninstall(&record, &socket).await,
         Task::Cleanup(cleanup) => cleanup.run().await,
+        Task::FlushFastPath => fast_path::flush_now(),
+        Task::CheckFastPath => fast_path::check(),
     }
 }
 

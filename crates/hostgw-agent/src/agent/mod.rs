@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::commands::install::Install;
 use crate::error::{Error, Result};
+use crate::fast_path::{self, FastPath};
 use crate::firewall::{self, Firewall};
 use crate::node::{Node, Selection};
 use crate::observe::{SharedState, lock, systemd};
@@ -35,6 +36,7 @@ pub(crate) struct AgentConfig {
     pub(crate) subnet_file: PathBuf,
     pub(crate) state_file: PathBuf,
     pub(crate) firewall: firewall::FirewallConfig,
+    pub(crate) fast_path: fast_path::Mode,
     /// Files to install for the container runtime. `None` if the user did not ask for it.
     pub(crate) install: Option<Install>,
 }
@@ -45,6 +47,7 @@ pub(crate) struct Agent {
     kernel: Rtnl,
     store: Store,
     firewall: Firewall,
+    fast_path: FastPath,
     saver: StateSaver,
     /// The state that an earlier run saved.
     restored: RestoredState,
@@ -83,6 +86,7 @@ impl Agent {
             kernel: Rtnl::connect()?,
             store: Store::open(&config.store, &config.subnet_file, saved.as_ref())?,
             firewall: Firewall::new(config.firewall.clone()),
+            fast_path: FastPath::new(config.fast_path),
             saver: StateSaver::new(config.state_file.clone(), store_name),
             restored: RestoredState::new(saved),
             config,
@@ -112,12 +116,15 @@ impl Agent {
                 started,
                 cost: outcome.cost,
                 needs_retry: !outcome.findings.problems.is_empty(),
-                poll: self.firewall.poll(),
+                poll: min_some(self.firewall.poll(), self.fast_path.poll()),
                 is_routing: self.node.is_some(),
             };
             self.publish(outcome, started);
             self.save(trigger);
-            trigger = match scheduler.next(&self.store, &timing).await? {
+            trigger = match scheduler
+                .next(&self.store, &mut self.fast_path, &timing)
+                .await?
+            {
                 Some(trigger) => trigger,
                 None => break,
             };
@@ -150,6 +157,8 @@ impl Agent {
         state.warnings = self.reporter.warnings().iter().cloned().collect();
         state.firewall = self.firewall.backend();
         state.firewall_restored = self.firewall.restored();
+        state.fast_path = Some(self.fast_path.status().clone());
+        state.fast_path_flushes = self.fast_path.flushes();
         state.peers = outcome.peers;
         state.store = outcome.store;
         state.store.name = self.config.store.name();
@@ -163,4 +172,9 @@ impl Agent {
         self.store.report_status(self.reporter.network_status());
         systemd::notify_state(is_ready, self.reporter.problems());
     }
+}
+
+/// The smaller of two values, of which either may be missing.
+fn min_some<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    one.into_iter().chain(other).min()
 }

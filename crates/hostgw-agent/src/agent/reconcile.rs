@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Agent;
 use super::scheduler::Trigger;
 use crate::error::{Error, Result};
+use crate::fast_path::PodNetwork;
 use crate::firewall::{FirewallRules, PodPath};
 use crate::node::{NeighbourStatus, Node, disable_ra, pod_bridges};
 use crate::observe::{StoreState, lock};
@@ -73,11 +74,14 @@ impl Agent {
         }
         if let Some(node) = self.node.clone() {
             self.write_files(&node, trigger, findings);
-            let bridges = findings.check(pod_bridges(&self.kernel));
-            let bridges = bridges.unwrap_or_default();
+            let links = findings.check(self.kernel.links());
+            let bridges = links.as_deref().map(pod_bridges).unwrap_or_default();
             self.reconcile_sysctls(&node, &bridges, trigger, findings);
             self.reconcile_neighbour_limits(&node, &outcome.peers, trigger, findings);
             self.reconcile_firewall(&node, &bridges, &outcome.peers, trigger, findings);
+            if let Some(links) = links {
+                self.reconcile_fast_path(&node, &links, &bridges, trigger, findings);
+            }
         }
         if trigger.is_resync {
             self.reporter.limiter.summarize();
@@ -193,7 +197,7 @@ impl Agent {
 
     fn find_diversions(&mut self, node: &Node, peers: &[Peer]) -> Result<(), kernel::Error> {
         let own: Vec<_> = node.own.subnets().collect();
-        let bridges = pod_bridges(&self.kernel)?;
+        let bridges = pod_bridges(&self.kernel.links()?);
         let bridge = bridges.first().filter(|_| self.sysctls_are_right);
         self.diversions
             .find(&self.kernel, peers, &node.uplink, &own, bridge)
@@ -307,6 +311,35 @@ impl Agent {
         }
         findings.warnings.extend(self.firewall.warnings().cloned());
         findings.warnings.extend(node.uplink.warning.clone());
+    }
+
+    /// A fast path that cannot be had is a warning at most: packets take the usual way.
+    fn reconcile_fast_path(
+        &mut self,
+        node: &Node,
+        links: &[Link],
+        bridges: &[Link],
+        trigger: Trigger,
+        findings: &mut Findings,
+    ) {
+        if trigger.kernel.network || trigger.kernel.firewall || trigger.is_resync {
+            let networks: Vec<_> = FirewallRules::new(&node.snapshot.network, &node.own)
+                .networks()
+                .collect();
+            let pods = PodNetwork {
+                networks: &networks,
+                uplink: &node.uplink.link,
+                links,
+                bridges,
+            };
+            let limiter = &mut self.reporter.limiter;
+            let (is_event, is_resync) = (trigger.kernel.firewall, trigger.is_resync);
+            let ensured = self.fast_path.ensure(pods, is_event, is_resync, limiter);
+            findings
+                .warnings
+                .extend(ensured.err().map(|error| error.text()));
+        }
+        findings.warnings.extend(self.fast_path.warning());
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::rate_limiter::RateLimiter;
 use crate::error::{Error, Result};
+use crate::fast_path::FastPath;
 use crate::store::Store;
 
 /// Everything is reconciled this often, even without an event.
@@ -44,6 +45,13 @@ impl Trigger {
 
     fn store() -> Self {
         Self::kernel(ChangeEvent::default())
+    }
+
+    fn firewall() -> Self {
+        Self::kernel(ChangeEvent {
+            firewall: true,
+            ..ChangeEvent::default()
+        })
     }
 
     fn kernel(kernel: ChangeEvent) -> Self {
@@ -93,7 +101,12 @@ impl Scheduler {
     }
 
     /// Waits until the next reconcile is due. Returns `None` on SIGTERM and SIGINT.
-    pub(super) async fn next(&mut self, store: &Store, last: &Timing) -> Result<Option<Trigger>> {
+    pub(super) async fn next(
+        &mut self,
+        store: &Store,
+        fast_path: &mut FastPath,
+        last: &Timing,
+    ) -> Result<Option<Trigger>> {
         let ended = Instant::now();
         if last.needs_retry {
             self.resync = self.resync.min(last.started + RETRY_INTERVAL);
@@ -104,6 +117,7 @@ impl Scheduler {
         let mut trigger = tokio::select! {
             () = store.changed() => Trigger::store(),
             event = self.monitor.changed() => Trigger::kernel(event?),
+            () = fast_path.checked() => Trigger::firewall(),
             () = sleep_until(self.resync) => Trigger::resync(),
             _ = self.hangup.recv() => Trigger::resync(),
             () = self.stop.received() => return Ok(None),

@@ -65,6 +65,18 @@ enum Command {
     },
     /// Remove what the agent set up: routes, firewall rules, subnet file, saved state.
     Cleanup(CleanupFlags),
+    /// Commands about the fast path for established flows (--fast-path).
+    #[command(subcommand)]
+    FastPath(FastPathCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum FastPathCommand {
+    /// Send every flow by all firewall rules again, after a change of rules that the agent cannot see: those of
+    /// iptables-legacy, and sets of ipset. No packet is lost.
+    Flush,
+    /// Check in network namespaces of its own whether packets on this kernel's fast path arrive.
+    Check,
 }
 
 #[derive(Args, Debug)]
@@ -152,6 +164,8 @@ pub(crate) enum Task {
         socket: PathBuf,
     },
     Cleanup(Cleanup),
+    FlushFastPath,
+    CheckFastPath,
 }
 
 /// Where the agent serves its state.
@@ -211,6 +225,8 @@ impl Cli {
                 install_record: record,
                 socket,
             } => Task::Uninstall { record, socket },
+            Command::FastPath(FastPathCommand::Flush) => Task::FlushFastPath,
+            Command::FastPath(FastPathCommand::Check) => Task::CheckFastPath,
             Command::Cleanup(flags) => Task::Cleanup(Cleanup {
                 flannel: flags.flannel,
                 hands_over: flags.hand_over,

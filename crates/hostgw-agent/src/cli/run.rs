@@ -15,6 +15,7 @@ use super::parse::{address, network};
 use super::stores::{EtcdFlags, KubeFlags, OneStore};
 use crate::agent::AgentConfig;
 use crate::commands::install::Install;
+use crate::fast_path;
 use crate::firewall::{Backend, FirewallConfig};
 use crate::node::Selection;
 use crate::routes::RouteOptions;
@@ -36,6 +37,8 @@ pub(super) struct Run {
     interface: InterfaceFlags,
     #[command(flatten)]
     firewall: FirewallFlags,
+    #[command(flatten)]
+    fast_path: FastPathFlags,
     #[command(flatten)]
     files: Files,
     #[command(flatten)]
@@ -114,6 +117,14 @@ struct FirewallFlags {
     /// rules are watched.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = number)]
     iptables_resync: i64,
+}
+
+#[derive(Args, Debug)]
+struct FastPathFlags {
+    /// Let packets of established flows between the uplink and pods skip most of the kernel's way for forwarded
+    /// packets. `auto` does so where a check shows that it works; `on` warns where it does not.
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "off")]
+    fast_path: fast_path::Mode,
 }
 
 #[derive(Args, Debug)]
@@ -209,6 +220,7 @@ impl Run {
             subnet_file: self.files.subnet_file,
             state_file: self.files.state_file,
             firewall: self.firewall.into(),
+            fast_path: self.fast_path.fast_path,
             install: installs.then(|| self.install.into()),
         };
         Ok((Box::new(config), listen))

@@ -11,6 +11,7 @@ use kernel::{Protocol, Route, RouteChange, Rtnl};
 use subnet_env::SubnetEnv;
 
 use crate::error::{Error, Result};
+use crate::fast_path;
 use crate::files;
 use crate::firewall;
 use crate::observe::is_running;
@@ -34,7 +35,7 @@ enum Part {
     Route(Route),
     HandedOver(Route),
     NextHops(Vec<u32>),
-    Table,
+    Table(&'static str),
     HostPorts,
     ForwardRules(usize),
     IptablesChains(usize),
@@ -121,10 +122,11 @@ impl Cleanup {
                 part_if(!ids.is_empty(), Part::NextHops(ids))
             });
         }
-        found.add(
-            nftables::has_table(Family::Inet, firewall::TABLE),
-            |exists| part_if(exists, Part::Table),
-        );
+        for table in [firewall::TABLE, fast_path::TABLE] {
+            found.add(nftables::has_table(Family::Inet, table), |exists| {
+                part_if(exists, Part::Table(table))
+            });
+        }
         // With host ports of pods, the plugin's table stays.
         found.add(host_ports::has_unused_table(), |is_unused| {
             part_if(is_unused, Part::HostPorts)
@@ -202,7 +204,8 @@ impl Part {
                 }
             }
             Self::NextHops(ids) => kernel.delete_nexthops(ids)?,
-            Self::Table => firewall::delete_table()?,
+            Self::Table(fast_path::TABLE) => fast_path::delete_table()?,
+            Self::Table(_) => firewall::delete_table()?,
             Self::HostPorts => drop(HostPorts::lock(kernel)?.delete_unused_table()?),
             Self::ForwardRules(_) => drop(firewall::remove_forward(false)?),
             Self::IptablesChains(_) => drop(firewall::remove_iptables(false)?),
@@ -218,7 +221,7 @@ impl fmt::Display for Part {
         match self {
             Self::Route(route) | Self::HandedOver(route) => write!(f, "route {route}"),
             Self::NextHops(ids) => write!(f, "{} next hop(s) of ours", ids.len()),
-            Self::Table => write!(f, "nf_tables table inet {}", firewall::TABLE),
+            Self::Table(table) => write!(f, "nf_tables table inet {table}"),
             Self::HostPorts => {
                 write!(
                     f,

@@ -37,6 +37,7 @@ fn describe(report: &StatusReport) -> String {
         text.line("lease", &format!("{left:.0} s left"));
     }
     text.line("firewall", &report.firewall.backend);
+    text.line("fast path", &report.fast_path);
     text.line("neighbours", &report.neighbours);
     let peers = &report.peers;
     let is_routed = |peer: &&PeerReport| peer.state != PeerState::Refused;

@@ -41,7 +41,7 @@ impl FirewallRules {
     }
 
     /// Returns the cluster's networks.
-    pub(super) fn networks(&self) -> impl Iterator<Item = IpNetwork> {
+    pub(crate) fn networks(&self) -> impl Iterator<Item = IpNetwork> {
         self.0.iter().map(|(cluster, _)| *cluster)
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use kernel::{Kind, Link, Rtnl};
+use kernel::{Kind, Link};
 use subnet_env::SubnetEnv;
 use tracing::info;
 
@@ -36,15 +36,14 @@ pub(crate) struct Node {
 /// The bridge that the plugin creates unless its configuration names another.
 pub(crate) const DEFAULT_BRIDGE: &str = "cni0";
 
-/// Lists the bridges that have pods of the plugin, and the default bridge if it exists.
-pub(crate) fn pod_bridges(kernel: &Rtnl) -> Result<Vec<Link>, kernel::Error> {
-    let mut links = kernel.links()?;
+/// Finds the bridges that have pods of the plugin, and the default bridge if it exists.
+pub(crate) fn pod_bridges(links: &[Link]) -> Vec<Link> {
     let with_pods: BTreeSet<_> = links.iter().filter_map(bridge_of_pod).collect();
-    links.retain(|link| {
+    let is_pod_bridge = |link: &&Link| {
         let is_default = link.kind == Kind::Bridge && link.name == DEFAULT_BRIDGE;
         is_default || with_pods.contains(&link.index)
-    });
-    Ok(links)
+    };
+    links.iter().filter(is_pod_bridge).cloned().collect()
 }
 
 /// The index of the bridge that a host veth of the plugin is a port of.

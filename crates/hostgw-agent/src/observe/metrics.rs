@@ -13,6 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::state::{SharedState, State, lock, unix_seconds};
+use crate::fast_path;
 use crate::routes::{Peer, Refusal};
 
 /// Returns all metrics, as text.
@@ -53,7 +54,8 @@ fn write(state: &State, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
 }
 
 /// The gauges without labels: name, help and value. One without a value is left out.
-fn gauges(state: &State) -> [(&'static str, &'static str, Option<f64>); 10] {
+fn gauges(state: &State) -> [(&'static str, &'static str, Option<f64>); 13] {
+    let fast_path = state.fast_path.as_ref();
     let (total, routed) = state.counts();
     #[expect(clippy::cast_precision_loss, reason = "exact for revisions up to 2^53")]
     let revision = state.store.revision as f64;
@@ -104,6 +106,21 @@ fn gauges(state: &State) -> [(&'static str, &'static str, Option<f64>); 10] {
             state.store.silence(),
         ),
         (
+            "hostgw_fast_path",
+            "1 if packets of established flows take the fast path",
+            fast_path.map(|path| flag(path.is_on())),
+        ),
+        (
+            "hostgw_fast_path_devices",
+            "Interfaces on the fast path",
+            fast_path.and_then(fast_path::Status::devices).map(count),
+        ),
+        (
+            "hostgw_fast_path_flows",
+            "Flows on the fast path, when they were last counted",
+            fast_path.and_then(fast_path::Status::flows).map(count),
+        ),
+        (
             "hostgw_lease_seconds",
             "Time until this node's lease expires",
             state.store.lease_left(),
@@ -113,7 +130,7 @@ fn gauges(state: &State) -> [(&'static str, &'static str, Option<f64>); 10] {
 
 /// The counters: name without `_total`, which is added, help and value. The word "mended" is older
 /// than "restored", and stays because names of metrics do not change.
-fn counters(state: &State) -> [(&'static str, &'static str, u64); 6] {
+fn counters(state: &State) -> [(&'static str, &'static str, u64); 7] {
     [
         (
             "hostgw_reconciles",
@@ -139,6 +156,11 @@ fn counters(state: &State) -> [(&'static str, &'static str, u64); 6] {
             "hostgw_firewall_mended",
             "Times that firewall rules were restored",
             state.firewall_restored,
+        ),
+        (
+            "hostgw_fast_path_flushes",
+            "Times that all flows had to pass changed firewall rules of others",
+            state.fast_path_flushes,
         ),
         (
             "hostgw_forwarding_mended",

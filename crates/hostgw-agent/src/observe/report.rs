@@ -24,6 +24,9 @@ pub(crate) struct StatusReport {
     /// has none.
     #[serde(default)]
     pub(crate) neighbours: String,
+    /// Whether the fast path is in use, with its numbers of devices and flows, or why not.
+    #[serde(rename = "fastPath", default)]
+    pub(crate) fast_path: String,
     pub(crate) reconcile: ReconcileReport,
     pub(crate) routes: RoutesReport,
     /// Every other node's subnets.

@@ -11,6 +11,7 @@ use super::report::{
     FirewallReport, ForwardingReport, NodeReport, PeerReport, PeerState, ReconcileReport,
     RoutesReport, StatusReport, StoreReport,
 };
+use crate::fast_path;
 use crate::network::NetConf;
 use crate::node::{NeighbourStatus, Node};
 use crate::routes::{Applied, Peer};
@@ -37,6 +38,9 @@ pub(crate) struct State {
     pub(crate) firewall: &'static str,
     pub(crate) firewall_restored: u64,
     pub(crate) forwarding_restored: u64,
+    /// `None` until this node has a subnet.
+    pub(crate) fast_path: Option<fast_path::Status>,
+    pub(crate) fast_path_flushes: u64,
     /// The kernel's limits on neighbour entries.
     pub(crate) neighbours: NeighbourStatus,
     pub(crate) reconciles: u64,
@@ -140,6 +144,11 @@ impl State {
                 restored: self.forwarding_restored,
             },
             neighbours: self.neighbours.describe(),
+            fast_path: self
+                .fast_path
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             reconcile: ReconcileReport {
                 count: self.reconciles,
                 last: self.last_reconcile.map(unix_seconds),

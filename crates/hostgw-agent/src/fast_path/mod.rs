@@ -1,0 +1,374 @@
+//! The fast path: packets of established flows between the uplink and pods skip most of the kernel's way for
+//! forwarded packets, by a flowtable of `nf_tables`.
+//!
+//! The flowtable's devices are the uplink and the host ends of pods' veths. They are added and deleted one by
+//! one, so that a pod that comes or goes leaves other pods' flows alone. A flow is added to it after all filters
+//! accepted its packets; when others change their rules, the flowtable is flushed, and every flow has to pass
+//! them again.
+
+mod checker;
+mod lab;
+mod policy;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use kernel::{Link, conntrack};
+use tracing::info;
+
+pub(crate) use lab::{CANNOT_RUN, CheckError, check};
+pub(crate) use table::{TABLE, delete as delete_table};
+
+use crate::error::{Error, Result, causes};
+use crate::observe::LogLimiter;
+use checker::{Checker, Finding};
+use policy::ForeignRules;
+use table::Listing;
+
+/// Whether the fast path is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// If the kernel has one, and a check shows that packets arrive.
+    Auto,
+    /// If the kernel has one, and no check shows that packets do not arrive. A warning says why not.
+    On,
+    /// Never.
+    Off,
+}
+
+/// The state of the fast path, for people and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Not in use until the first check ends.
+    BeingChecked,
+    /// Not in use, and why.
+    Off(String),
+    On {
+        /// The number of devices on it.
+        devices: usize,
+        /// The number of flows on it when they were last counted. `None` if the kernel does not list flows.
+        flows: Option<usize>,
+        /// Devices that the kernel refused, and why there was no check, each in a sentence.
+        remarks: Vec<String>,
+    },
+}
+
+/// The links and networks of this node's pods.
+#[derive(Clone, Copy)]
+pub(crate) struct PodNetwork<'a> {
+    /// The cluster's networks.
+    pub(crate) networks: &'a [IpNetwork],
+    pub(crate) uplink: &'a Link,
+    /// All links of this node.
+    pub(crate) links: &'a [Link],
+    /// The bridges of this node's pods.
+    pub(crate) bridges: &'a [Link],
+}
+
+/// Keeps the fast path as it should be.
+pub(crate) struct FastPath {
+    mode: Mode,
+    checker: Checker,
+    foreign: ForeignRules,
+    /// The rules as the kernel listed them after they were written.
+    written: Option<Listing>,
+    /// The devices that the kernel refused, and why.
+    refused: BTreeMap<String, String>,
+    status: Status,
+    flushes: u64,
+}
+
+impl FastPath {
+    pub(crate) fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            checker: Checker::new(),
+            foreign: ForeignRules::default(),
+            written: None,
+            refused: BTreeMap::new(),
+            status: Status::BeingChecked,
+            flushes: 0,
+        }
+    }
+
+    pub(crate) fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// How often all flows had to pass the rules of others again.
+    pub(crate) fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
+    /// How soon to look again at what causes no event.
+    pub(crate) fn poll(&self) -> Option<Duration> {
+        self.foreign.poll()
+    }
+
+    /// Waits until a check ended.
+    pub(crate) async fn checked(&mut self) {
+        self.checker.ended().await;
+    }
+
+    /// Why the fast path is off although the user wants it.
+    pub(crate) fn warning(&self) -> Option<String> {
+        match &self.status {
+            Status::Off(reason) if self.mode == Mode::On => {
+                Some(format!("the fast path is off (--fast-path=on): {reason}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Makes the table and its devices what they should be. `is_event` says that firewall rules may have changed.
+    pub(crate) fn ensure(
+        &mut self,
+        pods: PodNetwork<'_>,
+        is_event: bool,
+        is_resync: bool,
+        log: &mut LogLimiter,
+    ) -> Result<()> {
+        let status = match self.try_ensure(pods, is_event, is_resync, log) {
+            Ok(status) => status,
+            Err(error) => {
+                // A flow must not stay on a fast path that nobody looks after.
+                drop(self.turn_off());
+                self.status = Status::Off(error.text());
+                return Err(error);
+            }
+        };
+        let is_news =
+            status.is_on() != self.status.is_on() || !status.is_on() && status != self.status;
+        if is_news && self.mode != Mode::Off {
+            let text = format!("fast path: {status}");
+            log.info_in("state of the fast path", &text);
+        }
+        self.status = status;
+        Ok(())
+    }
+
+    fn try_ensure(
+        &mut self,
+        pods: PodNetwork<'_>,
+        is_event: bool,
+        is_resync: bool,
+        log: &mut LogLimiter,
+    ) -> Result<Status> {
+        if let Some(obstacle) = self.obstacle()? {
+            self.turn_off()?;
+            return Ok(obstacle);
+        }
+        match self.ensure_table(pods.networks, log) {
+            Err(error) if error.is_gone() => {
+                self.turn_off()?;
+                return Ok(Status::Off(format!(
+                    "the kernel has no flowtables ({})",
+                    causes(&error)
+                )));
+            }
+            other => other?,
+        }
+        if self.foreign.changed(is_event || is_resync)? && table::flush()? {
+            self.flushes += 1;
+        }
+        let devices = self.ensure_devices(pods)?;
+        if let Some(refused) = self.refused.get(&pods.uplink.name) {
+            let reason = format!("the kernel refuses the uplink: {refused}");
+            self.turn_off()?;
+            return Ok(Status::Off(reason));
+        }
+        let flows = match &self.status {
+            Status::On { flows, .. } if !is_resync => *flows,
+            _ => conntrack::count_offloaded().ok(),
+        };
+        Ok(Status::On {
+            devices,
+            flows,
+            remarks: self.remarks(),
+        })
+    }
+
+    /// The state if there cannot be a fast path now. Starts a check that is due.
+    fn obstacle(&mut self) -> Result<Option<Status>> {
+        if self.mode == Mode::Off {
+            return Ok(Some(Status::Off("--fast-path=off".to_owned())));
+        }
+        if has_ipvs_services() {
+            let reason = "IPVS has services, whose packets must not skip it";
+            return Ok(Some(Status::Off(reason.to_owned())));
+        }
+        self.checker.poll();
+        Ok(match self.checker.finding() {
+            Some(Finding::Works) => None,
+            Some(Finding::Unknown(_)) if self.mode == Mode::On => None,
+            Some(Finding::Fails(reason) | Finding::Unknown(reason)) => Some(Status::Off(reason)),
+            // The table of an earlier run stays in use.
+            None if table::exists()? => None,
+            None => Some(Status::BeingChecked),
+        })
+    }
+
+    /// Writes the table, unless it is there as this or an earlier run wrote it.
+    fn ensure_table(
+        &mut self,
+        networks: &[IpNetwork],
+        log: &mut LogLimiter,
+    ) -> Result<(), kernel::Error> {
+        let present = Listing::read()?.filter(|listing| listing.is_for(networks));
+        let is_right = match (&present, &self.written) {
+            (Some(present), Some(written)) => present == written,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if !is_right || table::devices()?.is_none() {
+            if self
+                .written
+                .as_ref()
+                .is_some_and(|written| written.is_for(networks))
+            {
+                let text = format!("restored table inet {TABLE} after an external change");
+                log.warn("restored the table of the fast path", &text);
+            }
+            table::write(networks, &[])?;
+            self.written = Listing::read()?;
+        } else if self.written.is_none() {
+            self.written = present;
+        }
+        Ok(())
+    }
+
+    /// Adds the devices that are missing, and deletes those of no pod. Returns the number of devices.
+    fn ensure_devices(&mut self, pods: PodNetwork<'_>) -> Result<usize, kernel::Error> {
+        let present = BTreeSet::from_iter(table::devices()?.unwrap_or_default());
+        let wanted = pods.devices();
+        let mut count = present.len();
+        let mut is_flush_due = false;
+        for device in present.difference(&wanted) {
+            table::delete_device(device)?;
+            count -= 1;
+            // Flows end with their device, but not when it only becomes a port of another bridge.
+            is_flush_due |= pods.links.iter().any(|link| link.name == *device);
+        }
+        self.refused.retain(|device, _| wanted.contains(device));
+        for device in wanted.difference(&present) {
+            match table::add_device(device) {
+                Ok(()) => {
+                    self.refused.remove(device);
+                    count += 1;
+                }
+                // The pod was deleted meanwhile.
+                Err(error) if error.is_gone() => {}
+                Err(error) => {
+                    self.refused.insert(device.clone(), causes(&error));
+                }
+            }
+        }
+        if is_flush_due {
+            table::flush()?;
+        }
+        if present != wanted {
+            self.checker.request();
+        }
+        Ok(count)
+    }
+
+    /// Deletes the table, if there is one.
+    fn turn_off(&mut self) -> Result<(), kernel::Error> {
+        self.written = None;
+        let is_there = self.status.is_on() || table::exists().unwrap_or(false);
+        if is_there {
+            table::delete().or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) })?;
+            info!("deleted table inet {TABLE}");
+        }
+        Ok(())
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        let refused = self.refused.values().cloned();
+        let unchecked = match self.checker.finding() {
+            Some(Finding::Unknown(reason)) => Some(reason),
+            _ => None,
+        };
+        refused.chain(unchecked).collect()
+    }
+}
+
+impl PodNetwork<'_> {
+    /// The names of the devices between which pods' packets are forwarded.
+    fn devices(&self) -> BTreeSet<String> {
+        let is_pod = |link: &&Link| {
+            let mut bridges = self.bridges.iter();
+            link.kind == kernel::Kind::Veth
+                && bridges.any(|bridge| link.bridge == Some(bridge.index))
+        };
+        let pods = self.links.iter().filter(is_pod);
+        let devices = pods.chain([self.uplink]);
+        devices.map(|link| link.name.clone()).collect()
+    }
+}
+
+impl Status {
+    pub(crate) fn is_on(&self) -> bool {
+        matches!(self, Self::On { .. })
+    }
+
+    /// The number of devices on the fast path, while it is on.
+    pub(crate) fn devices(&self) -> Option<usize> {
+        match self {
+            Self::On { devices, .. } => Some(*devices),
+            Self::BeingChecked | Self::Off(_) => None,
+        }
+    }
+
+    /// The number of flows on it, as last counted.
+    pub(crate) fn flows(&self) -> Option<usize> {
+        match self {
+            Self::On { flows, .. } => *flows,
+            Self::BeingChecked | Self::Off(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeingChecked => f.write_str("being checked"),
+            Self::Off(reason) => write!(f, "off ({reason})"),
+            Self::On {
+                devices,
+                flows,
+                remarks,
+            } => {
+                write!(f, "on, {devices} devices")?;
+                if let Some(flows) = flows {
+                    write!(f, ", {flows} flows")?;
+                }
+                remarks
+                    .iter()
+                    .try_for_each(|remark| write!(f, "; {remark}"))
+            }
+        }
+    }
+}
+
+/// `hostgw-agent fast-path flush`.
+pub(crate) fn flush_now() -> Result<String> {
+    if table::flush()? {
+        Ok("flushed the fast path: every flow has to pass all firewall rules again\n".to_owned())
+    } else {
+        Err(Error::Usage(
+            "there is no fast path on this node (see `hostgw-agent status`)".to_owned(),
+        ))
+    }
+}
+
+/// True if IPVS forwards packets of services. It translates the addresses of answers after the place at which flows
+/// get on the fast path, which would then skip it.
+fn has_ipvs_services() -> bool {
+    const HEADER: usize = 3;
+    let services = std::fs::read_to_string("/proc/net/ip_vs");
+    services.is_ok_and(|text| text.lines().count() > HEADER)
+}
