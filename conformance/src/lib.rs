@@ -21,6 +21,7 @@ mod containerd;
 mod crio;
 pub mod etcd;
 mod flanneld;
+pub mod flows;
 mod holder;
 pub mod inside;
 pub mod kube;
@@ -32,6 +33,7 @@ mod process;
 pub mod reference_picture;
 pub mod sockets;
 mod supervisor;
+pub mod traffic;
 
 pub use agent::Agent;
 pub use containerd::{Containerd, Release, Sandbox};

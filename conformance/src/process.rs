@@ -169,9 +169,12 @@ pub fn poll(timeout: Duration, mut condition: impl FnMut() -> bool) -> Option<Du
 /// # Panics
 ///
 /// If the condition does not hold within `timeout`.
+#[track_caller]
 pub fn wait_within(what: &str, timeout: Duration, condition: impl FnMut() -> bool) -> Duration {
-    let took = poll(timeout, condition);
-    took.unwrap_or_else(|| panic!("not within {timeout:?}: {what}"))
+    match poll(timeout, condition) {
+        Some(took) => took,
+        None => panic!("not within {timeout:?}: {what}"),
+    }
 }
 
 /// Waits until a condition holds, for at most ten seconds.
@@ -179,6 +182,7 @@ pub fn wait_within(what: &str, timeout: Duration, condition: impl FnMut() -> boo
 /// # Panics
 ///
 /// If the condition does not hold by then.
+#[track_caller]
 pub fn wait_for(what: &str, condition: impl FnMut() -> bool) -> Duration {
     wait_within(what, Duration::from_secs(10), condition)
 }

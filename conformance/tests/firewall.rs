@@ -642,3 +642,31 @@ fn only_rules_that_block_traffic_between_pods_are_reported() {
     });
     assert!(status().contains("\"ready\":true"));
 }
+
+#[test]
+fn a_fast_path_that_cannot_be_had_changes_nothing() {
+    let probe =
+        "nft 'add table inet probe; add flowtable inet probe f { hook ingress priority 0; }'";
+    for mode in ["auto", "on"] {
+        let flag = format!("--fast-path={mode}");
+        in_reference_cluster(Family::Ipv4, &[&flag], |_, nodes, pods, agents| {
+            let has_flowtables = nodes[0].sh(probe).success;
+            let expected = if has_flowtables {
+                "on, "
+            } else {
+                "off (the kernel has no flowtables"
+            };
+            assert!(pods[0].pod.pings(&pods[2].addresses[0]));
+            for (node, agent) in nodes.iter().zip(&agents) {
+                agent.wait_for_log(&format!("fast path: {expected}"));
+                let status = || node.sh("/mnt/bin/hostgw-agent status").ok();
+                wait_for("the state is shown", || {
+                    status().contains(&format!("fast path  {expected}"))
+                });
+                assert!(status().contains("ready      yes"), "{}", status());
+                let is_warned = status().contains("warning    the fast path is off");
+                assert_eq!(is_warned, mode == "on" && !has_flowtables, "{}", status());
+            }
+        });
+    }
+}

@@ -8,8 +8,11 @@ use std::process::Command;
 use conformance::repository;
 use serde_json::Value;
 
-/// The tests that run in the virtual machine: each file, and the names of tests in it.
-const TESTS: [(&str, &[&str]); 8] = [
+/// The tests of a file, by their names.
+type File = (&'static str, &'static [&'static str]);
+
+/// The tests that run in the virtual machine.
+const TESTS: [File; 9] = [
     (
         "picture",
         &[
@@ -50,6 +53,23 @@ const TESTS: [(&str, &[&str]); 8] = [
             "pods_can_communicate_if_docker_sets_forward_to_drop",
         ],
     ),
+    (
+        "fast_path",
+        &[
+            "established_flows_of_both_families_take_the_fast_path",
+            "pods_that_come_and_go_leave_other_flows_on_the_fast_path",
+            "rules_that_come_later_than_a_flow_end_it",
+            "a_flush_sends_flows_by_all_rules_and_loses_nothing",
+            "translated_flows_take_the_fast_path",
+            "no_flow_of_a_deleted_pod_is_on_the_fast_path_to_the_next_with_its_address",
+            "flows_follow_a_peer_that_gets_another_address",
+            "flows_survive_an_uplink_that_goes_down_and_up",
+            "a_smaller_mtu_on_one_side_is_discovered",
+            "flows_that_are_idle_for_long_continue",
+            "an_agent_that_stops_and_starts_loses_no_packet",
+            "the_table_and_its_devices_are_restored",
+        ],
+    ),
     ("neighbours", &["a_node_talks_to_3000_neighbours_at_once"]),
     (
         "routes",
@@ -57,9 +77,26 @@ const TESTS: [(&str, &[&str]); 8] = [
     ),
 ];
 
+/// The tests that run in a virtual machine whose clock counts instructions.
+const COUNTED: [File; 1] = [(
+    "path_length",
+    &["requests_on_the_fast_path_are_nearly_as_fast_as_between_nodes"],
+)];
+
+/// How instructions are emulated: on two processors as fast as possible, or on one, each of them as 4 ns.
+const FAST: [&str; 4] = ["-accel", "tcg,thread=multi", "-smp", "2"];
+const COUNTING: [&str; 6] = [
+    "-accel",
+    "tcg,thread=single",
+    "-icount",
+    "shift=2,sleep=off",
+    "-smp",
+    "1",
+];
+
 /// Builds the tests, and puts their executables where the virtual machine looks for them.
-fn prepare(folder: &Path) {
-    let files = TESTS.iter().flat_map(|(file, _)| ["--test", file]);
+fn prepare(folder: &Path, files: &[File]) {
+    let names = files.iter().flat_map(|(file, _)| ["--test", file]);
     let built = Command::new(env!("CARGO"))
         .args([
             "test",
@@ -71,7 +108,7 @@ fn prepare(folder: &Path) {
             "--features",
             "kernels",
         ])
-        .args(files)
+        .args(names)
         .output()
         .expect("cargo is installed");
     assert!(built.status.success(), "{built:?}");
@@ -91,14 +128,14 @@ fn prepare(folder: &Path) {
             .expect("tests have executables");
         fs::copy(executable, tests.join(name)).expect("the executable can be copied");
     }
-    for (file, names) in TESTS {
+    for (file, names) in files {
         let arguments = names.join(" ");
         fs::write(tests.join(file).with_extension("arguments"), arguments).expect("writable");
     }
 }
 
 /// Runs the tests on a kernel, and returns what the virtual machine printed.
-fn run(folder: &Path, kernel: &str) -> String {
+fn run(folder: &Path, kernel: &str, machine: &[&str]) -> String {
     let place = |file: &str| folder.join(kernel).join(file).display().to_string();
     let vmlinuz = place("vmlinuz");
     assert!(
@@ -110,17 +147,9 @@ fn run(folder: &Path, kernel: &str) -> String {
         folder.display()
     );
     let output = Command::new("timeout")
-        .args(["-s", "KILL", "1500", "qemu-system-x86_64"])
-        .args([
-            "-M",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max,-la57",
-            "-smp",
-            "2",
-        ])
+        .args(["-s", "KILL", "2400", "qemu-system-x86_64"])
+        .args(["-M", "q35", "-cpu", "max,-la57"])
+        .args(machine)
         .args([
             "-m",
             "2500",
@@ -150,15 +179,20 @@ fn run(folder: &Path, kernel: &str) -> String {
 
 /// Runs all tests on the kernel in this folder, whose release begins with `release`.
 fn passes(kernel: &str, release: &str) {
+    passes_on(kernel, release, &TESTS, &FAST);
+    passes_on(kernel, release, &COUNTED, &COUNTING);
+}
+
+fn passes_on(kernel: &str, release: &str, files: &[File], machine: &[&str]) {
     let folder = repository().join("target/kernels");
-    prepare(&folder);
-    let text = run(&folder, kernel);
+    prepare(&folder, files);
+    let text = run(&folder, kernel, machine);
     eprintln!("{text}");
     assert!(
         text.contains(&format!("kernel: {release}")),
         "another kernel"
     );
-    let count: usize = TESTS.iter().map(|(_, names)| names.len()).sum();
+    let count: usize = files.iter().map(|(_, names)| names.len()).sum();
     let results = text.split("test result: ok. ").skip(1);
     let passed = results.filter_map(|rest| rest.split(' ').next()?.parse::<usize>().ok());
     let passed: usize = passed.sum();
