@@ -137,6 +137,20 @@ fn status(node: &Node<'_>) -> Value {
     serde_json::from_str(&text).expect("status is JSON")
 }
 
+/// Ends an agent, which must exit without a failure.
+fn stop(node: &Node<'_>, agent: Agent) {
+    let is_success = agent.stop();
+    assert!(is_success, "{}", node.sh("cat /run/hostgw-agent.log").ok());
+}
+
+/// Waits until the agent that runs now says that the fast path is on with two pods.
+fn wait_until_on(node: &Node<'_>) {
+    wait_within("the fast path is on", LIMIT, || {
+        let status = node.sh("/mnt/bin/hostgw-agent status");
+        status.success && status.stdout.contains("on, 3 devices")
+    });
+}
+
 /// How often the agent flushed the fast path because others changed their rules, as a metric.
 fn flushes(node: &Node<'_>) -> String {
     let metrics = metrics(node);
@@ -255,6 +269,10 @@ fn rules_that_come_later_than_a_flow_end_it() {
                 format!("iptables -D FORWARD -s {from} -d {to} -j DROP"),
             ),
             (
+                format!("iptables -I FORWARD -s {to} -d {from} -j DROP"),
+                format!("iptables -D FORWARD -s {to} -d {from} -j DROP"),
+            ),
+            (
                 format!("nft insert rule inet deny forward ip daddr {to} drop"),
                 "nft flush chain inet deny forward; nft add rule inet deny forward ip daddr @denied drop".to_owned(),
             ),
@@ -330,7 +348,7 @@ fn translated_flows_take_the_fast_path() {
                  ip daddr 10.96.0.1 tcp dport 80 dnat to {to}:8080; ip daddr 10.96.0.2 tcp dport 80 dnat to {own}:8081; \
                  fib daddr type local tcp dport 30080 dnat to {to}:8082; }}; \
                chain outgoing {{ type nat hook postrouting priority srcnat; ct status dnat ip saddr {own} ip daddr {own} masquerade; \
-                 ct original proto-dst 30080 masquerade; }}; }}'"
+                 meta l4proto tcp ct original proto-dst 30080 masquerade; }}; }}'"
         );
         workers[0].sh(&services).ok();
         let check = |name: &str, mut flow: TcpFlow, nodes: &[&Node<'_>]| {
@@ -516,13 +534,13 @@ fn an_agent_that_stops_and_starts_loses_no_packet() {
             }
         };
         let agent = cluster.agents.remove(1);
-        assert!(agent.stop(), "the agent exits without a failure");
+        stop(&cluster.nodes[1], agent);
         let slow = slow_during(&cluster.workers(), &mut use_both);
         assert!(slow.iter().sum::<u64>() <= 4, "without an agent: {slow:?}");
         let args = args();
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let agent = Agent::start(&cluster.nodes[1], &args);
-        agent.wait_for_log("fast path: on");
+        wait_until_on(&cluster.nodes[1]);
         use_both();
         until_fast(&cluster.workers(), &mut use_both);
 
@@ -537,8 +555,8 @@ fn an_agent_that_stops_and_starts_loses_no_packet() {
         assert!(off.contains("off (--fast-path=off)"), "{off}");
         drop(agent);
         let agent = Agent::start(&cluster.nodes[1], &args);
-        agent.wait_for_log("fast path: on");
-        assert!(agent.stop());
+        wait_until_on(&cluster.nodes[1]);
+        stop(&cluster.nodes[1], agent);
         let removed = cluster.nodes[1].sh("/mnt/bin/hostgw-agent cleanup").ok();
         assert!(
             removed.contains("removed nf_tables table inet hostgw-fast-path"),

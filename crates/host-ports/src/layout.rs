@@ -121,7 +121,12 @@ fn add_chain(transaction: &mut Transaction, name: &str, hook: Option<Hook>, rule
 
 fn sets() -> Vec<Set<'static>> {
     use Field::{Interface, Ipv4, Ipv6, Number, Port, Protocol};
-    let map = |name, key, value| Set { name, key, value };
+    let map = |name, key, value| Set {
+        name,
+        key,
+        value,
+        expires: None,
+    };
     vec![
         map(BRIDGES, &[Interface], ValueType::None),
         map(

@@ -2,17 +2,30 @@
 //!
 //! It is a table of its own, because writing the firewall's table again would end every flow in it.
 
+use std::time::Duration;
+
 use ipnetwork::IpNetwork;
 use kernel::Error;
-use kernel::nftables::{self, Chain, Family, Hook, ListedRule, Rule, Transaction};
+use kernel::nftables::{
+    self, Chain, Family, Field, Hook, ListedRule, Load, Rule, Set, Transaction, ValueType,
+};
 
 /// Its name; its family is `inet`.
 pub(crate) const TABLE: &str = "hostgw-fast-path";
 const FLOWTABLE: &str = "pods";
 /// The base chain: which packets are of flows that may be added.
 const FORWARD: &str = "forward";
-/// Adds the flows. A chain of its own, so that it can be emptied without knowing the networks.
+/// Its rules lead TCP and UDP to `ADD_FLOW`.
+const PROTOCOLS: &str = "protocols";
+/// Adds the flows. A chain of its own, so that it can be written anew without knowing the networks.
 const ADD_FLOW: &str = "add-flow";
+/// The flows of which a packet in this direction was accepted: from the side that opened the connection, and from
+/// the other. Once a flow is added, its packets of both directions skip the rules, so both must have been accepted.
+const ACCEPTED: [&str; 2] = ["accepted-original", "accepted-reply"];
+/// `IPPROTO_TCP` and `IPPROTO_UDP`
+const TCP_AND_UDP: [u8; 2] = [6, 17];
+/// How long an accepted packet counts.
+const ACCEPTED_TIME: Duration = Duration::from_secs(30);
 
 /// The rules as the kernel lists them, and the comment that says for which networks they are.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +41,7 @@ impl Listing {
             return Ok(None);
         };
         let mut rules = Vec::new();
-        for chain in [FORWARD, ADD_FLOW] {
+        for chain in [FORWARD, PROTOCOLS, ADD_FLOW] {
             let found = nftables::rules(Family::Inet, TABLE, chain)?;
             rules.extend(found.into_iter().map(ListedRule::into_expressions));
         }
@@ -52,8 +65,8 @@ pub(super) fn write(networks: &[IpNetwork], devices: &[String]) -> Result<(), Er
     let flow = |network: IpNetwork| {
         let rule = || Rule::new().match_family(network).established();
         [
-            rule().from(network).jump(ADD_FLOW),
-            rule().to(network).jump(ADD_FLOW),
+            rule().from(network).jump(PROTOCOLS),
+            rule().to(network).jump(PROTOCOLS),
         ]
     };
     let comment = comment(networks);
@@ -63,13 +76,16 @@ pub(super) fn write(networks: &[IpNetwork], devices: &[String]) -> Result<(), Er
         comment: &comment,
         rules: networks.iter().copied().flat_map(flow).collect(),
     };
-    let add_flow = Chain {
-        name: ADD_FLOW,
+    let inner = |name, rules| Chain {
+        name,
         hook: None,
         comment: "",
-        rules: Vec::new(),
+        rules,
     };
-    transaction.replace_table(Family::Inet, TABLE, &[add_flow, forward]);
+    let protocol = |number| Rule::new().of_protocol(number).jump(ADD_FLOW);
+    let add_flow = inner(ADD_FLOW, Vec::new());
+    let protocols = inner(PROTOCOLS, TCP_AND_UDP.map(protocol).to_vec());
+    transaction.replace_table(Family::Inet, TABLE, &[add_flow, protocols, forward]);
     add_flowtable(&mut transaction, devices);
     transaction.commit("write the table of the fast path")
 }
@@ -107,6 +123,9 @@ pub(super) fn flush() -> Result<bool, Error> {
         let mut transaction = Transaction::new();
         transaction.delete_rules(Family::Inet, TABLE, ADD_FLOW);
         transaction.delete_flowtable(Family::Inet, TABLE, FLOWTABLE);
+        for set in ACCEPTED {
+            transaction.delete_set(Family::Inet, TABLE, set);
+        }
         add_flowtable(&mut transaction, &devices);
         match transaction.commit("flush the fast path") {
             // A pod was deleted after its device was listed.
@@ -130,14 +149,30 @@ pub(crate) fn exists() -> Result<bool, Error> {
 }
 
 fn add_flowtable(transaction: &mut Transaction, devices: &[String]) {
-    /// `IPPROTO_TCP` and `IPPROTO_UDP`
-    const PROTOCOLS: [u8; 2] = [6, 17];
     transaction.ensure_flowtable(Family::Inet, TABLE, FLOWTABLE);
     for device in devices {
         transaction.add_flowtable_device(Family::Inet, TABLE, FLOWTABLE, device);
     }
-    for protocol in PROTOCOLS {
-        let rule = Rule::new().of_protocol(protocol).offload(FLOWTABLE);
+    for name in ACCEPTED {
+        let set = Set {
+            name,
+            key: &[Field::Number],
+            value: ValueType::None,
+            expires: Some(ACCEPTED_TIME),
+        };
+        transaction.ensure_set(Family::Inet, TABLE, &set);
+    }
+    let flow = Load::ConnectionId;
+    let [original, reply] = ACCEPTED;
+    let rules = [
+        Rule::new().in_direction(false).remember_in(original, flow),
+        Rule::new().in_direction(true).remember_in(reply, flow),
+        Rule::new()
+            .is_in(original, &[flow])
+            .is_in(reply, &[flow])
+            .offload(FLOWTABLE),
+    ];
+    for rule in rules {
         transaction.add_rule(Family::Inet, TABLE, ADD_FLOW, &rule);
     }
 }

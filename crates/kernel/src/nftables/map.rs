@@ -1,6 +1,7 @@
 //! Sets and maps of our own tables: their types, and their elements.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -11,15 +12,18 @@ use super::message::{
 };
 use super::uapi::{
     DATA_TYPE_VERDICT, DATA_VALUE, DATA_VERDICT, LIST_ELEM, SET_DATA_LEN, SET_DATA_TYPE,
-    SET_ELEM_DATA, SET_ELEM_KEY, SET_ELEM_LIST_ELEMENTS, SET_ELEM_LIST_SET, SET_ELEM_LIST_TABLE,
-    SET_ELEM_USERDATA, SET_FLAGS, SET_ID, SET_KEY_LEN, SET_KEY_TYPE, SET_MAP, SET_NAME,
-    SET_USERDATA, UDATA_SET_DATA_BYTE_ORDER, UDATA_SET_KEY_BYTE_ORDER, VERDICT_CHAIN, VERDICT_CODE,
-    verdict,
+    SET_DESCRIPTION, SET_DESCRIPTION_SIZE, SET_ELEM_DATA, SET_ELEM_KEY, SET_ELEM_LIST_ELEMENTS,
+    SET_ELEM_LIST_SET, SET_ELEM_LIST_TABLE, SET_ELEM_USERDATA, SET_EVAL, SET_EXPIRES, SET_FLAGS,
+    SET_ID, SET_KEY_LEN, SET_KEY_TYPE, SET_MAP, SET_NAME, SET_TIMEOUT, SET_USERDATA,
+    UDATA_SET_DATA_BYTE_ORDER, UDATA_SET_KEY_BYTE_ORDER, VERDICT_CHAIN, VERDICT_CODE, verdict,
 };
 use crate::Error;
 
 /// Number of attempts at a dump if the elements change while they are read.
 const MAX_TRIES: usize = 8;
+
+/// The most elements that rules add to a set.
+const MOST_ELEMENTS: u32 = 1 << 16;
 
 /// Part of a key or of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +97,8 @@ pub struct Set<'a> {
     pub key: &'a [Field],
     /// Values of the elements.
     pub value: ValueType<'a>,
+    /// How long elements stay that rules add to the set. `None` if only transactions add elements.
+    pub expires: Option<Duration>,
 }
 
 impl Set<'_> {
@@ -100,7 +106,16 @@ impl Set<'_> {
     pub(super) fn write(&self, body: &mut Vec<u8>, id: u32) {
         text(body, SET_NAME, self.name);
         let is_map = self.value != ValueType::None;
-        number(body, SET_FLAGS, if is_map { SET_MAP } else { 0 });
+        let mut flags = if is_map { SET_MAP } else { 0 };
+        if let Some(time) = self.expires {
+            flags |= SET_EXPIRES | SET_EVAL;
+            let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            attribute(body, SET_TIMEOUT, &millis.to_be_bytes());
+            nest(body, SET_DESCRIPTION, |inner| {
+                number(inner, SET_DESCRIPTION_SIZE, MOST_ELEMENTS);
+            });
+        }
+        number(body, SET_FLAGS, flags);
         let (kind, length) = Field::concatenated(self.key);
         number(body, SET_KEY_TYPE, kind);
         number(body, SET_KEY_LEN, length);

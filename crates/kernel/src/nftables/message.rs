@@ -21,6 +21,7 @@ pub(super) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 pub(super) const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
 pub(super) const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
 pub(super) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+pub(super) const DELETE_SET: u16 = SUBSYSTEM << 8 | 0x0b;
 pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0c;
 pub(super) const GET_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0d;
 pub(super) const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 0x0e;

@@ -6,13 +6,14 @@ use super::map::{Field, write_chain_verdict};
 use super::message::{attribute, comment, nest, number, text};
 use super::uapi::{
     BITWISE_DREG, BITWISE_LEN, BITWISE_MASK, BITWISE_SREG, BITWISE_XOR, CMP_DATA, CMP_EQ, CMP_NEQ,
-    CMP_OP, CMP_SREG, CT_DIRECTION, CT_DREG, CT_KEY, DATA_VALUE, DATA_VERDICT, EXPR_DATA,
-    EXPR_NAME, FIB_DREG, FIB_F_DADDR, FIB_FLAGS, FIB_RESULT, FIB_RESULT_ADDRTYPE, IMMEDIATE_DATA,
-    IMMEDIATE_DREG, LIST_ELEM, LOOKUP_DREG, LOOKUP_SET, LOOKUP_SREG, MASQ_FLAGS, MASQ_RANDOM_FULLY,
-    META_DREG, META_KEY, NAT_DNAT, NAT_FAMILY, NAT_REG_ADDR_MIN, NAT_REG_PROTO_MIN, NAT_TYPE,
-    NFPROTO_IPV4, NFPROTO_IPV6, PAYLOAD_BASE, PAYLOAD_DREG, PAYLOAD_LEN, PAYLOAD_NETWORK_HEADER,
-    PAYLOAD_OFFSET, PAYLOAD_TRANSPORT_HEADER, REG_1, REG_VERDICT, REG32_00, RULE_EXPRESSIONS,
-    RULE_USERDATA, VERDICT_CODE, ct, meta, verdict,
+    CMP_OP, CMP_SREG, CT_DIRECTION, CT_DREG, CT_KEY, DATA_VALUE, DATA_VERDICT, DYNSET_OP,
+    DYNSET_SET_NAME, DYNSET_SREG_KEY, DYNSET_UPDATE, EXPR_DATA, EXPR_NAME, FIB_DREG, FIB_F_DADDR,
+    FIB_FLAGS, FIB_RESULT, FIB_RESULT_ADDRTYPE, IMMEDIATE_DATA, IMMEDIATE_DREG, LIST_ELEM,
+    LOOKUP_DREG, LOOKUP_SET, LOOKUP_SREG, MASQ_FLAGS, MASQ_RANDOM_FULLY, META_DREG, META_KEY,
+    NAT_DNAT, NAT_FAMILY, NAT_REG_ADDR_MIN, NAT_REG_PROTO_MIN, NAT_TYPE, NFPROTO_IPV4,
+    NFPROTO_IPV6, PAYLOAD_BASE, PAYLOAD_DREG, PAYLOAD_LEN, PAYLOAD_NETWORK_HEADER, PAYLOAD_OFFSET,
+    PAYLOAD_TRANSPORT_HEADER, REG_1, REG_VERDICT, REG32_00, RULE_EXPRESSIONS, RULE_USERDATA,
+    VERDICT_CODE, ct, meta, verdict,
 };
 
 /// A rule: the matches for packets, and the action for those that match.
@@ -118,6 +119,22 @@ impl Rule {
         self
     }
 
+    /// Matches packets of the side that opened the connection, or with `is_reply` of the other.
+    #[must_use]
+    pub fn in_direction(mut self, is_reply: bool) -> Self {
+        self.expression("ct", |data| {
+            number(data, CT_DREG, REG_1);
+            number(data, CT_KEY, ct::DIRECTION);
+        });
+        let direction = if is_reply {
+            ct::DIRECTION_REPLY
+        } else {
+            ct::DIRECTION_ORIGINAL
+        };
+        self.compare(CMP_EQ, &[direction]);
+        self
+    }
+
     /// Matches packets of a protocol above IP, by its number.
     #[must_use]
     pub fn of_protocol(mut self, protocol: u8) -> Self {
@@ -130,6 +147,19 @@ impl Rule {
     #[must_use]
     pub fn is_in(self, set: &str, key: &[Load]) -> Self {
         self.lookup(set, key, None)
+    }
+
+    /// Adds the packet's `key` to a set whose elements expire, or lets it stay for its whole time again. If the
+    /// set is full, the rule ends here.
+    #[must_use]
+    pub fn remember_in(mut self, set: &str, key: Load) -> Self {
+        self.load(key, REG32_00);
+        self.expression("dynset", |data| {
+            text(data, DYNSET_SET_NAME, set);
+            number(data, DYNSET_OP, DYNSET_UPDATE);
+            number(data, DYNSET_SREG_KEY, REG32_00);
+        });
+        self
     }
 
     /// Applies the verdict that a map has for the packet's `key`. Without one, the next rule follows.
@@ -296,6 +326,10 @@ impl Rule {
                     payload(data, PAYLOAD_TRANSPORT_HEADER, 2, 2);
                 });
             }
+            Load::ConnectionId => self.expression("ct", |data| {
+                number(data, CT_DREG, register);
+                number(data, CT_KEY, ct::ID);
+            }),
             Load::OriginalDestinationPort => self.expression("ct", |data| {
                 number(data, CT_DREG, register);
                 number(data, CT_KEY, ct::PROTO_DST);
@@ -362,6 +396,8 @@ pub enum Load {
     OriginalDestinationPort,
     /// Name of the interface on which the packet came in.
     InputInterface,
+    /// Number of the connection.
+    ConnectionId,
 }
 
 impl Load {
@@ -372,6 +408,7 @@ impl Load {
             Self::DestinationIpv6 => Field::Ipv6,
             Self::DestinationPort | Self::OriginalDestinationPort => Field::Port,
             Self::InputInterface => Field::Interface,
+            Self::ConnectionId => Field::Number,
         }
     }
 }

@@ -4,15 +4,15 @@ use rtnetlink::sys::Socket;
 
 use super::map::{Element, Set};
 use super::message::{
-    ACK, APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_TABLE, EXCL, Family,
-    NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, attribute, comment, connect, message,
-    nest, number, object, request, request_on, text, transaction,
+    ACK, APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, EXCL,
+    Family, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, attribute, comment, connect,
+    message, nest, number, object, request, request_on, text, transaction,
 };
 use super::rule::Rule;
 use super::uapi::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_TABLE, CHAIN_TYPE, CHAIN_USERDATA, HOOK_HOOKNUM, HOOK_PRIORITY,
     LIST_ELEM, RULE_CHAIN, RULE_HANDLE, RULE_POSITION, RULE_TABLE, SET_ELEM_LIST_ELEMENTS,
-    SET_ELEM_LIST_SET, SET_ELEM_LIST_TABLE, SET_TABLE, TABLE_NAME, hook,
+    SET_ELEM_LIST_SET, SET_ELEM_LIST_TABLE, SET_NAME, SET_TABLE, TABLE_NAME, hook,
 };
 use crate::Error;
 
@@ -182,6 +182,13 @@ impl Transaction {
         let mut body = object(family, SET_TABLE, table);
         set.write(&mut body, self.sets);
         self.add(NEW_SET, CREATE, &body);
+    }
+
+    /// Deletes a set or a map, which no rule may use any more.
+    pub fn delete_set(&mut self, family: Family, table: &str, set: &str) {
+        let mut body = object(family, SET_TABLE, table);
+        text(&mut body, SET_NAME, set);
+        self.add(DELETE_SET, 0, &body);
     }
 
     /// Adds elements to a set or a map. The transaction fails if one exists, unless `existing` allows

@@ -119,16 +119,20 @@ pub(super) const CT_DIRECTION: u16 = 3;
 /// Values of `CT_KEY`.
 pub(super) mod ct {
     pub(in super::super) const STATE: u32 = 0;
+    pub(in super::super) const DIRECTION: u32 = 1;
     pub(in super::super) const STATUS: u32 = 2;
     pub(in super::super) const MARK: u32 = 3;
     pub(in super::super) const SECMARK: u32 = 4;
     pub(in super::super) const PROTO_DST: u32 = 12;
+    pub(in super::super) const ID: u32 = 23;
     /// `IPS_DST_NAT`, a bit of the status.
     pub(in super::super) const STATUS_DNAT: u32 = 1 << 5;
     /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`, a bit of the state.
     pub(in super::super) const STATE_ESTABLISHED: u32 = 1 << 1;
     /// `IP_CT_DIR_ORIGINAL`
     pub(in super::super) const DIRECTION_ORIGINAL: u8 = 0;
+    /// `IP_CT_DIR_REPLY`
+    pub(in super::super) const DIRECTION_REPLY: u8 = 1;
 }
 
 pub(super) const FIB_DREG: u16 = 1;
@@ -154,6 +158,12 @@ pub(super) const LOOKUP_SREG: u16 = 2;
 pub(super) const LOOKUP_DREG: u16 = 3;
 pub(super) const LOOKUP_FLAGS: u16 = 5;
 
+pub(super) const DYNSET_SET_NAME: u16 = 1;
+pub(super) const DYNSET_OP: u16 = 3;
+pub(super) const DYNSET_SREG_KEY: u16 = 4;
+/// A value of `DYNSET_OP`: an element that exists gets its whole time again.
+pub(super) const DYNSET_UPDATE: u32 = 1;
+
 pub(super) const MASQ_FLAGS: u16 = 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
 pub(super) const MASQ_RANDOM_FULLY: u32 = 16;
@@ -171,9 +181,15 @@ pub(super) const SET_KEY_LEN: u16 = 5;
 pub(super) const SET_DATA_TYPE: u16 = 6;
 pub(super) const SET_DATA_LEN: u16 = 7;
 pub(super) const SET_ID: u16 = 10;
+pub(super) const SET_DESCRIPTION: u16 = 9;
+pub(super) const SET_DESCRIPTION_SIZE: u16 = 1;
+pub(super) const SET_TIMEOUT: u16 = 11;
 pub(super) const SET_USERDATA: u16 = 13;
 /// A flag of a set: its elements have values.
 pub(super) const SET_MAP: u32 = 8;
+/// The same: its elements expire, and rules add them.
+pub(super) const SET_EXPIRES: u32 = 0x10;
+pub(super) const SET_EVAL: u32 = 0x20;
 /// The type of values that are verdicts.
 pub(super) const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 
