@@ -644,7 +644,7 @@ fn only_rules_that_block_traffic_between_pods_are_reported() {
 }
 
 #[test]
-fn a_fast_path_that_cannot_be_had_changes_nothing() {
+fn a_fast_path_that_is_not_available_changes_nothing() {
     let probe =
         "nft 'add table inet probe; add flowtable inet probe f { hook ingress priority 0; }'";
     for mode in ["auto", "on"] {

@@ -12,15 +12,22 @@ use serde_json::Value;
 /// Requests a second of pods without the fast path, as a share of those from node to node, by kernel.
 const RECORDED: &str = include_str!("../src/kernels/path-length.json");
 
-/// Requests a second from one place to another.
+/// Requests a second between two pairs of places, in turns: the most of each pair, because other work only makes
+/// them fewer. A pair has the address of its second place.
+fn most<A: Place, B: Place>(one: (&A, &A, &str), other: (&B, &B, &str)) -> (f64, f64) {
+    const TURNS: usize = 5;
+    let mut best = (0.0_f64, 0.0_f64);
+    for _ in 0..TURNS {
+        best.0 = best.0.max(requests(one.0, one.1, one.2));
+        best.1 = best.1.max(requests(other.0, other.1, other.2));
+    }
+    best
+}
+
 fn requests(from: &impl Place, to: &impl Place, ip: &str) -> f64 {
     let ip = ip.parse().expect("an address");
-    let measure = |millis| {
-        let duration = Duration::from_millis(millis);
-        Load::Requests.measure(from, to, ip, duration).rate
-    };
-    measure(200);
-    measure(1500)
+    let duration = Duration::from_millis(400);
+    Load::Requests.measure(from, to, ip, duration).rate
 }
 
 #[test]
@@ -48,18 +55,21 @@ fn requests_on_the_fast_path_are_nearly_as_fast_as_between_nodes() {
         status.contains("on, 3 devices")
     });
     let (one, two) = (&pods[0], &pods[2]);
-    let between_pods = || requests(&one.pod, &two.pod, &two.addresses[0]);
-    let between_nodes = || requests(&nodes[1], &nodes[2], "192.168.2.15");
-    let fast = between_pods();
-    let plain = between_nodes();
+    let in_turns = || {
+        let between_pods = (&one.pod, &two.pod, two.addresses[0].as_str());
+        let between_nodes = (&nodes[1], &nodes[2], "192.168.2.15");
+        most(between_pods, between_nodes)
+    };
+    // What agents set up stays without them, and they need time themselves.
     drop(agents);
-    let _agents = start("--fast-path=off");
+    let (fast, plain) = in_turns();
+    let agents = start("--fast-path=off");
     wait_for("the fast path is off", || {
         let tables = [1, 2].map(|node: usize| nodes[node].sh("nft list tables").ok());
         tables.iter().all(|tables| !tables.contains("fast-path"))
     });
-    let usual = between_pods();
-    let again = between_nodes();
+    drop(agents);
+    let (usual, again) = in_turns();
     let (fast, usual) = (fast / plain, usual / again);
     eprintln!(
         "requests a second: node to node {plain:.3} and {again:.3} thousand, pods {usual:.3} of that, on the fast path {fast:.3} (Linux {})",

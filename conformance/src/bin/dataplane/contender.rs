@@ -49,8 +49,8 @@ impl Contender<'_> {
     }
 }
 
-/// Sets up all networks, and calls `work` with them. A network that this kernel does not have is left out, with a
-/// line that says so.
+/// Sets up all networks, and calls `work` with them. The fast path is left out, with a line that says so, if this
+/// kernel does not have it.
 pub(crate) fn in_lab<T>(work: impl FnOnce(&[Contender<'_>]) -> T) -> T {
     let lab = Lab::new();
     let pair = |number: u8| {

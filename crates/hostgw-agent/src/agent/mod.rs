@@ -116,7 +116,7 @@ impl Agent {
                 started,
                 cost: outcome.cost,
                 needs_retry: !outcome.findings.problems.is_empty(),
-                poll: min_some(self.firewall.poll(), self.fast_path.poll()),
+                poll: self.firewall.poll(),
                 is_routing: self.node.is_some(),
             };
             self.publish(outcome, started);
@@ -157,13 +157,13 @@ impl Agent {
         state.warnings = self.reporter.warnings().iter().cloned().collect();
         state.firewall = self.firewall.backend();
         state.firewall_restored = self.firewall.restored();
-        state.fast_path = Some(self.fast_path.status().clone());
         state.fast_path_flushes = self.fast_path.flushes();
         state.peers = outcome.peers;
         state.store = outcome.store;
         state.store.name = self.config.store.name();
         if let Some(node) = &self.node {
             state.set_node(node);
+            state.fast_path = Some(self.fast_path.status().clone());
         }
         let is_ready = state.is_ready();
         let (total, routed) = state.counts();
@@ -172,9 +172,4 @@ impl Agent {
         self.store.report_status(self.reporter.network_status());
         systemd::notify_state(is_ready, self.reporter.problems());
     }
-}
-
-/// The smaller of two values, of which either may be missing.
-fn min_some<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
-    one.into_iter().chain(other).min()
 }

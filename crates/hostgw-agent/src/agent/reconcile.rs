@@ -313,7 +313,7 @@ impl Agent {
         findings.warnings.extend(node.uplink.warning.clone());
     }
 
-    /// A fast path that cannot be had is a warning at most: packets take the usual way.
+    /// A fast path that is not available is a warning at most: packets take the usual way.
     fn reconcile_fast_path(
         &mut self,
         node: &Node,
@@ -323,11 +323,9 @@ impl Agent {
         findings: &mut Findings,
     ) {
         if trigger.kernel.network || trigger.kernel.firewall || trigger.is_resync {
-            let networks: Vec<_> = FirewallRules::new(&node.snapshot.network, &node.own)
-                .networks()
-                .collect();
+            let rules = FirewallRules::new(&node.snapshot.network, &node.own);
             let pods = PodNetwork {
-                networks: &networks,
+                rules: &rules,
                 uplink: &node.uplink.link,
                 links,
                 bridges,

@@ -117,7 +117,7 @@ impl Scheduler {
         let mut trigger = tokio::select! {
             () = store.changed() => Trigger::store(),
             event = self.monitor.changed() => Trigger::kernel(event?),
-            () = fast_path.checked() => Trigger::firewall(),
+            () = fast_path.due() => Trigger::firewall(),
             () = sleep_until(self.resync) => Trigger::resync(),
             _ = self.hangup.recv() => Trigger::resync(),
             () = self.stop.received() => return Ok(None),

@@ -72,8 +72,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum FastPathCommand {
-    /// Send every flow by all firewall rules again, after a change of rules that the agent cannot see: those of
-    /// iptables-legacy, and sets of ipset. No packet is lost.
+    /// Make every flow pass all firewall rules again, after a change of rules that the agent cannot see, such as those
+    /// of iptables-legacy and sets of ipset. No packet is lost.
     Flush,
     /// Check in network namespaces of its own whether packets on this kernel's fast path arrive.
     Check,

@@ -35,7 +35,8 @@ enum Part {
     Route(Route),
     HandedOver(Route),
     NextHops(Vec<u32>),
-    Table(&'static str),
+    Table,
+    FastPath,
     HostPorts,
     ForwardRules(usize),
     IptablesChains(usize),
@@ -122,11 +123,14 @@ impl Cleanup {
                 part_if(!ids.is_empty(), Part::NextHops(ids))
             });
         }
-        for table in [firewall::TABLE, fast_path::TABLE] {
-            found.add(nftables::has_table(Family::Inet, table), |exists| {
-                part_if(exists, Part::Table(table))
-            });
-        }
+        found.add(
+            nftables::has_table(Family::Inet, firewall::TABLE),
+            |exists| part_if(exists, Part::Table),
+        );
+        found.add(
+            nftables::has_table(Family::Inet, fast_path::TABLE),
+            |exists| part_if(exists, Part::FastPath),
+        );
         // With host ports of pods, the plugin's table stays.
         found.add(host_ports::has_unused_table(), |is_unused| {
             part_if(is_unused, Part::HostPorts)
@@ -204,8 +208,8 @@ impl Part {
                 }
             }
             Self::NextHops(ids) => kernel.delete_nexthops(ids)?,
-            Self::Table(fast_path::TABLE) => fast_path::delete_table()?,
-            Self::Table(_) => firewall::delete_table()?,
+            Self::Table => firewall::delete_table()?,
+            Self::FastPath => fast_path::delete_table()?,
             Self::HostPorts => drop(HostPorts::lock(kernel)?.delete_unused_table()?),
             Self::ForwardRules(_) => drop(firewall::remove_forward(false)?),
             Self::IptablesChains(_) => drop(firewall::remove_iptables(false)?),
@@ -221,7 +225,8 @@ impl fmt::Display for Part {
         match self {
             Self::Route(route) | Self::HandedOver(route) => write!(f, "route {route}"),
             Self::NextHops(ids) => write!(f, "{} next hop(s) of ours", ids.len()),
-            Self::Table(table) => write!(f, "nf_tables table inet {table}"),
+            Self::Table => write!(f, "nf_tables table inet {}", firewall::TABLE),
+            Self::FastPath => write!(f, "nf_tables table inet {}", fast_path::TABLE),
             Self::HostPorts => {
                 write!(
                     f,

@@ -1,7 +1,8 @@
 //! Runs `hostgw-agent fast-path check` as a process of its own, which can have namespaces of its own.
 
 use std::io;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,7 +11,9 @@ use tokio::time::Instant;
 use super::lab::CANNOT_RUN;
 
 /// A check is not repeated sooner than this.
-const INTERVAL: Duration = Duration::from_secs(30);
+const INTERVAL: Duration = Duration::from_secs(60);
+/// A check that takes longer is killed.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// After a failure, not sooner than this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(600);
@@ -32,6 +35,7 @@ pub(super) struct Checker {
     sender: watch::Sender<Option<Finding>>,
     /// When the last check started.
     started: Option<Instant>,
+    running: Option<JoinHandle<()>>,
     is_due: bool,
 }
 
@@ -42,11 +46,12 @@ impl Checker {
             findings,
             sender,
             started: None,
+            running: None,
             is_due: true,
         }
     }
 
-    /// What the last check found; `None` until the first one ended.
+    /// What the checks found; `None` until the first one ended.
     pub(super) fn finding(&self) -> Option<Finding> {
         self.findings.borrow().clone()
     }
@@ -62,23 +67,49 @@ impl Checker {
         self.is_due = true;
     }
 
-    /// Starts a check that is due.
+    /// Starts a check that is due, unless one is running.
     pub(super) fn poll(&mut self) {
-        let is_failure = matches!(
-            self.finding(),
-            Some(Finding::Fails(_) | Finding::Unknown(_))
-        );
-        let interval = if is_failure { RETRY_INTERVAL } else { INTERVAL };
-        self.is_due |= is_failure;
+        let works = matches!(self.finding(), None | Some(Finding::Works));
+        let interval = if works { INTERVAL } else { RETRY_INTERVAL };
+        self.is_due |= !works;
         let is_early = self.started.is_some_and(|at| at.elapsed() < interval);
-        if !self.is_due || is_early {
+        let is_running = self.running.as_ref().is_some_and(|run| !run.is_finished());
+        if !self.is_due || is_early || is_running {
             return;
         }
         self.is_due = false;
         self.started = Some(Instant::now());
         let sender = self.sender.clone();
-        std::thread::spawn(move || sender.send_replace(Some(run())));
+        let thread = thread::Builder::new().spawn(move || report(&sender));
+        self.running = thread.ok();
+        if self.running.is_none() {
+            set(
+                &self.sender,
+                &Finding::Unknown("start the check: no thread".to_owned()),
+            );
+        }
     }
+}
+
+/// Runs the check. A failure counts if it happens twice.
+fn report(sender: &watch::Sender<Option<Finding>>) {
+    let finding = match run() {
+        Finding::Fails(_) => run(),
+        other => other,
+    };
+    set(sender, &finding);
+}
+
+/// Notes a finding. A check that cannot run says nothing new if one succeeded before.
+fn set(sender: &watch::Sender<Option<Finding>>, finding: &Finding) {
+    let keeps = |known: &Option<Finding>| {
+        *known == Some(Finding::Works) && matches!(finding, Finding::Unknown(_))
+    };
+    sender.send_modify(|known| {
+        if !keeps(known) {
+            *known = Some(finding.clone());
+        }
+    });
 }
 
 fn run() -> Finding {
@@ -86,15 +117,31 @@ fn run() -> Finding {
         .args(["fast-path", "check", "--log-format=text"])
         .env_clear()
         .stdin(Stdio::null())
-        .output();
-    read(child)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    match child.and_then(wait) {
+        Ok(Some(output)) => read(&output),
+        Ok(None) => Finding::Unknown("the check did not end within a minute".to_owned()),
+        Err(error) => Finding::Unknown(format!("start the check: {error}")),
+    }
 }
 
-fn read(child: io::Result<Output>) -> Finding {
-    let output = match child {
-        Ok(output) => output,
-        Err(error) => return Finding::Unknown(format!("start the check: {error}")),
-    };
+/// Waits for the end of the check. `None` if it was killed because it took too long.
+fn wait(mut child: Child) -> io::Result<Option<Output>> {
+    let started = Instant::now();
+    while child.try_wait()?.is_none() {
+        if started.elapsed() > TIME_LIMIT {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().map(Some)
+}
+
+fn read(output: &Output) -> Finding {
     let text = String::from_utf8_lossy(&output.stderr);
     let text = text.trim().trim_start_matches("hostgw-agent: ").to_owned();
     match output.status.code() {

@@ -13,20 +13,27 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
 use kernel::{Link, conntrack};
-use tracing::info;
+use tokio::time::Instant;
+use tracing::debug;
 
 pub(crate) use lab::{CANNOT_RUN, CheckError, check};
 pub(crate) use table::{TABLE, delete as delete_table};
 
 use crate::error::{Error, Result, causes};
+use crate::firewall::FirewallRules;
 use crate::observe::LogLimiter;
 use checker::{Checker, Finding};
 use policy::ForeignRules;
 use table::Listing;
+
+/// The reason if the user does not want it.
+const OFF: &str = "--fast-path=off";
+/// After a failure, the next attempt is not sooner than this.
+const REST: Duration = Duration::from_secs(9);
 
 /// Whether the fast path is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -59,8 +66,7 @@ pub(crate) enum Status {
 /// The links and networks of this node's pods.
 #[derive(Clone, Copy)]
 pub(crate) struct PodNetwork<'a> {
-    /// The cluster's networks.
-    pub(crate) networks: &'a [IpNetwork],
+    pub(crate) rules: &'a FirewallRules,
     pub(crate) uplink: &'a Link,
     /// All links of this node.
     pub(crate) links: &'a [Link],
@@ -79,6 +85,8 @@ pub(crate) struct FastPath {
     refused: BTreeMap<String, String>,
     status: Status,
     flushes: u64,
+    /// After a failure, nothing is tried until then.
+    rests_until: Option<Instant>,
 }
 
 impl FastPath {
@@ -89,8 +97,12 @@ impl FastPath {
             foreign: ForeignRules::default(),
             written: None,
             refused: BTreeMap::new(),
-            status: Status::BeingChecked,
+            status: match mode {
+                Mode::Off => Status::Off(OFF.to_owned()),
+                Mode::Auto | Mode::On => Status::BeingChecked,
+            },
             flushes: 0,
+            rests_until: None,
         }
     }
 
@@ -103,14 +115,12 @@ impl FastPath {
         self.flushes
     }
 
-    /// How soon to look again at what causes no event.
-    pub(crate) fn poll(&self) -> Option<Duration> {
-        self.foreign.poll()
-    }
-
-    /// Waits until a check ended.
-    pub(crate) async fn checked(&mut self) {
-        self.checker.ended().await;
+    /// Waits until there is something to do that no event tells of: a check ended, or rules that changed may be read.
+    pub(crate) async fn due(&mut self) {
+        tokio::select! {
+            () = self.checker.ended() => {}
+            () = self.foreign.due() => {}
+        }
     }
 
     /// Why the fast path is off although the user wants it.
@@ -131,23 +141,26 @@ impl FastPath {
         is_resync: bool,
         log: &mut LogLimiter,
     ) -> Result<()> {
-        let status = match self.try_ensure(pods, is_event, is_resync, log) {
-            Ok(status) => status,
+        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+            return Ok(());
+        }
+        self.rests_until = None;
+        let result = self.try_ensure(pods, is_event, is_resync, log);
+        let status = match &result {
+            Ok(status) => status.clone(),
             Err(error) => {
                 // A flow must not stay on a fast path that nobody looks after.
-                drop(self.turn_off());
-                self.status = Status::Off(error.text());
-                return Err(error);
+                drop(self.turn_off(log));
+                self.rests_until = Some(Instant::now() + REST);
+                Status::Off(error.text())
             }
         };
-        let is_news =
-            status.is_on() != self.status.is_on() || !status.is_on() && status != self.status;
-        if is_news && self.mode != Mode::Off {
+        if self.mode != Mode::Off && status.is_news_after(&self.status) {
             let text = format!("fast path: {status}");
             log.info_in("state of the fast path", &text);
         }
         self.status = status;
-        Ok(())
+        result.map(drop)
     }
 
     fn try_ensure(
@@ -158,26 +171,26 @@ impl FastPath {
         log: &mut LogLimiter,
     ) -> Result<Status> {
         if let Some(obstacle) = self.obstacle()? {
-            self.turn_off()?;
+            self.turn_off(log)?;
             return Ok(obstacle);
         }
-        match self.ensure_table(pods.networks, log) {
+        match self.ensure_table(pods.rules, log) {
             Err(error) if error.is_gone() => {
-                self.turn_off()?;
-                return Ok(Status::Off(format!(
-                    "the kernel has no flowtables ({})",
-                    causes(&error)
-                )));
+                self.turn_off(log)?;
+                self.rests_until = Some(Instant::now() + REST);
+                let reason = format!("the kernel has no flowtables ({})", causes(&error));
+                return Ok(Status::Off(reason));
             }
             other => other?,
         }
-        if self.foreign.changed(is_event || is_resync)? && table::flush()? {
-            self.flushes += 1;
+        if self.foreign.changed(is_event)? {
+            self.flush()?;
         }
         let devices = self.ensure_devices(pods)?;
         if let Some(refused) = self.refused.get(&pods.uplink.name) {
             let reason = format!("the kernel refuses the uplink: {refused}");
-            self.turn_off()?;
+            self.turn_off(log)?;
+            self.rests_until = Some(Instant::now() + REST);
             return Ok(Status::Off(reason));
         }
         let flows = match &self.status {
@@ -191,10 +204,17 @@ impl FastPath {
         })
     }
 
+    fn flush(&mut self) -> Result<(), kernel::Error> {
+        if table::flush()? {
+            self.flushes += 1;
+        }
+        Ok(())
+    }
+
     /// The state if there cannot be a fast path now. Starts a check that is due.
     fn obstacle(&mut self) -> Result<Option<Status>> {
         if self.mode == Mode::Off {
-            return Ok(Some(Status::Off("--fast-path=off".to_owned())));
+            return Ok(Some(Status::Off(OFF.to_owned())));
         }
         if has_ipvs_services() {
             let reason = "IPVS has services, whose packets must not skip it";
@@ -214,29 +234,27 @@ impl FastPath {
     /// Writes the table, unless it is there as this or an earlier run wrote it.
     fn ensure_table(
         &mut self,
-        networks: &[IpNetwork],
+        rules: &FirewallRules,
         log: &mut LogLimiter,
     ) -> Result<(), kernel::Error> {
-        let present = Listing::read()?.filter(|listing| listing.is_for(networks));
+        let networks = rules.pairs().collect();
+        let present = Listing::read()?.filter(|listing| listing.is_for(&networks));
         let is_right = match (&present, &self.written) {
             (Some(present), Some(written)) => present == written,
             (Some(_), None) => true,
             (None, _) => false,
         };
-        if !is_right || table::devices()?.is_none() {
-            if self
-                .written
-                .as_ref()
-                .is_some_and(|written| written.is_for(networks))
-            {
-                let text = format!("restored table inet {TABLE} after an external change");
-                log.warn("restored the table of the fast path", &text);
-            }
-            table::write(networks, &[])?;
-            self.written = Listing::read()?;
-        } else if self.written.is_none() {
+        if is_right && table::devices()?.is_some() {
             self.written = present;
+            return Ok(());
         }
+        let was_for = |written: &Listing| written.is_for(&networks);
+        if self.written.as_ref().is_some_and(was_for) {
+            let text = format!("restored table inet {TABLE} after an external change");
+            log.warn("restored the table of the fast path", &text);
+        }
+        table::write(&networks)?;
+        self.written = Listing::read()?;
         Ok(())
     }
 
@@ -244,19 +262,24 @@ impl FastPath {
     fn ensure_devices(&mut self, pods: PodNetwork<'_>) -> Result<usize, kernel::Error> {
         let present = BTreeSet::from_iter(table::devices()?.unwrap_or_default());
         let wanted = pods.devices();
-        let mut count = present.len();
-        let mut is_flush_due = false;
-        for device in present.difference(&wanted) {
-            table::delete_device(device)?;
-            count -= 1;
+        let gone: Vec<_> = present.difference(&wanted).collect();
+        if !gone.is_empty() {
+            table::delete_devices(&gone)?;
+            debug!("deleted {gone:?} from the fast path");
             // Flows end with their device, but not when it only becomes a port of another bridge.
-            is_flush_due |= pods.links.iter().any(|link| link.name == *device);
+            let exists = |device: &&String| pods.links.iter().any(|link| link.name == **device);
+            if gone.iter().any(exists) {
+                self.flush()?;
+            }
         }
+        let mut count = present.len() - gone.len();
         self.refused.retain(|device, _| wanted.contains(device));
         for device in wanted.difference(&present) {
             match table::add_device(device) {
                 Ok(()) => {
+                    debug!("added {device} to the fast path");
                     self.refused.remove(device);
+                    self.checker.request();
                     count += 1;
                 }
                 // The pod was deleted meanwhile.
@@ -266,23 +289,24 @@ impl FastPath {
                 }
             }
         }
-        if is_flush_due {
-            table::flush()?;
-        }
-        if present != wanted {
-            self.checker.request();
-        }
         Ok(count)
     }
 
     /// Deletes the table, if there is one.
-    fn turn_off(&mut self) -> Result<(), kernel::Error> {
+    fn turn_off(&mut self, log: &mut LogLimiter) -> Result<(), kernel::Error> {
         self.written = None;
-        let is_there = self.status.is_on() || table::exists().unwrap_or(false);
-        if is_there {
-            table::delete().or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) })?;
-            info!("deleted table inet {TABLE}");
+        self.foreign = ForeignRules::default();
+        if !self.status.is_on() && !table::exists().unwrap_or(false) {
+            return Ok(());
         }
+        match table::delete() {
+            Err(error) if !error.is_gone() => return Err(error),
+            _ => {}
+        }
+        log.info(
+            "deleted the table of the fast path",
+            &format!("deleted table inet {TABLE}"),
+        );
         Ok(())
     }
 
@@ -313,6 +337,14 @@ impl PodNetwork<'_> {
 impl Status {
     pub(crate) fn is_on(&self) -> bool {
         matches!(self, Self::On { .. })
+    }
+
+    /// True if it differs from `before` in more than numbers.
+    fn is_news_after(&self, before: &Self) -> bool {
+        match (self, before) {
+            (Self::On { remarks, .. }, Self::On { remarks: known, .. }) => remarks != known,
+            _ => self != before,
+        }
     }
 
     /// The number of devices on the fast path, while it is on.
@@ -369,6 +401,8 @@ pub(crate) fn flush_now() -> Result<String> {
 /// get on the fast path, which would then skip it.
 fn has_ipvs_services() -> bool {
     const HEADER: usize = 3;
-    let services = std::fs::read_to_string("/proc/net/ip_vs");
-    services.is_ok_and(|text| text.lines().count() > HEADER)
+    match std::fs::read_to_string("/proc/net/ip_vs") {
+        Ok(text) => text.lines().count() > HEADER,
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    }
 }

@@ -1,44 +1,49 @@
 //! Sees when others change their rules for forwarded packets: flows on the fast path have to pass the new rules.
 
+use std::future::pending;
 use std::time::Duration;
 
 use kernel::nftables::{Family, forward_chains};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::table;
 use crate::firewall;
 
-/// Rules are read no more often than this.
+/// Rules are read no more often than this, and after a long read no sooner than this many times as long.
 const INTERVAL: Duration = Duration::from_millis(500);
+const REST_RATIO: u32 = 20;
 
 /// The rules of others as they were last read.
 #[derive(Default)]
 pub(super) struct ForeignRules {
     fingerprint: Option<u64>,
-    read_at: Option<Instant>,
-    /// True if they may have changed since.
-    is_due: bool,
+    /// When they may be read again.
+    next: Option<Instant>,
+    /// True if they have not changed since.
+    is_current: bool,
 }
 
 impl ForeignRules {
-    /// Returns true if the rules changed since the last call that read them. Reads them after an event, and with
-    /// each resync: no event tells of `iptables-legacy`, whose rules are not read either.
+    /// Returns true if the rules changed since they were last read, or were not read before. Reads them after an
+    /// event, but not those of `iptables-legacy`, which cause none.
     pub(super) fn changed(&mut self, is_event: bool) -> Result<bool, kernel::Error> {
-        self.is_due |= is_event;
-        let is_early = self.read_at.is_some_and(|at| at.elapsed() < INTERVAL);
-        if !self.is_due || is_early {
+        self.is_current &= !is_event;
+        let started = Instant::now();
+        if self.is_current || self.next.is_some_and(|next| started < next) {
             return Ok(false);
         }
-        self.read_at = Some(Instant::now());
         let fingerprint = fingerprint()?;
-        self.is_due = false;
-        let before = self.fingerprint.replace(fingerprint);
-        Ok(before.is_some_and(|before| before != fingerprint))
+        self.is_current = true;
+        self.next = Some(started + INTERVAL.max(started.elapsed() * REST_RATIO));
+        Ok(self.fingerprint.replace(fingerprint) != Some(fingerprint))
     }
 
-    /// How soon to look again. `None` if nothing is due.
-    pub(super) fn poll(&self) -> Option<Duration> {
-        self.is_due.then_some(INTERVAL)
+    /// Waits until rules that may have changed may be read.
+    pub(super) async fn due(&self) {
+        match self.next {
+            Some(next) if !self.is_current => sleep_until(next).await,
+            _ => pending().await,
+        }
     }
 }
 

@@ -25,7 +25,10 @@ const ACCEPTED: [&str; 2] = ["accepted-original", "accepted-reply"];
 /// `IPPROTO_TCP` and `IPPROTO_UDP`
 const TCP_AND_UDP: [u8; 2] = [6, 17];
 /// How long an accepted packet counts.
-const ACCEPTED_TIME: Duration = Duration::from_secs(30);
+const ACCEPTED_TIME: Duration = Duration::from_secs(5);
+
+/// In each family, the cluster's network and this node's subnet.
+pub(super) type Networks = Vec<(IpNetwork, IpNetwork)>;
 
 /// The rules as the kernel lists them, and the comment that says for which networks they are.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,30 +54,24 @@ impl Listing {
         }))
     }
 
-    /// True if an agent wrote this table for these networks.
-    pub(super) fn is_for(&self, networks: &[IpNetwork]) -> bool {
-        self.comment.as_deref() == Some(&comment(networks))
+    /// True if this release of the agent wrote this table for these networks, and all its rules are there.
+    pub(super) fn is_for(&self, networks: &Networks) -> bool {
+        let count = Chains::of(networks).iter().map(Vec::len).sum::<usize>();
+        self.comment.as_deref() == Some(&comment(networks)) && self.rules.len() == count
     }
 }
 
-/// Writes the table, in place of one that exists, with these devices. Fails with [`Error::is_gone`] if the
-/// kernel has no flowtables, or if a device does not exist any more.
-pub(super) fn write(networks: &[IpNetwork], devices: &[String]) -> Result<(), Error> {
+/// Writes the table, in place of one that exists, without devices. Fails with [`Error::is_gone`] if the kernel has
+/// no flowtables.
+pub(super) fn write(networks: &Networks) -> Result<(), Error> {
     let mut transaction = Transaction::new();
-    // Flows from the cluster's network, and to it.
-    let flow = |network: IpNetwork| {
-        let rule = || Rule::new().match_family(network).established();
-        [
-            rule().from(network).jump(PROTOCOLS),
-            rule().to(network).jump(PROTOCOLS),
-        ]
-    };
+    let [forward, protocols, _] = Chains::of(networks);
     let comment = comment(networks);
     let forward = Chain {
         name: FORWARD,
         hook: Some(Hook::ForwardAccepted),
         comment: &comment,
-        rules: networks.iter().copied().flat_map(flow).collect(),
+        rules: forward,
     };
     let inner = |name, rules| Chain {
         name,
@@ -82,12 +79,50 @@ pub(super) fn write(networks: &[IpNetwork], devices: &[String]) -> Result<(), Er
         comment: "",
         rules,
     };
-    let protocol = |number| Rule::new().of_protocol(number).jump(ADD_FLOW);
     let add_flow = inner(ADD_FLOW, Vec::new());
-    let protocols = inner(PROTOCOLS, TCP_AND_UDP.map(protocol).to_vec());
+    let protocols = inner(PROTOCOLS, protocols);
     transaction.replace_table(Family::Inet, TABLE, &[add_flow, protocols, forward]);
-    add_flowtable(&mut transaction, devices);
+    add_flowtable(&mut transaction, &[]);
     transaction.commit("write the table of the fast path")
+}
+
+/// The rules of [`FORWARD`], [`PROTOCOLS`] and [`ADD_FLOW`].
+struct Chains;
+
+impl Chains {
+    fn of(networks: &Networks) -> [Vec<Rule>; 3] {
+        let flow = |(network, own): &(IpNetwork, IpNetwork)| {
+            let rule = || Rule::new().match_family(*network).established();
+            [
+                // Pods of one node are on one bridge, unless a service is between them.
+                rule()
+                    .from(*own)
+                    .to(*own)
+                    .not_translated()
+                    .return_from_chain(),
+                rule().from(*network).jump(PROTOCOLS),
+                rule().to(*network).jump(PROTOCOLS),
+            ]
+        };
+        let protocol = |number| Rule::new().of_protocol(number).jump(ADD_FLOW);
+        let flow_id = Load::ConnectionId;
+        let [original, reply] = ACCEPTED;
+        let add_flow = [
+            Rule::new()
+                .in_direction(false)
+                .remember_in(original, flow_id),
+            Rule::new().in_direction(true).remember_in(reply, flow_id),
+            Rule::new()
+                .is_in(original, &[flow_id])
+                .is_in(reply, &[flow_id])
+                .offload(FLOWTABLE),
+        ];
+        [
+            networks.iter().flat_map(flow).collect(),
+            TCP_AND_UDP.map(protocol).to_vec(),
+            add_flow.to_vec(),
+        ]
+    }
 }
 
 /// Adds a device. The other devices' flows stay.
@@ -97,12 +132,20 @@ pub(super) fn add_device(device: &str) -> Result<(), Error> {
     transaction.commit(&format!("add {device} to the fast path"))
 }
 
-/// Deletes a device that does not exist any more, or is no longer a port of a pod's bridge.
-pub(super) fn delete_device(device: &str) -> Result<(), Error> {
-    let mut transaction = Transaction::new();
-    transaction.delete_flowtable_device(Family::Inet, TABLE, FLOWTABLE, device);
-    match transaction.commit(&format!("delete {device} from the fast path")) {
-        Err(error) if error.is_gone() => Ok(()),
+/// Deletes devices that do not exist any more, or are no longer ports of a pod's bridge.
+pub(super) fn delete_devices(devices: &[&String]) -> Result<(), Error> {
+    let delete = |devices: &[&String]| {
+        let mut transaction = Transaction::new();
+        for device in devices {
+            transaction.delete_flowtable_device(Family::Inet, TABLE, FLOWTABLE, device);
+        }
+        transaction.commit("delete devices from the fast path")
+    };
+    // Each deletion waits for some milliseconds, so all are in one transaction, unless the kernel deletes one first.
+    match delete(devices) {
+        Err(error) if error.is_gone() => devices.iter().try_for_each(|device| {
+            delete(&[*device]).or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) })
+        }),
         other => other,
     }
 }
@@ -112,8 +155,8 @@ pub(super) fn devices() -> Result<Option<Vec<String>>, Error> {
     nftables::flowtable_devices(Family::Inet, TABLE, FLOWTABLE)
 }
 
-/// Sends the next packet of every flow by all rules for forwarded packets. If they accept it, the flow returns to
-/// the fast path. Returns false if there is no fast path.
+/// Makes the next packets of every flow pass all rules. If they accept the packets, the flow returns to the fast
+/// path. Returns false if there is no fast path.
 pub(super) fn flush() -> Result<bool, Error> {
     const TRIES: usize = 8;
     for attempt in 1.. {
@@ -162,22 +205,14 @@ fn add_flowtable(transaction: &mut Transaction, devices: &[String]) {
         };
         transaction.ensure_set(Family::Inet, TABLE, &set);
     }
-    let flow = Load::ConnectionId;
-    let [original, reply] = ACCEPTED;
-    let rules = [
-        Rule::new().in_direction(false).remember_in(original, flow),
-        Rule::new().in_direction(true).remember_in(reply, flow),
-        Rule::new()
-            .is_in(original, &[flow])
-            .is_in(reply, &[flow])
-            .offload(FLOWTABLE),
-    ];
-    for rule in rules {
+    let [_, _, add_flow] = Chains::of(&Vec::new());
+    for rule in add_flow {
         transaction.add_rule(Family::Inet, TABLE, ADD_FLOW, &rule);
     }
 }
 
-fn comment(networks: &[IpNetwork]) -> String {
-    let networks: Vec<_> = networks.iter().map(ToString::to_string).collect();
-    format!("established flows of {}", networks.join(" and "))
+/// The comment of the base chain. It differs if the rules do.
+fn comment(networks: &Networks) -> String {
+    let rules = format!("{:?}", Chains::of(networks));
+    format!("fast path, rules {:016x}", util::fnv1a_64(rules.as_bytes()))
 }

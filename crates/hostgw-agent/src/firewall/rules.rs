@@ -40,8 +40,13 @@ impl FirewallRules {
         Self(own.subnets().filter_map(pair).collect())
     }
 
+    /// Returns, in each family, the cluster's network and this node's subnet.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (IpNetwork, IpNetwork)> {
+        self.0.iter().copied()
+    }
+
     /// Returns the cluster's networks.
-    pub(crate) fn networks(&self) -> impl Iterator<Item = IpNetwork> {
+    pub(super) fn networks(&self) -> impl Iterator<Item = IpNetwork> {
         self.0.iter().map(|(cluster, _)| *cluster)
     }
 

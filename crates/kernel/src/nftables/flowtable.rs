@@ -8,10 +8,10 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::listing::{bodies, dump, has_text};
+use super::listing::{bodies, dump_on, has_text};
 use super::message::{
-    CREATE, DELETE_FLOWTABLE, DUMP, Family, GET_FLOWTABLE, NEW_FLOWTABLE, attributes, message,
-    nest, number, object, text, text_in,
+    ACK, CREATE, DELETE_FLOWTABLE, DUMP, Family, GET_FLOWTABLE, GET_GENERATION, NEW_FLOWTABLE,
+    attributes, connect, message, nest, number, object, request_on, text, text_in,
 };
 use super::rule::Rule;
 use super::transaction::Transaction;
@@ -36,8 +36,8 @@ impl Transaction {
         self.add(DELETE_FLOWTABLE, 0, &body);
     }
 
-    /// Adds a device to a flowtable, unless the flowtable has it. The flows of other devices stay. The
-    /// transaction fails if the device does not exist.
+    /// Adds a device to a flowtable, unless the flowtable has it. The flows of other devices stay. Before Linux
+    /// 6.16, the transaction fails if the device does not exist.
     pub fn add_flowtable_device(
         &mut self,
         family: Family,
@@ -49,8 +49,8 @@ impl Transaction {
         self.add(NEW_FLOWTABLE, CREATE, &body);
     }
 
-    /// Deletes a device from a flowtable, and with it the device's flows from the flowtable. The transaction
-    /// fails if the flowtable does not have the device.
+    /// Deletes a device from a flowtable. Its flows stay until they are idle, but packets that come in by it take
+    /// the usual way. The transaction fails if the flowtable does not have the device.
     pub fn delete_flowtable_device(
         &mut self,
         family: Family,
@@ -82,9 +82,12 @@ pub fn flowtable_devices(
     flowtable: &str,
 ) -> Result<Option<Vec<String>>, Error> {
     let failed = |error: io::Error| Error::new(format!("read flowtable {flowtable}"), error);
-    // One message of the answer to a dump has room for more devices than another answer has.
-    let request = message(GET_FLOWTABLE, DUMP, &object(family, FLOWTABLE_TABLE, table));
-    let answer = match dump(&request) {
+    let get = message(GET_FLOWTABLE, DUMP, &object(family, FLOWTABLE_TABLE, table));
+    // All devices are in one message. The kernel gives it only a page, which has room for about 180, unless it saw
+    // before that this socket receives longer messages.
+    let socket = connect().map_err(failed)?;
+    request_on(&socket, &message(GET_GENERATION, ACK, &[0; 4])).map_err(failed)?;
+    let answer = match dump_on(&socket, &get) {
         Ok(Some(answer)) => answer,
         Ok(None) => return Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => return Ok(None),

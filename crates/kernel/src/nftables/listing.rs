@@ -3,11 +3,13 @@
 use std::io;
 
 use nix::errno::Errno;
+use rtnetlink::sys::Socket;
 
 use super::expression::{Expression, Verdict};
 use super::message::{
     ACK, Answer, DUMP, Family, GET_CHAIN, GET_RULE, GET_TABLE, NEW_CHAIN, NEW_RULE, NEW_TABLE,
-    attributes, comment_in, message, messages, object, read_u32, request, text_in, was_interrupted,
+    attributes, comment_in, connect, message, messages, object, read_u32, request, request_on,
+    text_in, was_interrupted,
 };
 use super::transaction::{chain_object, rule_object};
 use super::uapi::{
@@ -173,9 +175,14 @@ fn get_chain(family: Family, table: &str, chain: &str) -> io::Result<Option<Answ
 
 /// Sends a dump request, and again if the list changed while it was read. Returns `None` if the
 /// object does not exist.
-pub(super) fn dump(dump_request: &[u8]) -> io::Result<Option<Answer>> {
+fn dump(dump_request: &[u8]) -> io::Result<Option<Answer>> {
+    dump_on(&connect()?, dump_request)
+}
+
+/// The same on a socket that was used before.
+pub(super) fn dump_on(socket: &Socket, dump_request: &[u8]) -> io::Result<Option<Answer>> {
     for _ in 0..MAX_TRIES {
-        let answer = request(dump_request)?;
+        let answer = request_on(socket, dump_request)?;
         match answer.error {
             None if was_interrupted(&answer) => {}
             None => return Ok(Some(answer)),

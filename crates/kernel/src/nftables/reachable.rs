@@ -32,6 +32,7 @@ impl BaseChain {
         while let Some(chain) = pending.pop() {
             text.extend(chain.bytes());
             for rule in rules(self.family, &self.table, &chain)? {
+                text.extend(b"rule");
                 for expression in rule.expressions() {
                     add(&mut text, &expression);
                     if let Some(verdict) = expression.verdict() {
@@ -45,7 +46,7 @@ impl BaseChain {
                         text.extend(&element.key);
                         text.extend(element.last.iter().flatten());
                         text.push(u8::from(element.is_end));
-                        text.extend(format!("{:?}", element.verdict).bytes());
+                        text.extend(&element.value);
                         if let Some(verdict) = element.verdict {
                             jump(verdict, &mut pending);
                         }

@@ -97,13 +97,23 @@ impl Rule {
 
     /// Matches packets of connections whose destination was translated.
     #[must_use]
-    pub fn translated(mut self) -> Self {
+    pub fn translated(self) -> Self {
+        self.destination_nat(CMP_NEQ)
+    }
+
+    /// Matches packets of connections whose destination was not translated.
+    #[must_use]
+    pub fn not_translated(self) -> Self {
+        self.destination_nat(CMP_EQ)
+    }
+
+    fn destination_nat(mut self, operator: u32) -> Self {
         self.expression("ct", |data| {
             number(data, CT_DREG, REG_1);
             number(data, CT_KEY, ct::STATUS);
         });
         self.mask(&ct::STATUS_DNAT.to_ne_bytes());
-        self.compare(CMP_NEQ, &[0; 4]);
+        self.compare(operator, &[0; 4]);
         self
     }
 

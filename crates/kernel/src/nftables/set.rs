@@ -20,6 +20,8 @@ pub(super) struct Element {
     /// True if the element ends the range that the previous element starts.
     pub(super) is_end: bool,
     pub(super) verdict: Option<Verdict>,
+    /// The value in a map, as the kernel lists it; empty in a set.
+    pub(super) value: Vec<u8>,
 }
 
 /// Returns the elements of a set.
@@ -48,13 +50,17 @@ impl Element {
             last: None,
             is_end: false,
             verdict: None,
+            value: Vec::new(),
         };
         for (kind, value) in attributes(value) {
             match kind {
                 SET_ELEM_KEY => element.key = bytes(value)?,
                 SET_ELEM_KEY_END => element.last = bytes(value),
                 SET_ELEM_FLAGS => element.is_end = read_u32(value) & INTERVAL_END != 0,
-                SET_ELEM_DATA => element.verdict = verdict_in(value),
+                SET_ELEM_DATA => {
+                    element.verdict = verdict_in(value);
+                    element.value = value.to_vec();
+                }
                 _ => {}
             }
         }

@@ -66,6 +66,8 @@ pub struct Chain<'a> {
 #[derive(Debug, Default)]
 pub struct Transaction {
     messages: Vec<u8>,
+    /// Where the last message starts.
+    last: usize,
     /// Number of new sets: each needs an id within the transaction.
     sets: u32,
 }
@@ -281,7 +283,7 @@ impl Transaction {
         if self.is_empty() {
             return Attempt::Applied;
         }
-        match request(&transaction(&self.messages)) {
+        match request(&self.batch()) {
             Ok(answer) => match answer.error {
                 None => Attempt::Applied,
                 Some(errno) => Attempt::Refused(Error::new(doing, errno)),
@@ -298,7 +300,7 @@ impl Transaction {
         }
         let failed = |error: std::io::Error| Error::new(doing, error);
         let socket = connect().map_err(failed)?;
-        let answer = request_on(&socket, &transaction(&self.messages));
+        let answer = request_on(&socket, &self.batch());
         let answer = answer.map_err(|error| failed(error).with_leftovers())?;
         match answer.error {
             None => Ok(Pending(Some(socket))),
@@ -307,7 +309,20 @@ impl Transaction {
     }
 
     pub(super) fn add(&mut self, kind: u16, flags: u16, body: &[u8]) {
-        self.messages.extend(message(kind, flags | ACK, body));
+        self.last = self.messages.len();
+        self.messages.extend(message(kind, flags, body));
+    }
+
+    /// Returns the batch to send. Only its last message requests a reply, because the replies to some hundred
+    /// messages do not fit into the socket's buffer. The kernel reports an error of any message.
+    fn batch(&self) -> Vec<u8> {
+        /// Length and kind come before the flags.
+        const FLAGS: std::ops::Range<usize> = 6..8;
+        let mut changes = self.messages.clone();
+        let flags = &mut changes[self.last..][FLAGS];
+        let with_reply = u16::from_ne_bytes([flags[0], flags[1]]) | ACK;
+        flags.copy_from_slice(&with_reply.to_ne_bytes());
+        transaction(&changes)
     }
 }
 
