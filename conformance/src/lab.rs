@@ -100,6 +100,11 @@ impl Lab {
         fs::rename(&new, path).expect("both paths are in the shared folder");
     }
 
+    /// Runs a shell script on the switch, where the port of a node's `enp0s5` is `p-NODE-5`.
+    pub fn on_switch(&self, script: &str) {
+        run(self.switch.enter(&["-n", "-m"]).args(["sh", "-c", script])).ok();
+    }
+
     /// Makes a file of the shared folder executable.
     pub fn make_executable(&self, name: &str) {
         let script = format!("chmod 755 {}", Self::path(name).display());

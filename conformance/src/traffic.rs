@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 use crate::sockets::Place;
 
 /// What is sent.
@@ -81,6 +83,15 @@ fn busy() -> f64 {
     (times[0] + times[1] + times[2] + times[5] + times[6]) / TICKS
 }
 
+/// Keeps this thread on a processor, if the machine has it: figures vary with where threads run. What is a request
+/// and its answer is on one, because waking the other would take longer than the network.
+fn run_on(processor: usize) {
+    let mut set = CpuSet::new();
+    set.set(processor);
+    // With one processor there is no choice.
+    sched_setaffinity(None, &set).ok();
+}
+
 fn listen(place: &impl Place, ip: IpAddr) -> (TcpListener, SocketAddr) {
     let listener = place.enter(move || TcpListener::bind((ip, 0)));
     let listener = listener.unwrap_or_else(|error| panic!("listen on {ip}: {error}"));
@@ -106,6 +117,7 @@ fn float(count: u64) -> f64 {
 fn stream(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration) -> f64 {
     let (listener, address) = listen(to, ip);
     let receiver = thread::spawn(move || {
+        run_on(1);
         let (mut stream, _) = listener.accept().expect("a connection");
         let (mut buffer, mut bytes) = (vec![0; BLOCK], 0_u64);
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
@@ -114,6 +126,7 @@ fn stream(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration) ->
         bytes
     });
     from.enter(move || {
+        run_on(0);
         let mut stream = connect(address);
         let end = Instant::now() + duration;
         let block = vec![7; BLOCK];
@@ -134,6 +147,7 @@ fn datagrams(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration)
     let is_over = Arc::new(AtomicBool::new(false));
     let over = Arc::clone(&is_over);
     let receiver = thread::spawn(move || {
+        run_on(1);
         let (mut buffer, mut count) = ([0; 64], 0_u64);
         let mut is_answered = false;
         loop {
@@ -151,6 +165,7 @@ fn datagrams(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration)
         }
     });
     from.enter(move || {
+        run_on(0);
         let socket = UdpSocket::bind((unspecified(ip), 0)).expect("a free port");
         socket.connect(address).expect("there is a route");
         let end = Instant::now() + duration;
@@ -178,6 +193,7 @@ fn unspecified(ip: IpAddr) -> IpAddr {
 fn requests(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration) -> f64 {
     let (listener, address) = listen(to, ip);
     let server = thread::spawn(move || {
+        run_on(0);
         let (mut stream, _) = listener.accept().expect("a connection");
         stream.set_nodelay(true).expect("valid");
         let mut byte = [0];
@@ -186,6 +202,7 @@ fn requests(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration) 
         }
     });
     let count = from.enter(move || {
+        run_on(0);
         let mut stream = connect(address);
         let end = Instant::now() + duration;
         let mut count = 0;
@@ -204,6 +221,7 @@ fn requests(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration) 
 fn connections(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duration) -> f64 {
     let (listener, address) = listen(to, ip);
     let server = thread::spawn(move || {
+        run_on(0);
         let mut byte = [0];
         for stream in listener.incoming() {
             let mut stream = stream.expect("a connection");
@@ -215,6 +233,7 @@ fn connections(from: &impl Place, to: &impl Place, ip: IpAddr, duration: Duratio
         }
     });
     let count = from.enter(move || {
+        run_on(0);
         let end = Instant::now() + duration;
         let mut count = 0;
         while Instant::now() < end {

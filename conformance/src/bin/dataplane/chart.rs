@@ -1,4 +1,4 @@
-//! The results as a picture: for each test a group of bars, relative to node to node, with the spread as a line.
+//! The results as a picture: for each test a group of bars, relative to node to node, with a line for the middle half.
 
 use std::fmt::Write;
 
@@ -48,11 +48,11 @@ fn label(body: &mut String, x: f64, y: f64, text: &str, weight: &str) {
     writeln!(body, "{text}").expect("a String takes everything");
 }
 
-/// A bar of the median, a line from the least to the most value, and the number.
+/// A bar of the median, a line for the middle half of the values, and the number.
 fn bar(body: &mut String, x: f64, y: f64, color: &str, (value, base): (Spread, f64)) {
     let long = |value: f64| (value / base * FULL / 1.6).min(FULL);
     let (width, middle) = (long(value.median), y + BAR / 2.0);
-    let (from, to) = (x + long(value.least), x + long(value.most));
+    let (from, to) = (x + long(value.from), x + long(value.to));
     let text = format!(
         "<rect x=\"{x}\" y=\"{y}\" width=\"{width:.1}\" height=\"{BAR}\" fill=\"{color}\"/>\
          <line x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{middle}\" y2=\"{middle}\" stroke=\"black\"/>\

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use conformance::sockets::Place;
 use conformance::traffic::{Load, Sample};
-use conformance::{
-    Agent, Attachment, Etcd, Flanneld, Lab, Node, Plugin, Pod, wait_for, wait_within,
-};
+use conformance::{Agent, Attachment, Etcd, Flanneld, Lab, Node, Plugin, Pod, poll, wait_within};
 use serde_json::{Value, json};
+
+/// Everything is set up within this time, also where instructions are emulated.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Two places, and the address of the second.
 pub(crate) struct Contender<'a> {
@@ -38,14 +39,28 @@ impl Contender<'_> {
         load.measure(&self.from, &self.to, self.ip, duration)
     }
 
-    /// Makes the sender's packets as long as they are on the wire, or as usual up to 64 KiB.
+    /// Makes both nodes' interfaces send packets of 1,500 bytes and join those that they receive, as network cards
+    /// do, or pass packets of up to 64 KiB as they are, as between virtual machines of one host.
     pub(crate) fn set_segmented(&self, is_segmented: bool) {
-        let most = if is_segmented { 1 } else { 65535 };
-        let script = |device| format!("ip link set {device} gso_max_segs {most}");
-        match &self.from {
-            End::Node(node) => node.sh(&script("enp0s5")).ok(),
-            End::Pod(pod) => pod.sh(&script("eth0")).ok(),
+        let (split, join) = if is_segmented {
+            ("off", "on")
+        } else {
+            ("on", "off")
         };
+        let sending = format!(
+            "tso {split} tx-udp_tnl-segmentation {split} tx-udp_tnl-csum-segmentation {split}"
+        );
+        for end in [&self.from, &self.to] {
+            let node = match end {
+                End::Node(node) => node,
+                End::Pod(pod) => pod.node(),
+            };
+            node.sh(&format!("ethtool -K enp0s5 gro {join} {sending}"))
+                .ok();
+            let port = format!("p-{}-5", node.name);
+            node.lab()
+                .on_switch(&format!("ethtool -K {port} {sending}"));
+        }
     }
 }
 
@@ -145,7 +160,7 @@ fn ours<'a>(
     });
     let plugin = Plugin::ours(lab);
     let attach = |node: &'a Node<'a>| {
-        wait_for("the subnet file", || {
+        wait_within("the subnet file", MINUTE, || {
             node.path("/run/flannel/subnet.env").exists()
         });
         let pod = node.pod("pod");
@@ -167,15 +182,11 @@ fn fast_path(nodes: &[Node<'_>; 2], agents: &[Agent; 2]) -> Result<(), String> {
             state.unwrap_or_default().1.clone_into(&mut reason);
             !reason.is_empty() && !reason.contains("being checked")
         };
-        wait_within(
-            "the fast path is decided",
-            Duration::from_secs(30),
-            is_decided,
-        );
+        wait_within("the fast path is decided", MINUTE, is_decided);
         if !reason.starts_with("on") {
             return Err(reason);
         }
-        wait_for("the pod is on the fast path", || {
+        wait_within("the pod is on the fast path", MINUTE, || {
             let status = node.sh("/mnt/bin/hostgw-agent status").ok();
             status.contains("on, 2 devices")
         });
@@ -189,9 +200,11 @@ fn theirs<'a>(nodes: &'a [Node<'a>; 2], etcd: &Etcd<'_>) -> ([Flanneld; 2], Pods
         .map(|node| Flanneld::start(node, etcd, &["--ip-masq"]));
     let plugin = Plugin::reference("bridge");
     let attach = |node: &'a Node<'a>| {
-        wait_for("the subnet file", || {
-            node.path("/run/flannel/subnet.env").exists()
-        });
+        let has_file = || node.path("/run/flannel/subnet.env").exists();
+        if poll(MINUTE, has_file).is_none() {
+            let logs = daemons.each_ref().map(Flanneld::log);
+            panic!("flanneld wrote no subnet file: {}", logs.concat());
+        }
         let file = node.sh("cat /run/flannel/subnet.env").ok();
         let value = |key: &str| {
             let mut lines = file.lines();

@@ -25,7 +25,7 @@ struct Test {
     /// The unit of its rate, and that of its cost.
     units: [&'static str; 2],
     load: Load,
-    /// True if senders make packets of the size that they have on the wire.
+    /// True if packets have at most 1,500 bytes between the nodes.
     is_segmented: bool,
     /// The cost's unit in seconds.
     cost_unit: f64,
@@ -75,12 +75,12 @@ struct Results {
     samples: Vec<Vec<Sample>>,
 }
 
-/// The median, the smallest and the largest of some values.
+/// The median of some values, and the middle half of them.
 #[derive(Clone, Copy)]
 struct Spread {
     median: f64,
-    least: f64,
-    most: f64,
+    from: f64,
+    to: f64,
 }
 
 impl Results {
@@ -101,8 +101,8 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         Self {
             median: values[values.len() / 2],
-            least: values[0],
-            most: values[values.len() - 1],
+            from: values[values.len() / 4],
+            to: values[values.len() * 3 / 4],
         }
     }
 }
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
         .map(|text| text.parse::<u32>())
         .collect();
     let (rounds, millis) = match numbers[..] {
-        [] => (7, 1000),
+        [] => (15, 500),
         [Ok(rounds @ 1..), Ok(millis @ 1..)] => (rounds, millis),
         _ => {
             eprintln!("usage: dataplane [ROUNDS MILLISECONDS]");

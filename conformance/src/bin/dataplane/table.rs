@@ -9,11 +9,11 @@ pub(crate) fn text(results: &[Results]) -> String {
     let mut text = String::new();
     let rates = |results: &Results, test| results.rate(test);
     let costs = |results: &Results, test| results.cost(test);
-    part(&mut text, "rate: median (least–most)", 0, results, rates);
+    part(&mut text, "rate: median (middle half)", 0, results, rates);
     text.push('\n');
     part(
         &mut text,
-        "processor time: median (least–most)",
+        "processor time: median (middle half)",
         1,
         results,
         costs,
@@ -36,12 +36,8 @@ fn part(
     line(text, &format!("|---|{}", "--:|".repeat(TESTS.len())));
     for results in results {
         let cells = (0..TESTS.len()).map(|test| {
-            let Spread {
-                median,
-                least,
-                most,
-            } = value(results, test);
-            format!("{} ({}–{})", short(median), short(least), short(most))
+            let Spread { median, from, to } = value(results, test);
+            format!("{} ({}–{})", short(median), short(from), short(to))
         });
         let cells: Vec<_> = cells.collect();
         line(
