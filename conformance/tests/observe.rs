@@ -178,6 +178,7 @@ fn status_prints_a_table_or_json() {
             "because it has the default route",
             "store file /mnt/cluster.json",
             "firewall nftables",
+            "fast path off (--fast-path=off)",
             "peers 2 of 3 routed",
             "",
             "SUBNET NEXT HOP DEVICE STATE NODE REASON",
