@@ -15,7 +15,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::sockets::Place;
 
-/// What is sent.
+/// The traffic that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
     /// TCP as fast as possible; in Gbit.

@@ -67,6 +67,15 @@ impl Cluster<'_> {
         TcpFlow::open(&one.pod, to, &two.pod, to)
     }
 
+    /// The same, once it is on the fast path.
+    fn fast_tcp(&self) -> TcpFlow {
+        let mut tcp = self.tcp();
+        until_fast(&self.workers(), || {
+            tcp.exchange(1000).expect("TCP works");
+        });
+        tcp
+    }
+
     fn udp(&self) -> UdpFlow {
         let [one, two] = self.pair();
         let ip =
@@ -152,7 +161,7 @@ fn wait_until_on(node: &Node<'_>) {
     });
 }
 
-/// How often the agent flushed the fast path because others changed their rules, as a metric.
+/// The metric that counts flushes of the fast path.
 fn flushes(node: &Node<'_>) -> String {
     let metrics = metrics(node);
     let line = metrics
@@ -234,8 +243,7 @@ fn time_of_day(text: &str) -> f64 {
 fn pods_that_come_and_go_leave_other_flows_on_the_fast_path() {
     in_cluster(Family::Ipv4, |cluster| {
         let workers = cluster.workers();
-        let mut tcp = cluster.tcp();
-        until_fast(&workers, || tcp.exchange(1000).expect("TCP works"));
+        let mut tcp = cluster.fast_tcp();
         let chain = Chain::new(cluster.lab, CNI_CONF);
         let mut times = Vec::new();
         let before = flushes(workers[0]);
@@ -302,15 +310,13 @@ fn rules_that_come_later_than_a_flow_end_it() {
             .sh("nft 'table inet deny { set denied { type ipv4_addr; }; chain forward { type filter hook forward priority 0; ip daddr @denied drop; }; }'")
             .ok();
         for (deny, allow) in denials {
-            let mut tcp = cluster.tcp();
-            until_fast(&workers, || tcp.exchange(1000).expect("TCP works"));
+            let mut tcp = cluster.fast_tcp();
             workers[0].sh(&deny).ok();
             // Sooner than the next resync, which would see the change, too.
             let time = wait_within(&deny, Duration::from_secs(9), || tcp.exchange(10).is_err());
             eprintln!("ended after {time:?}, of which 3 s are the timeout: {deny}");
             workers[0].sh(&allow).ok();
-            let mut again = cluster.tcp();
-            until_fast(&workers, || again.exchange(1000).expect("TCP works"));
+            drop(cluster.fast_tcp());
         }
     });
 }
@@ -320,8 +326,7 @@ fn rules_that_come_later_than_a_flow_end_it() {
 fn a_flush_sends_flows_by_all_rules_and_loses_nothing() {
     in_cluster(Family::Ipv4, |cluster| {
         let workers = cluster.workers();
-        let mut tcp = cluster.tcp();
-        until_fast(&workers, || tcp.exchange(1000).expect("TCP works"));
+        let mut tcp = cluster.fast_tcp();
         let flush = || {
             let text = workers[0].sh("/mnt/bin/hostgw-agent fast-path flush").ok();
             assert!(text.contains("flushed"), "{text}");
@@ -420,10 +425,7 @@ fn translated_flows_take_the_fast_path() {
 #[test]
 fn no_flow_of_a_deleted_pod_is_on_the_fast_path_to_the_next_with_its_address() {
     in_cluster(Family::Ipv4, |mut cluster| {
-        let mut tcp = cluster.tcp();
-        until_fast(&cluster.workers(), || {
-            tcp.exchange(1000).expect("TCP works");
-        });
+        let mut tcp = cluster.fast_tcp();
         let old = cluster.pods.remove(2);
         let chain = Chain::new(cluster.lab, CNI_CONF);
         let worker2 = &cluster.nodes[2];
@@ -483,8 +485,7 @@ fn flows_follow_a_peer_that_gets_another_address() {
 fn flows_survive_an_uplink_that_goes_down_and_up() {
     in_cluster(Family::Ipv4, |cluster| {
         let workers = cluster.workers();
-        let mut tcp = cluster.tcp();
-        until_fast(&workers, || tcp.exchange(1000).expect("TCP works"));
+        let mut tcp = cluster.fast_tcp();
         workers[0]
             .sh("ip link set enp0s5 down; sleep 0.5; ip link set enp0s5 up")
             .ok();
@@ -499,12 +500,10 @@ fn a_smaller_mtu_on_one_side_is_discovered() {
     in_cluster(Family::Ipv4, |cluster| {
         const LENGTH: usize = 3 << 20;
         let workers = cluster.workers();
-        let mut before = cluster.tcp();
-        until_fast(&workers, || before.exchange(1000).expect("TCP works"));
+        let mut before = cluster.fast_tcp();
         workers[0].sh("ip link set enp0s5 mtu 1300").ok();
         assert_eq!(before.stream(LENGTH).expect("a flow of before"), LENGTH);
-        let mut after = cluster.tcp();
-        until_fast(&workers, || after.exchange(1000).expect("TCP works"));
+        let mut after = cluster.fast_tcp();
         assert_eq!(after.stream(LENGTH).expect("a flow of after"), LENGTH);
         // A router that sends less than it receives says so; a receiver would drop packets in silence.
         workers[1].sh("ip link set enp0s5 mtu 1300").ok();
@@ -589,8 +588,7 @@ fn an_agent_that_stops_and_starts_loses_no_packet() {
 fn the_table_and_its_devices_are_restored() {
     in_cluster(Family::Ipv4, |cluster| {
         let workers = cluster.workers();
-        let mut tcp = cluster.tcp();
-        until_fast(&workers, || tcp.exchange(1000).expect("TCP works"));
+        let mut tcp = cluster.fast_tcp();
         let all = devices(workers[0]);
         assert_eq!(all.len(), 3, "{all:?}");
         for damage in [
@@ -607,8 +605,7 @@ fn the_table_and_its_devices_are_restored() {
             wait_within(damage, 2 * LIMIT, || devices(workers[0]).len() == 3);
             tcp.exchange(1000).expect("TCP works");
             // Only a new flow shows that flows are added again.
-            let mut new = cluster.tcp();
-            until_fast(&workers, || new.exchange(1000).expect("TCP works"));
+            drop(cluster.fast_tcp());
         }
         // A port that leaves its bridge leaves the fast path, and so do its flows.
         let port = workers[0].ports()[0]["ifname"]
@@ -625,8 +622,7 @@ fn the_table_and_its_devices_are_restored() {
         wait_within("the port is back", LIMIT, || {
             devices(workers[0]).contains(&port)
         });
-        let mut new = cluster.tcp();
-        until_fast(&workers, || new.exchange(1000).expect("TCP works"));
+        drop(cluster.fast_tcp());
     });
 }
 
@@ -647,8 +643,7 @@ fn a_node_may_have_hundreds_of_pods() {
         wait_within("all are on the fast path", 8 * LIMIT, || {
             devices(workers[0]).len() == MORE + 3
         });
-        let mut tcp = cluster.tcp();
-        until_fast(&workers, || tcp.exchange(1000).expect("TCP works"));
+        let mut tcp = cluster.fast_tcp();
         let restored = "restored table inet hostgw-fast-path";
         assert!(!cluster.agents[1].log().contains(restored));
         workers[0].sh("/mnt/bin/hostgw-agent fast-path flush").ok();
@@ -686,10 +681,7 @@ fn flows_between_pods_of_one_node_stay_on_the_bridge() {
 #[test]
 fn rules_that_came_while_no_agent_ran_end_flows_when_it_starts() {
     in_cluster(Family::Ipv4, |mut cluster| {
-        let mut tcp = cluster.tcp();
-        until_fast(&cluster.workers(), || {
-            tcp.exchange(1000).expect("TCP works");
-        });
+        let mut tcp = cluster.fast_tcp();
         let agent = cluster.agents.remove(1);
         let worker = &cluster.nodes[1];
         stop(worker, agent);

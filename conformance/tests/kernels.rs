@@ -86,7 +86,7 @@ const COUNTED: [File; 1] = [(
     &["requests_on_the_fast_path_are_nearly_as_fast_as_between_nodes"],
 )];
 
-/// How instructions are emulated: on two processors as fast as possible, or on one, each of them as 4 ns.
+/// The ways to emulate instructions: on two processors as fast as possible, or on one, each of them as 4 ns.
 const FAST: [&str; 4] = ["-accel", "tcg,thread=multi", "-smp", "2"];
 const COUNTING: [&str; 6] = [
     "-accel",

@@ -1,4 +1,4 @@
-//! What the pod network carries, and what it costs: node to node, our network without and with the fast path, the
+//! The throughput of the pod network, and its cost in processor time: node to node, our network without and with the fast path, the
 //! reference's `bridge` with flanneld's host-gw, and the same with its vxlan.
 //!
 //! All take turns in one run, in another order each round, so that disturbances by the machine affect all of them

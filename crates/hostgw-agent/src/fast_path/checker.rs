@@ -12,13 +12,12 @@ use super::lab::CANNOT_RUN;
 
 /// A check is not repeated sooner than this.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// After a failure, not sooner than this.
+const RETRY_INTERVAL: Duration = Duration::from_secs(600);
 /// A check that takes longer is killed.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// After a failure, not sooner than this.
-const RETRY_INTERVAL: Duration = Duration::from_secs(600);
-
-/// What the last check found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
     /// Packets on the fast path arrive.
@@ -51,7 +50,7 @@ impl Checker {
         }
     }
 
-    /// What the checks found; `None` until the first one ended.
+    /// The result that counts now; `None` until the first check ended.
     pub(super) fn finding(&self) -> Option<Finding> {
         self.findings.borrow().clone()
     }

@@ -23,7 +23,7 @@ pub(crate) const CANNOT_RUN: u8 = 3;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time until a flow is on the fast path.
 const UNTIL_OFFLOADED: Duration = Duration::from_secs(10);
-/// How often the flow is used in both directions once it is on the fast path.
+/// The number of times that the flow is used in both directions once it is on the fast path.
 const ROUNDS: u8 = 8;
 
 /// Names of links in the namespace in the middle.
@@ -87,7 +87,7 @@ fn perform() -> Result<&'static str> {
     let networks = families
         .iter()
         .map(|[pod, _]| (network(pod.node), network(pod.node)));
-    table::write(&networks.collect()).map_err(|error| {
+    table::write(&networks.collect::<Vec<_>>()).map_err(|error| {
         if error.is_gone() {
             CheckError::NoFlowtable(error).into()
         } else {

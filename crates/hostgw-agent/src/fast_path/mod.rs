@@ -35,7 +35,7 @@ const OFF: &str = "--fast-path=off";
 /// After a failure, the next attempt is not sooner than this.
 const REST: Duration = Duration::from_secs(9);
 
-/// Whether the fast path is used.
+/// When the fast path is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Mode {
     /// If the kernel has one, and a check shows that packets arrive.
@@ -110,7 +110,7 @@ impl FastPath {
         &self.status
     }
 
-    /// How often all flows had to pass the rules of others again.
+    /// The number of times that all flows had to pass the rules of others again.
     pub(crate) fn flushes(&self) -> u64 {
         self.flushes
     }
@@ -237,7 +237,7 @@ impl FastPath {
         rules: &FirewallRules,
         log: &mut LogLimiter,
     ) -> Result<(), kernel::Error> {
-        let networks = rules.pairs().collect();
+        let networks: Vec<_> = rules.pairs().collect();
         let present = Listing::read()?.filter(|listing| listing.is_for(&networks));
         let is_right = match (&present, &self.written) {
             (Some(present), Some(written)) => present == written,

@@ -24,11 +24,11 @@ const ADD_FLOW: &str = "add-flow";
 const ACCEPTED: [&str; 2] = ["accepted-original", "accepted-reply"];
 /// `IPPROTO_TCP` and `IPPROTO_UDP`
 const TCP_AND_UDP: [u8; 2] = [6, 17];
-/// How long an accepted packet counts.
+/// The time for which an accepted packet counts.
 const ACCEPTED_TIME: Duration = Duration::from_secs(5);
 
 /// In each family, the cluster's network and this node's subnet.
-pub(super) type Networks = Vec<(IpNetwork, IpNetwork)>;
+pub(super) type Networks = [(IpNetwork, IpNetwork)];
 
 /// The rules as the kernel lists them, and the comment that says for which networks they are.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Listing {
 
     /// True if this release of the agent wrote this table for these networks, and all its rules are there.
     pub(super) fn is_for(&self, networks: &Networks) -> bool {
-        let count = Chains::of(networks).iter().map(Vec::len).sum::<usize>();
+        let count = rules(networks).iter().map(Vec::len).sum::<usize>();
         self.comment.as_deref() == Some(&comment(networks)) && self.rules.len() == count
     }
 }
@@ -65,7 +65,7 @@ impl Listing {
 /// no flowtables.
 pub(super) fn write(networks: &Networks) -> Result<(), Error> {
     let mut transaction = Transaction::new();
-    let [forward, protocols, _] = Chains::of(networks);
+    let [forward, protocols, _] = rules(networks);
     let comment = comment(networks);
     let forward = Chain {
         name: FORWARD,
@@ -87,42 +87,38 @@ pub(super) fn write(networks: &Networks) -> Result<(), Error> {
 }
 
 /// The rules of [`FORWARD`], [`PROTOCOLS`] and [`ADD_FLOW`].
-struct Chains;
-
-impl Chains {
-    fn of(networks: &Networks) -> [Vec<Rule>; 3] {
-        let flow = |(network, own): &(IpNetwork, IpNetwork)| {
-            let rule = || Rule::new().match_family(*network).established();
-            [
-                // Pods of one node are on one bridge, unless a service is between them.
-                rule()
-                    .from(*own)
-                    .to(*own)
-                    .not_translated()
-                    .return_from_chain(),
-                rule().from(*network).jump(PROTOCOLS),
-                rule().to(*network).jump(PROTOCOLS),
-            ]
-        };
-        let protocol = |number| Rule::new().of_protocol(number).jump(ADD_FLOW);
-        let flow_id = Load::ConnectionId;
-        let [original, reply] = ACCEPTED;
-        let add_flow = [
-            Rule::new()
-                .in_direction(false)
-                .remember_in(original, flow_id),
-            Rule::new().in_direction(true).remember_in(reply, flow_id),
-            Rule::new()
-                .is_in(original, &[flow_id])
-                .is_in(reply, &[flow_id])
-                .offload(FLOWTABLE),
-        ];
+fn rules(networks: &Networks) -> [Vec<Rule>; 3] {
+    let flow = |(network, own): &(IpNetwork, IpNetwork)| {
+        let rule = || Rule::new().match_family(*network).established();
         [
-            networks.iter().flat_map(flow).collect(),
-            TCP_AND_UDP.map(protocol).to_vec(),
-            add_flow.to_vec(),
+            // Pods of one node are on one bridge, unless a service is between them.
+            rule()
+                .from(*own)
+                .to(*own)
+                .not_translated()
+                .return_from_chain(),
+            rule().from(*network).jump(PROTOCOLS),
+            rule().to(*network).jump(PROTOCOLS),
         ]
-    }
+    };
+    let protocol = |number| Rule::new().of_protocol(number).jump(ADD_FLOW);
+    let flow_id = Load::ConnectionId;
+    let [original, reply] = ACCEPTED;
+    let add_flow = [
+        Rule::new()
+            .in_direction(false)
+            .remember_in(original, flow_id),
+        Rule::new().in_direction(true).remember_in(reply, flow_id),
+        Rule::new()
+            .is_in(original, &[flow_id])
+            .is_in(reply, &[flow_id])
+            .offload(FLOWTABLE),
+    ];
+    [
+        networks.iter().flat_map(flow).collect(),
+        TCP_AND_UDP.map(protocol).to_vec(),
+        add_flow.to_vec(),
+    ]
 }
 
 /// Adds a device. The other devices' flows stay.
@@ -187,7 +183,7 @@ pub(crate) fn delete() -> Result<(), Error> {
 }
 
 /// True if the table exists.
-pub(crate) fn exists() -> Result<bool, Error> {
+pub(super) fn exists() -> Result<bool, Error> {
     nftables::has_table(Family::Inet, TABLE)
 }
 
@@ -205,7 +201,7 @@ fn add_flowtable(transaction: &mut Transaction, devices: &[String]) {
         };
         transaction.ensure_set(Family::Inet, TABLE, &set);
     }
-    let [_, _, add_flow] = Chains::of(&Vec::new());
+    let [_, _, add_flow] = rules(&[]);
     for rule in add_flow {
         transaction.add_rule(Family::Inet, TABLE, ADD_FLOW, &rule);
     }
@@ -213,6 +209,6 @@ fn add_flowtable(transaction: &mut Transaction, devices: &[String]) {
 
 /// The comment of the base chain. It differs if the rules do.
 fn comment(networks: &Networks) -> String {
-    let rules = format!("{:?}", Chains::of(networks));
-    format!("fast path, rules {:016x}", util::fnv1a_64(rules.as_bytes()))
+    let text = format!("{:?}", rules(networks));
+    format!("fast path, rules {:016x}", util::fnv1a_64(text.as_bytes()))
 }

@@ -24,7 +24,7 @@ pub(crate) struct StatusReport {
     /// has none.
     #[serde(default)]
     pub(crate) neighbours: String,
-    /// Whether the fast path is in use, with its numbers of devices and flows, or why not.
+    /// The fast path: `on` with its numbers of devices and flows, or `off` with the reason.
     #[serde(rename = "fastPath", default)]
     pub(crate) fast_path: String,
     pub(crate) reconcile: ReconcileReport,

@@ -97,7 +97,7 @@ pub struct Set<'a> {
     pub key: &'a [Field],
     /// Values of the elements.
     pub value: ValueType<'a>,
-    /// How long elements stay that rules add to the set. `None` if only transactions add elements.
+    /// The time after which elements that rules added are deleted. `None` if only transactions add elements.
     pub expires: Option<Duration>,
 }
 
