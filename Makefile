@@ -69,7 +69,7 @@ dataplane: build packages tools
 	$(CARGO) run --locked -q --release -p conformance --bin dataplane -- $(ROUNDS) 500
 
 # The most important tests on Debian's kernels, in virtual machines without hardware support.
-kernels: PACKAGES += qemu-system-x86
+kernels: PACKAGES += qemu-system-x86 conntrack ipvsadm
 kernels: build packages
 	sh conformance/src/kernels/build.sh target/kernels
 	$(CARGO) test --locked -p conformance --features kernels --test kernels -- --test-threads=1

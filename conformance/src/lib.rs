@@ -20,6 +20,7 @@ pub mod cluster;
 mod containerd;
 mod crio;
 pub mod etcd;
+pub mod fast_path;
 mod flanneld;
 pub mod flows;
 mod holder;

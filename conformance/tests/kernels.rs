@@ -12,7 +12,7 @@ use serde_json::Value;
 type File = (&'static str, &'static [&'static str]);
 
 /// The tests that run in the virtual machine.
-const TESTS: [File; 9] = [
+const TESTS: [File; 10] = [
     (
         "picture",
         &[
@@ -58,19 +58,30 @@ const TESTS: [File; 9] = [
         &[
             "established_flows_of_both_families_take_the_fast_path",
             "pods_that_come_and_go_leave_other_flows_on_the_fast_path",
+            "an_agent_that_stops_and_starts_loses_no_packet",
+            "the_table_and_its_devices_are_restored",
+            "a_node_may_have_hundreds_of_pods",
+            "a_device_that_the_kernel_refuses_takes_only_itself",
+            "a_node_with_ipvs_services_has_no_fast_path",
+            "a_bridge_that_filters_vlans_has_a_fast_path",
+            "flows_between_pods_of_one_node_stay_on_the_bridge",
+            "limited_pods_keep_their_rates",
+        ],
+    ),
+    (
+        "fast_path_flows",
+        &[
             "rules_that_come_later_than_a_flow_end_it",
+            "rules_that_came_while_no_agent_ran_end_flows_when_it_starts",
             "a_flush_sends_flows_by_all_rules_and_loses_nothing",
             "translated_flows_take_the_fast_path",
+            "udp_flows_whose_entry_is_deleted_follow_the_new_rule",
+            "udp_flows_of_host_ports_follow_the_pod",
             "no_flow_of_a_deleted_pod_is_on_the_fast_path_to_the_next_with_its_address",
             "flows_follow_a_peer_that_gets_another_address",
             "flows_survive_an_uplink_that_goes_down_and_up",
             "a_smaller_mtu_on_one_side_is_discovered",
             "flows_that_are_idle_for_long_continue",
-            "an_agent_that_stops_and_starts_loses_no_packet",
-            "the_table_and_its_devices_are_restored",
-            "a_node_may_have_hundreds_of_pods",
-            "flows_between_pods_of_one_node_stay_on_the_bridge",
-            "rules_that_came_while_no_agent_ran_end_flows_when_it_starts",
         ],
     ),
     ("neighbours", &["a_node_talks_to_3000_neighbours_at_once"]),
@@ -81,10 +92,19 @@ const TESTS: [File; 9] = [
 ];
 
 /// The tests that run in a virtual machine whose clock counts instructions.
-const COUNTED: [File; 1] = [(
-    "path_length",
-    &["requests_on_the_fast_path_are_nearly_as_fast_as_between_nodes"],
-)];
+const COUNTED: [File; 2] = [
+    (
+        "path_length",
+        &["requests_on_the_fast_path_are_nearly_as_fast_as_between_nodes"],
+    ),
+    (
+        "fast_path_cost",
+        &[
+            "a_pod_is_on_the_fast_path_50_ms_after_its_add",
+            "an_add_is_not_slower_with_the_fast_path",
+        ],
+    ),
+];
 
 /// The ways to emulate instructions: on two processors as fast as possible, or on one, each of them as 4 ns.
 const FAST: [&str; 4] = ["-accel", "tcg,thread=multi", "-smp", "2"];
