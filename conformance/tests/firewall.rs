@@ -647,6 +647,9 @@ fn only_rules_that_block_traffic_between_pods_are_reported() {
 fn a_fast_path_that_is_not_available_changes_nothing() {
     let probe =
         "nft 'add table inet probe; add flowtable inet probe f { hook ingress priority 0; }'";
+    // As in a container, in which sysctls are read-only.
+    let check = "unshare -m sh -c 'mount --bind -o ro /proc/sys /proc/sys; \
+        if echo 1 >/proc/sys/net/ipv4/ip_forward; then exit 9; fi; exec /mnt/bin/hostgw-agent fast-path check'";
     for mode in ["auto", "on"] {
         let flag = format!("--fast-path={mode}");
         in_reference_cluster(Family::Ipv4, &[&flag], |_, nodes, pods, agents| {
@@ -656,6 +659,12 @@ fn a_fast_path_that_is_not_available_changes_nothing() {
             } else {
                 "off (the kernel has no flowtables"
             };
+            let check = nodes[0].sh(check);
+            assert!(
+                check.stdout.contains("TCP and UDP over IPv4") == has_flowtables
+                    && check.stderr.contains("the kernel has no flowtables") != has_flowtables,
+                "{check:?}"
+            );
             assert!(pods[0].pod.pings(&pods[2].addresses[0]));
             for (node, agent) in nodes.iter().zip(&agents) {
                 agent.wait_for_log(&format!("fast path: {expected}"));

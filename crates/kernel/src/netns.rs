@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
 use nix::unistd::{getpid, gettid};
@@ -112,14 +113,27 @@ impl HostNetns {
     }
 }
 
-/// Moves this thread to a new network namespace for good. Without the capability `SYS_ADMIN`, the namespace
-/// belongs to a new user namespace, which requires that the process has no other thread.
+/// Moves this thread to a new network namespace for good, with a `/proc` of its own. Without the capability
+/// `SYS_ADMIN`, the namespaces belong to a new user namespace, which requires that the process has no other thread.
 pub fn isolate() -> Result<(), Error> {
-    let unshared = match unshare(CloneFlags::CLONE_NEWNET) {
-        Err(Errno::EPERM) => unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET),
+    let namespaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
+    let unshared = match unshare(namespaces) {
+        Err(Errno::EPERM) => unshare(namespaces | CloneFlags::CLONE_NEWUSER),
         other => other,
     };
-    unshared.map_err(|errno| Error::new("create a network namespace", errno))
+    unshared.map_err(|errno| Error::new("create a network namespace", errno))?;
+    // In a container, sysctls are read-only below the `/proc` that it got. If a new one is refused, writing them
+    // fails, unless the first one was enough.
+    mount_proc().ok();
+    Ok(())
+}
+
+/// Mounts `/proc` anew, in this thread's mount namespace only.
+fn mount_proc() -> nix::Result<()> {
+    let none = None::<&str>;
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, flags, none)?;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)
 }
 
 struct ReturnGuard<'a>(&'a File);
