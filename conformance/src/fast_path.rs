@@ -207,6 +207,20 @@ pub fn devices(node: &Node<'_>) -> Vec<String> {
     }
 }
 
+/// Returns how often the agent flushed the fast path.
+///
+/// # Panics
+///
+/// If the metric is not there.
+#[must_use]
+pub fn flushes(node: &Node<'_>) -> u64 {
+    const NAME: &str = "hostgw_fast_path_flushes_total ";
+    let metrics = metrics(node);
+    let mut values = metrics.lines().filter_map(|line| line.strip_prefix(NAME));
+    let value = values.next().and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("{NAME}is not in {metrics}"))
+}
+
 /// Returns the agent's metrics.
 #[must_use]
 pub fn metrics(node: &Node<'_>) -> String {

@@ -108,6 +108,15 @@ impl UdpFlow {
         Self { near, far }
     }
 
+    /// Sends a datagram in each direction at once. Returns true if one arrives within three seconds.
+    #[must_use]
+    pub fn any_arrives(&self) -> bool {
+        // A send fails if the last datagram was refused.
+        drop((self.near.send(b"any"), self.far.send(b"any")));
+        let arrived = [&self.near, &self.far].map(|socket| socket.recv(&mut [0; 8]).is_ok());
+        arrived.contains(&true)
+    }
+
     /// Sends a datagram of `length` bytes in each direction.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! the virtual machines of tests/kernels.rs.
 
 use conformance::fast_path::{
-    LIMIT, address, args, devices, in_cluster, metrics, slow_during, status, until_fast,
+    LIMIT, address, args, devices, flushes, in_cluster, metrics, slow_during, status, until_fast,
     wait_for_status, watch,
 };
 use conformance::flows::{TcpFlow, UdpFlow};
@@ -15,15 +15,6 @@ use serde_json::Value;
 fn stop(node: &Node<'_>, agent: Agent) {
     let is_success = agent.stop();
     assert!(is_success, "{}", node.sh("cat /run/hostgw-agent.log").ok());
-}
-
-/// The metric that counts flushes of the fast path.
-fn flushes(node: &Node<'_>) -> String {
-    let metrics = metrics(node);
-    let line = metrics
-        .lines()
-        .find(|line| line.starts_with("hostgw_fast_path_flushes_total "));
-    line.expect("the metric is there").to_owned()
 }
 
 #[test]
@@ -87,8 +78,8 @@ fn pods_that_come_and_go_leave_other_flows_on_the_fast_path() {
             }
         });
         // Of 400 packets or more. When any link goes up or down, the kernel itself looks up every flow's route again
-        // with the next packet of each direction.
-        assert!(slow[0] <= 20 && slow[1] == 0, "{slow:?}");
+        // with its next packets.
+        assert!(slow[0] <= 40 && slow[1] == 0, "{slow:?}");
         assert_eq!(flushes(workers[0]), before);
     });
 }
@@ -129,8 +120,13 @@ fn an_agent_that_stops_and_starts_loses_no_packet() {
         use_all();
         wait_for_status(&cluster.nodes[1], "off (--fast-path=off)");
         drop(agent);
+        // Flows in use get on it in both directions, whenever their devices come.
         let agent = Agent::start(&cluster.nodes[1], &args);
-        wait_for_status(&cluster.nodes[1], "on, 3 devices");
+        wait_within("the fast path is on", LIMIT, || {
+            use_all();
+            devices(&cluster.nodes[1]).len() == 3
+        });
+        until_fast(&cluster.workers(), &mut use_all);
         stop(&cluster.nodes[1], agent);
         let removed = cluster.nodes[1].sh("/mnt/bin/hostgw-agent cleanup").ok();
         assert!(
@@ -160,10 +156,13 @@ fn the_table_and_its_devices_are_restored() {
             if damage.contains("ruleset") {
                 watch(workers[0]);
             }
-            wait_within(damage, 2 * LIMIT, || devices(workers[0]).len() == 3);
-            tcp.exchange(1000).expect("TCP works");
-            // Only a new flow shows that flows are added again.
+            wait_within(damage, 2 * LIMIT, || {
+                tcp.exchange(1000).expect("TCP works");
+                devices(workers[0]).len() == 3
+            });
+            // A flow of before may still be on it, so that only a new one shows that flows are added again.
             drop(cluster.fast_tcp());
+            until_fast(&workers, || tcp.exchange(1000).expect("TCP works"));
         }
         // A port that leaves its bridge leaves the fast path, and so do its flows.
         let port = workers[0].ports()[0]["ifname"]

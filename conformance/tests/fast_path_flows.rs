@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use conformance::fast_path::{
-    FastCluster, LIMIT, address, args, in_cluster, slow_during, until_fast, wait_for_status,
+    FastCluster, LIMIT, address, args, flushes, in_cluster, slow_during, until_fast,
+    wait_for_status,
 };
 use conformance::flows::TcpFlow;
 use conformance::reference_picture::{
@@ -46,13 +47,53 @@ fn rules_that_come_later_than_a_flow_end_it() {
                 tcp
             };
             let mut tcp = fast();
+            let before = flushes(workers[0]);
             workers[0].sh(&deny).ok();
-            // Sooner than the next resync, which would see the change, too.
-            let time = wait_within(&deny, Duration::from_secs(9), || tcp.exchange(10).is_err());
-            eprintln!("ended after {time:?}, of which 3 s are the timeout: {deny}");
+            // Resyncs, which would see the change, too, are every ten seconds.
+            let limit = Duration::from_secs(4);
+            let time = wait_within(&deny, limit, || flushes(workers[0]) > before);
+            eprintln!("flushed after {time:?}: {deny}");
+            assert!(tcp.exchange(10).is_err(), "{deny}");
             workers[0].sh(&allow).ok();
             drop(fast());
         }
+    });
+}
+
+/// A packet counts as accepted once it passed the filters of all hooks and priorities.
+#[test]
+fn a_later_filter_also_ends_flows() {
+    in_cluster(Family::Ipv4, |cluster| {
+        let workers = cluster.workers();
+        let [one, two] = cluster.pair();
+        let (from, to) = (&one.addresses[0], &two.addresses[0]);
+        let deny = |hook: &str, priority: i32| {
+            let deny = format!(
+                "nft 'table inet late {{ chain filter {{ type filter hook {hook} priority {priority}; ip daddr {{ {from}, {to} }} drop; }}; }}'"
+            );
+            (deny, "nft delete table inet late".to_owned())
+        };
+        let iptables = |verb| {
+            let rule = |a, b| format!("iptables -t security -{verb} FORWARD -s {a} -d {b} -j DROP");
+            format!("{}; {}", rule(from, to), rule(to, from))
+        };
+        let denials = [
+            (iptables("I"), iptables("D")),
+            deny("postrouting", 95),
+            deny("prerouting", -250),
+        ];
+        let udp = cluster.udp().remove(0);
+        for (deny, allow) in denials {
+            until_fast(&workers, || drop(udp.exchange(10)));
+            let before = flushes(workers[0]);
+            workers[0].sh(&deny).ok();
+            wait_within(&deny, LIMIT, || flushes(workers[0]) > before);
+            for _ in 0..3 {
+                assert!(!udp.any_arrives(), "{deny}");
+            }
+            workers[0].sh(&allow).ok();
+        }
+        until_fast(&workers, || drop(udp.exchange(10)));
     });
 }
 
@@ -115,13 +156,13 @@ struct Services<'a> {
     family: &'static str,
     /// Two addresses of services, and those of worker1 and of a host that knows no pods.
     addresses: [&'static str; 4],
-    /// A pod of worker1 and one of worker2.
-    pods: [&'a str; 2],
+    /// A pod of worker1, one of worker2, and another of worker1.
+    pods: [&'a str; 3],
 }
 
 impl<'a> Services<'a> {
     fn of_both_families(cluster: &'a FastCluster<'_>) -> [Self; 2] {
-        let pods = cluster.pair();
+        let pods = [0, 2, 1].map(|pod: usize| &cluster.pods[pod]);
         let services = |index: usize, family, addresses| Self {
             family,
             addresses,
@@ -151,7 +192,7 @@ impl<'a> Services<'a> {
         let Self {
             family,
             addresses: [first, second, ..],
-            pods: [own, far],
+            pods: [own, far, neighbour],
         } = self;
         let at = address;
         let far = |port| at(far, port);
@@ -159,11 +200,13 @@ impl<'a> Services<'a> {
             "nft 'table {family} services {{ \
                chain incoming {{ type nat hook prerouting priority dstnat; \
                  {family} daddr {first} tcp dport 80 dnat to {}; {family} daddr {second} tcp dport 80 dnat to {}; \
+                 {family} daddr {second} tcp dport 81 dnat to {}; \
                  fib daddr type local tcp dport 30080 dnat to {}; }}; \
                chain outgoing {{ type nat hook postrouting priority srcnat; ct status dnat {family} saddr {own} {family} daddr {own} masquerade; \
                  meta l4proto tcp ct original proto-dst 30080 masquerade; }}; }}'",
             far(8080),
             at(own, 8081),
+            at(neighbour, 8083),
             far(8082)
         )
     }
@@ -211,11 +254,14 @@ fn translated_flows_take_the_fast_path() {
         {
             workers[0].sh(&services.rules()).ok();
             let [first, second, node, outside] = services.addresses;
-            let [own, far] = services.pods;
+            let [own, far, neighbour] = services.pods;
             let flow = TcpFlow::open(&one.pod, address(first, 80), &two.pod, address(far, 8080));
             check("ClusterIP", flow, &workers);
             let flow = TcpFlow::open(&one.pod, address(second, 80), &one.pod, address(own, 8081));
             check("hairpin", flow, &workers[..1]);
+            let at = address(neighbour, 8083);
+            let flow = TcpFlow::open(&one.pod, address(second, 81), &cluster.pods[1].pod, at);
+            check("between pods of one node", flow, &workers[..1]);
             let flow = TcpFlow::open(master, address(node, 30080), &two.pod, address(far, 8082));
             check("NodePort", flow, &workers[..1]);
             let flow = TcpFlow::open(master, address(node, 8090), &web, address(web_ip, 8091));
@@ -294,39 +340,43 @@ fn udp_flows_of_host_ports_follow_the_pod() {
 
 #[test]
 fn no_flow_of_a_deleted_pod_is_on_the_fast_path_to_the_next_with_its_address() {
-    in_cluster(Family::Ipv4, |mut cluster| {
-        let (mut tcp, udp) = (cluster.tcp().remove(0), cluster.udp().remove(0));
-        until_fast(&cluster.workers(), || {
-            tcp.exchange(1000).expect("TCP works");
-            udp.exchange(1000).expect("UDP works");
-        });
-        let old = cluster.pods.remove(2);
-        let chain = Chain::new(cluster.lab, CNI_CONF);
-        let worker2 = &cluster.nodes[2];
-        let attachment = Attachment::of(&old.pod);
-        let ip = old.addresses[0].clone();
-        chain.del(&old.pod, &attachment, Some(&old.reply.ok())).ok();
-        old.pod.delete();
-        let pod = worker2.pod("next");
-        let args = format!("IP={ip};IgnoreUnknown=1");
-        let reply = chain.add(&pod, &Attachment::of(&pod).with_args(&args));
-        assert_eq!(reply.addresses()[0], ip);
-        let slow = slow_during(&[worker2], || {
-            tcp.near.write_all(b"x").expect("it is in the buffer");
-            let answer = tcp.near.read(&mut [0]).map_err(|error| error.kind());
-            // The new pod's answer, because it does not know the connection.
-            assert_eq!(answer, Err(ErrorKind::ConnectionReset));
-        });
-        assert!(slow[0] > 0, "the packet passed all rules");
-        let slow = slow_during(&[worker2], || {
-            assert!(udp.exchange(1000).is_err(), "the old pod does not answer");
-        });
-        assert!(slow[0] > 0, "the datagram passed all rules");
-        let to = address(&ip, 8080);
-        let mut tcp = TcpFlow::open(&cluster.pods[0].pod, to, &pod, to);
-        until_fast(&cluster.workers(), || {
-            tcp.exchange(1000).expect("the new pod is reached");
-        });
+    for family in [Family::Ipv4, Family::Ipv6] {
+        in_cluster(family, the_next_pod_gets_no_flow);
+    }
+}
+
+fn the_next_pod_gets_no_flow(mut cluster: FastCluster<'_>) {
+    let (mut tcp, udp) = (cluster.tcp().remove(0), cluster.udp().remove(0));
+    until_fast(&cluster.workers(), || {
+        tcp.exchange(1000).expect("TCP works");
+        udp.exchange(1000).expect("UDP works");
+    });
+    let old = cluster.pods.remove(2);
+    let chain = Chain::new(cluster.lab, CNI_CONF);
+    let worker2 = &cluster.nodes[2];
+    let attachment = Attachment::of(&old.pod);
+    let ip = old.addresses[0].clone();
+    chain.del(&old.pod, &attachment, Some(&old.reply.ok())).ok();
+    old.pod.delete();
+    let pod = worker2.pod("next");
+    let args = format!("IP={ip};IgnoreUnknown=1");
+    let reply = chain.add(&pod, &Attachment::of(&pod).with_args(&args));
+    assert_eq!(reply.addresses()[0], ip);
+    let slow = slow_during(&[worker2], || {
+        tcp.near.write_all(b"x").expect("it is in the buffer");
+        let answer = tcp.near.read(&mut [0]).map_err(|error| error.kind());
+        // The new pod's answer, because it does not know the connection.
+        assert_eq!(answer, Err(ErrorKind::ConnectionReset));
+    });
+    assert!(slow[0] > 0, "the packet passed all rules");
+    let slow = slow_during(&[worker2], || {
+        assert!(udp.exchange(1000).is_err(), "the old pod does not answer");
+    });
+    assert!(slow[0] > 0, "the datagram passed all rules");
+    let to = address(&ip, 8080);
+    let mut tcp = TcpFlow::open(&cluster.pods[0].pod, to, &pod, to);
+    until_fast(&cluster.workers(), || {
+        tcp.exchange(1000).expect("the new pod is reached");
     });
 }
 

@@ -73,6 +73,7 @@ const TESTS: [File; 10] = [
         "fast_path_flows",
         &[
             "rules_that_come_later_than_a_flow_end_it",
+            "a_later_filter_also_ends_flows",
             "rules_that_came_while_no_agent_ran_end_flows_when_it_starts",
             "a_flush_sends_flows_by_all_rules_and_loses_nothing",
             "translated_flows_take_the_fast_path",

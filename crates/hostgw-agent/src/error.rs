@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 pub(crate) use cni::causes;
 
 use crate::commands::install::error::Error as InstallError;
-use crate::fast_path::{self, CheckError};
+use crate::fast_path;
 use crate::files;
 use crate::network::Hop;
 use crate::node::{forwarding, uplink};
@@ -100,7 +100,7 @@ impl Error {
     /// The exit code of a command that fails with this error.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::FastPath(CheckError::SetUp(_)) => fast_path::CANNOT_RUN,
+            Self::FastPath(error) if error.is_unknown() => fast_path::CANNOT_RUN,
             _ => 1,
         }
     }

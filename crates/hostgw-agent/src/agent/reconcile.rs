@@ -332,10 +332,7 @@ impl Agent {
             };
             let limiter = &mut self.reporter.limiter;
             let (is_event, is_resync) = (trigger.kernel.firewall, trigger.is_resync);
-            let ensured = self.fast_path.ensure(pods, is_event, is_resync, limiter);
-            findings
-                .warnings
-                .extend(ensured.err().map(|error| error.text()));
+            self.fast_path.ensure(pods, is_event, is_resync, limiter);
         }
         findings.warnings.extend(self.fast_path.warning());
     }

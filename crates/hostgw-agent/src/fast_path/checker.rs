@@ -14,6 +14,8 @@ use super::lab::CANNOT_RUN;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// After a failure, not sooner than this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(600);
+/// The exit code of a check that failed.
+const FAILS: i32 = 1;
 /// A check that takes longer is killed.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
@@ -99,10 +101,11 @@ fn report(sender: &watch::Sender<Option<Finding>>) {
     set(sender, &finding);
 }
 
-/// Notes a finding. A check that cannot run says nothing new if one succeeded before.
+/// Notes a finding. A check that cannot run says nothing new if one could before.
 fn set(sender: &watch::Sender<Option<Finding>>, finding: &Finding) {
     let keeps = |known: &Option<Finding>| {
-        *known == Some(Finding::Works) && matches!(finding, Finding::Unknown(_))
+        matches!(known, Some(Finding::Works | Finding::Fails(_)))
+            && matches!(finding, Finding::Unknown(_))
     };
     sender.send_modify(|known| {
         if !keeps(known) {
@@ -145,8 +148,52 @@ fn read(output: &Output) -> Finding {
     let text = text.trim().trim_start_matches("hostgw-agent: ").to_owned();
     match output.status.code() {
         Some(0) => Finding::Works,
+        Some(FAILS) => Finding::Fails(text),
         Some(code) if code == i32::from(CANNOT_RUN) => Finding::Unknown(text),
-        Some(_) => Finding::Fails(text),
-        None => Finding::Unknown(format!("the check ended with {}", output.status)),
+        _ => Finding::Unknown(format!("the check ended with {}", output.status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn ended(status: i32) -> Finding {
+        let output = Output {
+            status: ExitStatus::from_raw(status),
+            stdout: Vec::new(),
+            stderr: b"hostgw-agent: why\n".to_vec(),
+        };
+        read(&output)
+    }
+
+    #[test]
+    fn only_the_exit_code_of_a_failure_is_one() {
+        let exit = |code: u8| ended(i32::from(code) << 8);
+        assert_eq!(exit(0), Finding::Works);
+        assert_eq!(exit(1), Finding::Fails("why".to_owned()));
+        assert_eq!(exit(CANNOT_RUN), Finding::Unknown("why".to_owned()));
+        // A panic, and the signal with which the kernel frees memory.
+        assert!(matches!(exit(101), Finding::Unknown(_)));
+        assert!(matches!(ended(9), Finding::Unknown(_)));
+    }
+
+    #[test]
+    fn a_check_that_cannot_run_says_nothing_new() {
+        let unknown = Finding::Unknown("no processes".to_owned());
+        let fails = Finding::Fails("packets do not arrive".to_owned());
+        let (sender, findings) = watch::channel(None);
+        let after = |finding: &Finding| {
+            set(&sender, finding);
+            findings.borrow().clone().expect("a finding")
+        };
+        assert_eq!(after(&unknown), unknown);
+        for known in [fails, Finding::Works] {
+            assert_eq!(after(&known), known);
+            assert_eq!(after(&unknown), known);
+        }
     }
 }

@@ -44,6 +44,13 @@ pub(crate) enum CheckError {
     /// The namespaces cannot be set up here. Says nothing about the fast path.
     #[error("the fast path cannot be checked here")]
     SetUp(#[source] Box<Error>),
+    /// A flow cannot be opened or watched. Says nothing about the fast path either.
+    #[error("the fast path cannot be checked here: {flow}: {what}")]
+    NoFlow {
+        flow: String,
+        what: &'static str,
+        source: io::Error,
+    },
     #[error("the kernel has no flowtables")]
     NoFlowtable(#[source] kernel::Error),
     #[error("the kernel's fast path does not work: {flow}: {what}")]
@@ -52,6 +59,13 @@ pub(crate) enum CheckError {
         what: &'static str,
         source: io::Error,
     },
+}
+
+impl CheckError {
+    /// True if the check could not run, so that nothing is known about the fast path.
+    pub(crate) fn is_unknown(&self) -> bool {
+        matches!(self, Self::SetUp(_) | Self::NoFlow { .. })
+    }
 }
 
 /// An address of each side: the node in the middle, and the one that it forwards to.
@@ -220,18 +234,15 @@ impl Lab {
     /// another device comes and goes, and when it is closed.
     fn check_tcp(&self, pod: IpAddr, peer: IpAddr) -> Result<()> {
         let flow = format!("TCP from {pod} to {peer}");
-        let broken = |what| {
-            let flow = flow.clone();
-            move |source| CheckError::Broken { flow, what, source }
-        };
-        let (mut near, mut far) = self.tcp(peer).map_err(broken("no connection"))?;
-        let to = near.peer_addr().map_err(broken("no connection"))?;
-        until_offloaded((TCP, to), |round| exchange(&mut near, &mut far, round))
-            .map_err(broken("the flow did not get on the fast path"))?;
+        let (mut near, mut far) = self.tcp(peer).map_err(no_flow(&flow, "no connection"))?;
+        let to = near.peer_addr().map_err(no_flow(&flow, "no connection"))?;
+        until_offloaded(&flow, (TCP, to), |round| {
+            exchange(&mut near, &mut far, round)
+        })?;
         let mut rounds = |what| {
             (0..ROUNDS)
                 .try_for_each(|round| exchange(&mut near, &mut far, round))
-                .map_err(broken(what))
+                .map_err(broken(&flow, what))
         };
         rounds("packets on the fast path do not arrive")?;
         self.kernel.add_veth_pair(OTHER, OTHER, &self.peer)?;
@@ -242,27 +253,22 @@ impl Lab {
         rounds("packets do not arrive after a device was deleted")?;
         drop(near);
         let closed = far.read_to_end(&mut Vec::new()).map(drop);
-        Ok(closed.map_err(broken("the end of the connection does not arrive"))?)
+        Ok(closed.map_err(broken(&flow, "the end of the connection does not arrive"))?)
     }
 
     fn check_udp(&self, pod: IpAddr, peer: IpAddr) -> Result<()> {
         let flow = format!("UDP from {pod} to {peer}");
-        let broken = |what| {
-            let flow = flow.clone();
-            move |source| CheckError::Broken { flow, what, source }
-        };
-        let (near, far) = self.udp(pod, peer).map_err(broken("no sockets"))?;
-        let to = near.peer_addr().map_err(broken("no sockets"))?;
+        let (near, far) = self.udp(pod, peer).map_err(no_flow(&flow, "no sockets"))?;
+        let to = near.peer_addr().map_err(no_flow(&flow, "no sockets"))?;
         let datagrams = |_| {
             near.send(b"request")?;
             far.recv(&mut [0; 16])?;
             far.send(b"answer")?;
             near.recv(&mut [0; 16]).map(drop)
         };
-        until_offloaded((UDP, to), datagrams)
-            .map_err(broken("the flow did not get on the fast path"))?;
+        until_offloaded(&flow, (UDP, to), datagrams)?;
         let rounds = (0..ROUNDS).try_for_each(datagrams);
-        Ok(rounds.map_err(broken("packets on the fast path do not arrive"))?)
+        Ok(rounds.map_err(broken(&flow, "packets on the fast path do not arrive"))?)
     }
 
     fn tcp(&self, peer: IpAddr) -> io::Result<(TcpStream, TcpStream)> {
@@ -294,19 +300,32 @@ impl Lab {
     }
 }
 
+fn broken(flow: &str, what: &'static str) -> impl FnOnce(io::Error) -> CheckError + use<> {
+    let flow = flow.to_owned();
+    move |source| CheckError::Broken { flow, what, source }
+}
+
+fn no_flow(flow: &str, what: &'static str) -> impl FnOnce(io::Error) -> CheckError + use<> {
+    let flow = flow.to_owned();
+    move |source| CheckError::NoFlow { flow, what, source }
+}
+
 /// Uses a flow, of a protocol and to an address, until it is on the fast path.
 fn until_offloaded(
+    flow: &str,
     (protocol, to): (u8, SocketAddr),
     mut exchange: impl FnMut(u8) -> io::Result<()>,
-) -> io::Result<()> {
+) -> Result<(), CheckError> {
+    const WHAT: &str = "the flow did not get on the fast path";
     let started = Instant::now();
     for round in (0..=u8::MAX).cycle() {
-        exchange(round)?;
-        if conntrack::is_offloaded(protocol, to).map_err(io::Error::other)? {
+        exchange(round).map_err(broken(flow, WHAT))?;
+        let is_offloaded = conntrack::is_offloaded(protocol, to).map_err(io::Error::other);
+        if is_offloaded.map_err(no_flow(flow, "connection tracking cannot be read"))? {
             break;
         }
         if started.elapsed() > UNTIL_OFFLOADED {
-            return Err(io::ErrorKind::TimedOut.into());
+            return Err(broken(flow, WHAT)(io::ErrorKind::TimedOut.into()));
         }
     }
     Ok(())

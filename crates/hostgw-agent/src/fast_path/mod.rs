@@ -9,11 +9,13 @@
 mod checker;
 mod lab;
 mod policy;
+mod status;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::path::Path;
 use std::time::Duration;
 
 use kernel::{Link, conntrack};
@@ -21,9 +23,11 @@ use tokio::time::Instant;
 use tracing::debug;
 
 pub(crate) use lab::{CANNOT_RUN, CheckError, check};
+pub(crate) use status::Status;
 pub(crate) use table::{TABLE, delete as delete_table};
 
 use crate::error::{Error, Result, causes};
+use crate::files;
 use crate::firewall::FirewallRules;
 use crate::observe::LogLimiter;
 use checker::{Checker, Finding};
@@ -44,23 +48,6 @@ pub(crate) enum Mode {
     On,
     /// Never.
     Off,
-}
-
-/// The state of the fast path, for people and metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    /// Not in use until the first check ends.
-    BeingChecked,
-    /// Not in use, and why.
-    Off(String),
-    On {
-        /// The number of devices on it.
-        devices: usize,
-        /// The number of flows on it when they were last counted. `None` if the kernel does not list flows.
-        flows: Option<usize>,
-        /// Devices that the kernel refused, and why there was no check, each in a sentence.
-        remarks: Vec<String>,
-    },
 }
 
 /// The links and networks of this node's pods.
@@ -84,6 +71,8 @@ pub(crate) struct FastPath {
     /// The devices that the kernel refused, and why.
     refused: BTreeMap<String, String>,
     status: Status,
+    /// True if the last attempt failed.
+    has_failed: bool,
     flushes: u64,
     /// After a failure, nothing is tried until then.
     rests_until: Option<Instant>,
@@ -101,6 +90,7 @@ impl FastPath {
                 Mode::Off => Status::Off(OFF.to_owned()),
                 Mode::Auto | Mode::On => Status::BeingChecked,
             },
+            has_failed: false,
             flushes: 0,
             rests_until: None,
         }
@@ -123,12 +113,17 @@ impl FastPath {
         }
     }
 
-    /// Why the fast path is off although the user wants it.
+    /// Why the fast path is off although the user wants it, or what failed.
     pub(crate) fn warning(&self) -> Option<String> {
+        let mode = match self.mode {
+            Mode::On => "on",
+            Mode::Auto if self.has_failed => "auto",
+            _ => return None,
+        };
         match &self.status {
-            Status::Off(reason) if self.mode == Mode::On => {
-                Some(format!("the fast path is off (--fast-path=on): {reason}"))
-            }
+            Status::Off(reason) => Some(format!(
+                "the fast path is off (--fast-path={mode}): {reason}"
+            )),
             _ => None,
         }
     }
@@ -140,14 +135,15 @@ impl FastPath {
         is_event: bool,
         is_resync: bool,
         log: &mut LogLimiter,
-    ) -> Result<()> {
+    ) {
         if self.rests_until.is_some_and(|until| Instant::now() < until) {
-            return Ok(());
+            return;
         }
         self.rests_until = None;
         let result = self.try_ensure(pods, is_event, is_resync, log);
-        let status = match &result {
-            Ok(status) => status.clone(),
+        self.has_failed = result.is_err();
+        let status = match result {
+            Ok(status) => status,
             Err(error) => {
                 // A flow must not stay on a fast path that nobody looks after.
                 drop(self.turn_off(log));
@@ -160,7 +156,6 @@ impl FastPath {
             log.info_in("state of the fast path", &text);
         }
         self.status = status;
-        result.map(drop)
     }
 
     fn try_ensure(
@@ -183,15 +178,16 @@ impl FastPath {
             }
             other => other?,
         }
-        if self.foreign.changed(is_event)? {
-            self.flush()?;
-        }
+        // A flow that is added before its devices are would have one direction only on the fast path.
         let devices = self.ensure_devices(pods)?;
         if let Some(refused) = self.refused.get(&pods.uplink.name) {
             let reason = format!("the kernel refuses the uplink: {refused}");
             self.turn_off(log)?;
             self.rests_until = Some(Instant::now() + REST);
             return Ok(Status::Off(reason));
+        }
+        if self.foreign.changed(is_event)? {
+            self.flush()?;
         }
         let flows = match &self.status {
             Status::On { flows, .. } if !is_resync => *flows,
@@ -216,7 +212,7 @@ impl FastPath {
         if self.mode == Mode::Off {
             return Ok(Some(Status::Off(OFF.to_owned())));
         }
-        if has_ipvs_services() {
+        if has_ipvs_services()? {
             let reason = "IPVS has services, whose packets must not skip it";
             return Ok(Some(Status::Off(reason.to_owned())));
         }
@@ -226,7 +222,7 @@ impl FastPath {
             Some(Finding::Unknown(_)) if self.mode == Mode::On => None,
             Some(Finding::Fails(reason) | Finding::Unknown(reason)) => Some(Status::Off(reason)),
             // The table of an earlier run stays in use.
-            None if table::exists()? => None,
+            None if table::exists().unwrap_or(false) => None,
             None => Some(Status::BeingChecked),
         })
     }
@@ -254,6 +250,8 @@ impl FastPath {
             log.warn("restored the table of the fast path", &text);
         }
         table::write(&networks)?;
+        // Flows may be added from now on: once the devices are, all flows have to pass the rules again.
+        self.foreign = ForeignRules::default();
         self.written = Listing::read()?;
         Ok(())
     }
@@ -334,58 +332,6 @@ impl PodNetwork<'_> {
     }
 }
 
-impl Status {
-    pub(crate) fn is_on(&self) -> bool {
-        matches!(self, Self::On { .. })
-    }
-
-    /// True if it differs from `before` in more than numbers.
-    fn is_news_after(&self, before: &Self) -> bool {
-        match (self, before) {
-            (Self::On { remarks, .. }, Self::On { remarks: known, .. }) => remarks != known,
-            _ => self != before,
-        }
-    }
-
-    /// The number of devices on the fast path, while it is on.
-    pub(crate) fn devices(&self) -> Option<usize> {
-        match self {
-            Self::On { devices, .. } => Some(*devices),
-            Self::BeingChecked | Self::Off(_) => None,
-        }
-    }
-
-    /// The number of flows on it, as last counted.
-    pub(crate) fn flows(&self) -> Option<usize> {
-        match self {
-            Self::On { flows, .. } => *flows,
-            Self::BeingChecked | Self::Off(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BeingChecked => f.write_str("being checked"),
-            Self::Off(reason) => write!(f, "off ({reason})"),
-            Self::On {
-                devices,
-                flows,
-                remarks,
-            } => {
-                write!(f, "on, {devices} devices")?;
-                if let Some(flows) = flows {
-                    write!(f, ", {flows} flows")?;
-                }
-                remarks
-                    .iter()
-                    .try_for_each(|remark| write!(f, "; {remark}"))
-            }
-        }
-    }
-}
-
 /// `hostgw-agent fast-path flush`.
 pub(crate) fn flush_now() -> Result<String> {
     if table::flush()? {
@@ -399,10 +345,15 @@ pub(crate) fn flush_now() -> Result<String> {
 
 /// True if IPVS forwards packets of services. It translates the addresses of answers after the place at which flows
 /// get on the fast path, which would then skip it.
-fn has_ipvs_services() -> bool {
+fn has_ipvs_services() -> Result<bool> {
+    const PATH: &str = "/proc/net/ip_vs";
     const HEADER: usize = 3;
-    match std::fs::read_to_string("/proc/net/ip_vs") {
-        Ok(text) => text.lines().count() > HEADER,
-        Err(error) => error.kind() != ErrorKind::NotFound,
-    }
+    let services = match File::open(PATH) {
+        // There may be tens of thousands.
+        Ok(file) => BufReader::new(file).lines().nth(HEADER).transpose(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let services = services.map_err(|error| files::Error::io("read", Path::new(PATH), error))?;
+    Ok(services.is_some())
 }

@@ -1,9 +1,9 @@
-//! Sees when others change their rules for forwarded packets: flows on the fast path have to pass the new rules.
+//! Sees when others change their filters for forwarded packets: flows on the fast path have to pass the new rules.
 
 use std::future::pending;
 use std::time::Duration;
 
-use kernel::nftables::{Family, forward_chains};
+use kernel::nftables::{Family, filter_chains};
 use tokio::time::{Instant, sleep_until};
 
 use super::table;
@@ -47,13 +47,12 @@ impl ForeignRules {
     }
 }
 
-/// Returns a hash of all chains for forwarded packets that are not ours.
+/// Returns a hash of all filters for forwarded packets that are not ours.
 fn fingerprint() -> Result<u64, kernel::Error> {
-    let is_ours = |family, name: &str| {
-        family == Family::Inet && (name == table::TABLE || name == firewall::TABLE)
-    };
+    const OURS: [&str; 3] = [table::TABLE, firewall::TABLE, host_ports::TABLE];
+    let is_ours = |family, name: &str| family == Family::Inet && OURS.contains(&name);
     let mut text = Vec::new();
-    for chain in forward_chains()? {
+    for chain in filter_chains()? {
         if !is_ours(chain.family, &chain.table) {
             text.extend(chain.fingerprint()?.to_ne_bytes());
         }

@@ -13,12 +13,19 @@ use kernel::nftables::{
 /// Its name; its family is `inet`.
 pub(crate) const TABLE: &str = "hostgw-fast-path";
 const FLOWTABLE: &str = "pods";
-/// The base chain: which packets are of flows that may be added.
+/// The base chain of flows that may be added.
 const FORWARD: &str = "forward";
 /// Its rules lead TCP and UDP to `ADD_FLOW`.
 const PROTOCOLS: &str = "protocols";
-/// Adds the flows. A chain of its own, so that it can be written anew without knowing the networks.
+/// Adds the flows of which packets in both directions were accepted.
 const ADD_FLOW: &str = "add-flow";
+/// The base chain of packets that all filters accepted.
+const POSTROUTING: &str = "postrouting";
+/// Remembers their flows.
+const REMEMBER: &str = "remember";
+/// The chains in the order in which they can be created. The first two use sets and the flowtable, and none of the
+/// networks, so that they can be written anew together.
+const CHAINS: [&str; 5] = [ADD_FLOW, REMEMBER, PROTOCOLS, FORWARD, POSTROUTING];
 /// The flows of which a packet in this direction was accepted: from the side that opened the connection, and from
 /// the other. Once a flow is added, its packets of both directions skip the rules, so both must have been accepted.
 const ACCEPTED: [&str; 2] = ["accepted-original", "accepted-reply"];
@@ -44,7 +51,7 @@ impl Listing {
             return Ok(None);
         };
         let mut rules = Vec::new();
-        for chain in [FORWARD, PROTOCOLS, ADD_FLOW] {
+        for chain in CHAINS {
             let found = nftables::rules(Family::Inet, TABLE, chain)?;
             rules.extend(found.into_iter().map(ListedRule::into_expressions));
         }
@@ -65,29 +72,27 @@ impl Listing {
 /// no flowtables.
 pub(super) fn write(networks: &Networks) -> Result<(), Error> {
     let mut transaction = Transaction::new();
-    let [forward, protocols, _] = rules(networks);
     let comment = comment(networks);
-    let forward = Chain {
-        name: FORWARD,
-        hook: Some(Hook::ForwardAccepted),
-        comment: &comment,
-        rules: forward,
-    };
-    let inner = |name, rules| Chain {
+    let chain = |(name, rules)| Chain {
         name,
-        hook: None,
-        comment: "",
+        hook: match name {
+            FORWARD => Some(Hook::ForwardAccepted),
+            POSTROUTING => Some(Hook::PostroutingAccepted),
+            _ => None,
+        },
+        comment: if name == FORWARD { &comment } else { "" },
         rules,
     };
-    let add_flow = inner(ADD_FLOW, Vec::new());
-    let protocols = inner(PROTOCOLS, protocols);
-    transaction.replace_table(Family::Inet, TABLE, &[add_flow, protocols, forward]);
+    let [_, _, protocols, forward, postrouting] = rules(networks);
+    let chains = [vec![], vec![], protocols, forward, postrouting];
+    let chains: Vec<_> = CHAINS.into_iter().zip(chains).map(chain).collect();
+    transaction.replace_table(Family::Inet, TABLE, &chains);
     add_flowtable(&mut transaction, &[]);
     transaction.commit("write the table of the fast path")
 }
 
-/// The rules of [`FORWARD`], [`PROTOCOLS`] and [`ADD_FLOW`].
-fn rules(networks: &Networks) -> [Vec<Rule>; 3] {
+/// The rules of [`CHAINS`].
+fn rules(networks: &Networks) -> [Vec<Rule>; 5] {
     let flow = |(network, own): &(IpNetwork, IpNetwork)| {
         let rule = || Rule::new().match_family(*network).established();
         [
@@ -104,20 +109,22 @@ fn rules(networks: &Networks) -> [Vec<Rule>; 3] {
     let protocol = |number| Rule::new().of_protocol(number).jump(ADD_FLOW);
     let flow_id = Load::ConnectionId;
     let [original, reply] = ACCEPTED;
-    let add_flow = [
-        Rule::new()
-            .in_direction(false)
-            .remember_in(original, flow_id),
-        Rule::new().in_direction(true).remember_in(reply, flow_id),
-        Rule::new()
-            .is_in(original, &[flow_id])
-            .is_in(reply, &[flow_id])
-            .offload(FLOWTABLE),
-    ];
+    let add_flow = Rule::new()
+        .is_in(original, &[flow_id])
+        .is_in(reply, &[flow_id])
+        .offload(FLOWTABLE);
+    let remember = |is_reply, set| Rule::new().in_direction(is_reply).remember_in(set, flow_id);
+    let accepted = || Rule::new().established();
     [
-        networks.iter().flat_map(flow).collect(),
+        vec![add_flow],
+        vec![remember(false, original), remember(true, reply)],
         TCP_AND_UDP.map(protocol).to_vec(),
-        add_flow.to_vec(),
+        networks.iter().flat_map(flow).collect(),
+        vec![
+            accepted().forwarded().jump(REMEMBER),
+            // A service between pods of one node may be translated on the bridge.
+            accepted().translated().jump(REMEMBER),
+        ],
     ]
 }
 
@@ -160,7 +167,9 @@ pub(super) fn flush() -> Result<bool, Error> {
             return Ok(false);
         };
         let mut transaction = Transaction::new();
-        transaction.delete_rules(Family::Inet, TABLE, ADD_FLOW);
+        for chain in [ADD_FLOW, REMEMBER] {
+            transaction.delete_rules(Family::Inet, TABLE, chain);
+        }
         transaction.delete_flowtable(Family::Inet, TABLE, FLOWTABLE);
         for set in ACCEPTED {
             transaction.delete_set(Family::Inet, TABLE, set);
@@ -201,9 +210,11 @@ fn add_flowtable(transaction: &mut Transaction, devices: &[String]) {
         };
         transaction.ensure_set(Family::Inet, TABLE, &set);
     }
-    let [_, _, add_flow] = rules(&[]);
-    for rule in add_flow {
-        transaction.add_rule(Family::Inet, TABLE, ADD_FLOW, &rule);
+    let [add_flow, remember, ..] = rules(&[]);
+    for (chain, rules) in [(ADD_FLOW, add_flow), (REMEMBER, remember)] {
+        for rule in rules {
+            transaction.add_rule(Family::Inet, TABLE, chain, &rule);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Base chains of all programs at the forward hook.
+//! Base chains of all programs that forwarded packets pass.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,12 +11,12 @@ use super::message::{
 };
 use super::set::Element;
 use super::uapi::{
-    CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, HOOK_HOOKNUM, TABLE_FLAGS, TABLE_NAME, hook,
-    verdict,
+    CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_TYPE, HOOK_HOOKNUM, TABLE_FLAGS,
+    TABLE_NAME, hook, verdict,
 };
 use crate::Error;
 
-/// A base chain for forwarded packets. Its rules, and those of the chains that it jumps to, are
+/// A base chain that forwarded packets pass. Its rules, and those of the chains that it jumps to, are
 /// read once and cached.
 #[derive(Debug)]
 pub struct BaseChain {
@@ -28,12 +28,29 @@ pub struct BaseChain {
     pub name: String,
     /// True if the policy of the chain is to drop packets that no rule decides on.
     pub drops: bool,
+    hook: u32,
+    is_filter: bool,
     pub(super) known: RefCell<HashMap<String, Vec<ListedRule>>>,
     pub(super) sets: RefCell<HashMap<String, Rc<[Element]>>>,
 }
 
 /// Returns all base chains at the forward hook, of all families, except those of dormant tables.
 pub fn forward_chains() -> Result<Vec<BaseChain>, Error> {
+    let mut chains = base_chains()?;
+    chains.retain(|chain| chain.hook == hook::FORWARD);
+    Ok(chains)
+}
+
+/// Returns all base chains that may drop forwarded packets: those of the type filter before routing, at the forward
+/// hook, and behind routing, of all families, except those of dormant tables.
+pub fn filter_chains() -> Result<Vec<BaseChain>, Error> {
+    const HOOKS: [u32; 3] = [hook::PRE_ROUTING, hook::FORWARD, hook::POST_ROUTING];
+    let mut chains = base_chains()?;
+    chains.retain(|chain| chain.is_filter && HOOKS.contains(&chain.hook));
+    Ok(chains)
+}
+
+fn base_chains() -> Result<Vec<BaseChain>, Error> {
     let failed = |error: std::io::Error| Error::new("list the chains of nf_tables", error);
     let tables = request(&message(GET_TABLE, DUMP, &[0; 4])).map_err(failed)?;
     let tables = messages(&tables.text).filter(|(kind, ..)| *kind == NEW_TABLE);
@@ -65,7 +82,7 @@ fn dormant_table(body: &[u8]) -> Option<(u8, String)> {
 }
 
 impl BaseChain {
-    /// Decodes a chain. Returns `None` if it is not a base chain at the forward hook.
+    /// Decodes a chain. Returns `None` if it is not a base chain.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
         /// `NF_DROP` as a policy.
         const POLICY_DROP: u32 = verdict::DROP.cast_unsigned();
@@ -74,6 +91,8 @@ impl BaseChain {
             table: String::new(),
             name: String::new(),
             drops: false,
+            hook: 0,
+            is_filter: false,
             known: RefCell::default(),
             sets: RefCell::default(),
         };
@@ -87,10 +106,12 @@ impl BaseChain {
                     let number = inner.find(|(key, _)| *key == HOOK_HOOKNUM);
                     hook = number.map(|(_, value)| read_u32(value));
                 }
+                CHAIN_TYPE => chain.is_filter = text_in(value) == "filter",
                 CHAIN_POLICY => chain.drops = read_u32(value) == POLICY_DROP,
                 _ => {}
             }
         }
-        (hook == Some(hook::FORWARD)).then_some(chain)
+        chain.hook = hook?;
+        Some(chain)
     }
 }

@@ -40,8 +40,8 @@ impl<'a> Expression<'a> {
     }
 
     /// Its attributes, as the kernel lists them.
-    pub(super) fn bytes(&self) -> &'a [u8] {
-        self.data
+    pub(super) fn attributes(&self) -> impl Iterator<Item = (u16, &'a [u8])> {
+        attributes(self.data)
     }
 
     pub(super) fn get(&self, key: u16) -> Option<&'a [u8]> {

@@ -175,7 +175,7 @@ fn get_chain(family: Family, table: &str, chain: &str) -> io::Result<Option<Answ
 
 /// Sends a dump request, and again if the list changed while it was read. Returns `None` if the
 /// object does not exist.
-fn dump(dump_request: &[u8]) -> io::Result<Option<Answer>> {
+pub(super) fn dump(dump_request: &[u8]) -> io::Result<Option<Answer>> {
     dump_on(&connect()?, dump_request)
 }
 

@@ -23,7 +23,7 @@ mod set;
 mod transaction;
 mod uapi;
 
-pub use base_chain::{BaseChain, forward_chains};
+pub use base_chain::{BaseChain, filter_chains, forward_chains};
 pub use evaluate::ChainDecision;
 pub use flowtable::flowtable_devices;
 pub use listing::{

@@ -7,11 +7,11 @@ use super::base_chain::BaseChain;
 use super::expression::{Expression, Verdict};
 use super::listing::rules;
 use super::set::elements;
-use super::uapi::LOOKUP_SET;
+use super::uapi::{LOOKUP_SET, QUOTA_CONSUMED};
 use crate::Error;
 
-/// Expressions that the kernel lists with a state that changes with packets.
-const STATEFUL: [&str; 4] = ["counter", "quota", "last", "connlimit"];
+/// Expressions that the kernel lists with nothing but a state that changes with packets.
+const STATEFUL: [&str; 2] = ["counter", "last"];
 
 impl BaseChain {
     /// Returns a hash of all rules that packets can reach, and of the sets that these rules look up. Counters
@@ -42,7 +42,7 @@ impl BaseChain {
                     if expression.name != "lookup" || !sets.insert(set.clone()) {
                         continue;
                     }
-                    for element in self.elements_of(&set)? {
+                    for element in elements(self.family, &self.table, &set)? {
                         text.extend(&element.key);
                         text.extend(element.last.iter().flatten());
                         text.push(u8::from(element.is_end));
@@ -56,19 +56,18 @@ impl BaseChain {
         }
         Ok(util::fnv1a_64(&text))
     }
-
-    /// Returns the elements of a set; none if the set was deleted in the meantime.
-    fn elements_of(&self, set: &str) -> Result<Vec<super::set::Element>, Error> {
-        match elements(self.family, &self.table, set) {
-            Err(error) if error.is_gone() => Ok(Vec::new()),
-            other => other,
-        }
-    }
 }
 
 fn add(text: &mut Vec<u8>, expression: &Expression<'_>) {
     text.extend(expression.name.bytes());
-    if !STATEFUL.contains(&expression.name.as_str()) {
-        text.extend(expression.bytes());
+    if STATEFUL.contains(&expression.name.as_str()) {
+        return;
+    }
+    for (key, value) in expression.attributes() {
+        // What a quota has consumed is its state.
+        if expression.name != "quota" || key != QUOTA_CONSUMED {
+            text.extend(key.to_ne_bytes());
+            text.extend(value);
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Sets and verdict maps.
 
 use super::expression::{Verdict, value_in, verdict_in};
+use super::listing::{bodies, dump};
 use super::message::{
-    DUMP, Family, GET_ELEMENT, NEW_ELEMENT, attributes, message, messages, object, read_u32,
-    request, text,
+    DUMP, Family, GET_ELEMENT, NEW_ELEMENT, attributes, message, object, read_u32, text,
 };
 use super::uapi::{
     SET_ELEM_DATA, SET_ELEM_FLAGS, SET_ELEM_KEY, SET_ELEM_KEY_END, SET_ELEM_LIST_ELEMENTS,
@@ -24,15 +24,15 @@ pub(super) struct Element {
     pub(super) value: Vec<u8>,
 }
 
-/// Returns the elements of a set.
+/// Returns the elements of a set; none if it does not exist.
 pub(super) fn elements(family: Family, table: &str, set: &str) -> Result<Vec<Element>, Error> {
     let mut body = object(family, TABLE_NAME, table);
     text(&mut body, SET_ELEM_LIST_SET, set);
-    let answer = request(&message(GET_ELEMENT, DUMP, &body));
+    let answer = dump(&message(GET_ELEMENT, DUMP, &body));
     let answer = answer.map_err(|error| Error::new(format!("read nf_tables set {set}"), error))?;
     let mut elements = Vec::new();
-    for (_, _, body) in messages(&answer.text).filter(|(kind, ..)| *kind == NEW_ELEMENT) {
-        let lists = attributes(body.get(4..).unwrap_or_default());
+    for body in answer.iter().flat_map(|answer| bodies(answer, NEW_ELEMENT)) {
+        let lists = attributes(body);
         for (_, list) in lists.filter(|(kind, _)| *kind == SET_ELEM_LIST_ELEMENTS) {
             elements.extend(attributes(list).filter_map(|(_, value)| Element::read(value)));
         }

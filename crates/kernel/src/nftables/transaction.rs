@@ -25,6 +25,8 @@ pub enum Hook {
     Forward,
     /// Forwarded packets that the usual filters accepted: after those of priority 0.
     ForwardAccepted,
+    /// Outgoing packets that all filters accepted: after translation of the source address.
+    PostroutingAccepted,
     /// Incoming packets, for translation of the destination address (chain type nat). Chains of
     /// kube-proxy and Docker, with the usual priority, come first.
     PreroutingDnat,
@@ -41,6 +43,10 @@ impl Hook {
             Self::Postrouting => (hook::POST_ROUTING, hook::PRIORITY_NAT_SRC, "nat"),
             Self::Forward => (hook::FORWARD, hook::PRIORITY_FILTER, "filter"),
             Self::ForwardAccepted => (hook::FORWARD, hook::PRIORITY_FILTER + 10, "filter"),
+            Self::PostroutingAccepted => {
+                let priority = hook::PRIORITY_CONNTRACK_HELPER;
+                (hook::POST_ROUTING, priority, "filter")
+            }
             Self::PreroutingDnat => (hook::PRE_ROUTING, hook::PRIORITY_NAT_DST + 1, "nat"),
             Self::OutputDnat => (hook::LOCAL_OUT, hook::PRIORITY_NAT_DST + 1, "nat"),
             Self::PreroutingRaw => (hook::PRE_ROUTING, hook::PRIORITY_RAW, "filter"),

@@ -16,6 +16,8 @@ pub(super) mod hook {
     /// `NF_IP_PRI_NAT_SRC`
     pub(in super::super) const PRIORITY_NAT_SRC: i32 = 100;
     pub(in super::super) const PRIORITY_FILTER: i32 = 0;
+    /// `NF_IP_PRI_CONNTRACK_HELPER`
+    pub(in super::super) const PRIORITY_CONNTRACK_HELPER: i32 = 300;
 }
 
 /// Families of network addresses (`NFPROTO_*`).
@@ -167,6 +169,8 @@ pub(super) const DYNSET_UPDATE: u32 = 1;
 pub(super) const MASQ_FLAGS: u16 = 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
 pub(super) const MASQ_RANDOM_FULLY: u32 = 16;
+
+pub(super) const QUOTA_CONSUMED: u16 = 4;
 
 /// An extension of `iptables` (xt) as a match or a target.
 pub(super) const XT_NAME: u16 = 1;
