@@ -21,18 +21,21 @@ const PROTOCOLS: &str = "protocols";
 const ADD_FLOW: &str = "add-flow";
 /// The base chain of packets that all filters accepted.
 const POSTROUTING: &str = "postrouting";
-/// Remembers their flows.
+/// Remembers the flows of those that were forwarded.
 const REMEMBER: &str = "remember";
 /// The chains in the order in which they can be created. The first two use sets and the flowtable, and none of the
 /// networks, so that they can be written anew together.
 const CHAINS: [&str; 5] = [ADD_FLOW, REMEMBER, PROTOCOLS, FORWARD, POSTROUTING];
-/// The flows of which a packet in this direction was accepted: from the side that opened the connection, and from
-/// the other. Once a flow is added, its packets of both directions skip the rules, so both must have been accepted.
+/// The flows of which a packet in this direction was forwarded: from the side that opened the connection, and from
+/// the other.
+const FORWARDED: [&str; 2] = ["forwarded-original", "forwarded-reply"];
+/// Those whose packet all filters accepted. Once a flow is added, its packets of both directions skip the rules, so
+/// both must have been forwarded and accepted. IPVS, for example, forwards answers only.
 const ACCEPTED: [&str; 2] = ["accepted-original", "accepted-reply"];
 /// `IPPROTO_TCP` and `IPPROTO_UDP`
 const TCP_AND_UDP: [u8; 2] = [6, 17];
-/// The time for which an accepted packet counts.
-const ACCEPTED_TIME: Duration = Duration::from_secs(5);
+/// The time for which a packet counts, since it was forwarded or accepted.
+const REMEMBERED_TIME: Duration = Duration::from_secs(5);
 
 /// In each family, the cluster's network and this node's subnet.
 pub(super) type Networks = [(IpNetwork, IpNetwork)];
@@ -108,23 +111,23 @@ fn rules(networks: &Networks) -> [Vec<Rule>; 5] {
     };
     let protocol = |number| Rule::new().of_protocol(number).jump(ADD_FLOW);
     let flow_id = Load::ConnectionId;
-    let [original, reply] = ACCEPTED;
+    let of_direction = |number| Rule::new().in_direction(number == 1);
+    let forwarded = |number: usize| of_direction(number).remember_in(FORWARDED[number], flow_id);
+    let accepted = |number: usize| {
+        of_direction(number)
+            .is_in(FORWARDED[number], &[flow_id])
+            .remember_in(ACCEPTED[number], flow_id)
+    };
     let add_flow = Rule::new()
-        .is_in(original, &[flow_id])
-        .is_in(reply, &[flow_id])
+        .is_in(ACCEPTED[0], &[flow_id])
+        .is_in(ACCEPTED[1], &[flow_id])
         .offload(FLOWTABLE);
-    let remember = |is_reply, set| Rule::new().in_direction(is_reply).remember_in(set, flow_id);
-    let accepted = || Rule::new().established();
     [
-        vec![add_flow],
-        vec![remember(false, original), remember(true, reply)],
+        vec![forwarded(0), forwarded(1), add_flow],
+        [0, 1].map(accepted).to_vec(),
         TCP_AND_UDP.map(protocol).to_vec(),
         networks.iter().flat_map(flow).collect(),
-        vec![
-            accepted().forwarded().jump(REMEMBER),
-            // A service between pods of one node may be translated on the bridge.
-            accepted().translated().jump(REMEMBER),
-        ],
+        vec![Rule::new().established().jump(REMEMBER)],
     ]
 }
 
@@ -171,7 +174,7 @@ pub(super) fn flush() -> Result<bool, Error> {
             transaction.delete_rules(Family::Inet, TABLE, chain);
         }
         transaction.delete_flowtable(Family::Inet, TABLE, FLOWTABLE);
-        for set in ACCEPTED {
+        for set in FORWARDED.into_iter().chain(ACCEPTED) {
             transaction.delete_set(Family::Inet, TABLE, set);
         }
         add_flowtable(&mut transaction, &devices);
@@ -201,12 +204,12 @@ fn add_flowtable(transaction: &mut Transaction, devices: &[String]) {
     for device in devices {
         transaction.add_flowtable_device(Family::Inet, TABLE, FLOWTABLE, device);
     }
-    for name in ACCEPTED {
+    for name in FORWARDED.into_iter().chain(ACCEPTED) {
         let set = Set {
             name,
             key: &[Field::Number],
             value: ValueType::None,
-            expires: Some(ACCEPTED_TIME),
+            expires: Some(REMEMBERED_TIME),
         };
         transaction.ensure_set(Family::Inet, TABLE, &set);
     }
