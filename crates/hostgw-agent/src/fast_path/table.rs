@@ -127,7 +127,15 @@ fn rules(networks: &Networks) -> [Vec<Rule>; 5] {
         [0, 1].map(accepted).to_vec(),
         TCP_AND_UDP.map(protocol).to_vec(),
         networks.iter().flat_map(flow).collect(),
-        vec![Rule::new().established().jump(REMEMBER)],
+        // Packets of the node itself end here, after as little work as possible. A service between pods of one node
+        // may be translated on the bridge.
+        vec![
+            Rule::new()
+                .has_input_interface()
+                .established()
+                .jump(REMEMBER),
+            Rule::new().translated().established().jump(REMEMBER),
+        ],
     ]
 }
 

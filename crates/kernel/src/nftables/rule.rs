@@ -129,6 +129,15 @@ impl Rule {
         self
     }
 
+    /// Matches packets that came in on an interface: not those of the node itself. For chains behind routing; there,
+    /// packets that a bridge passes from port to port have no interface either.
+    #[must_use]
+    pub fn has_input_interface(mut self) -> Self {
+        self.meta(meta::IIF);
+        self.compare(CMP_NEQ, &[0; 4]);
+        self
+    }
+
     /// Matches packets of the side that opened the connection, or with `is_reply` of the other.
     #[must_use]
     pub fn in_direction(mut self, is_reply: bool) -> Self {
