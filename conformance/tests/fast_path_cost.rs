@@ -1,5 +1,5 @@
-//! What the fast path costs an ADD, and how soon after it a pod is on it. These tests run in the virtual machine of
-//! tests/kernels.rs whose clock counts instructions, as a processor with 250 million a second: figures repeat.
+//! The cost of the fast path for an ADD, and the time until a pod is on it. These tests run in a virtual machine of
+//! tests/kernels.rs. Its clock counts instructions, 250 million a second, so that figures repeat.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! What stays true for flows on the fast path: services, rules that come later, routes, addresses, and time. These
-//! tests need a kernel with flowtables, so they run in the virtual machines of tests/kernels.rs.
+//! Flows on the fast path work as others do: with services, rules that come later, and changes of routes, addresses
+//! and links. These tests need a kernel with flowtables, so they run in the virtual machines of tests/kernels.rs.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
